@@ -1,0 +1,22 @@
+"""Attention that has a derivative in both modes, for passes that are differentiated. Torch only."""
+
+import torch
+import torch.nn.functional as F
+
+
+def differentiable_attention(
+    func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, scale=None, enable_gqa=False, **kwargs
+):
+    """What ComfyUI's `optimized_attention_override` calls in place of `func` (which may be a kernel without derivative).
+
+    q, k, v: [B, N, heads * d], or [B, heads, N, d] with `skip_reshape`; returns [B, N, heads * d], or
+    [B, heads, N, d] with `skip_output_reshape`. Which kernel serves is left to PyTorch and its context managers.
+    """
+    if not skip_reshape:
+        q, k, v = (t.unflatten(-1, (-1, q.shape[-1] // heads)).transpose(1, 2) for t in (q, k, v))
+    if mask is not None:
+        mask = mask[(None,) * (4 - mask.ndim)] if mask.ndim < 3 else mask[:, None] if mask.ndim == 3 else mask
+        mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
+    extra = {"enable_gqa": True} if enable_gqa else {}
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, **extra)
+    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)

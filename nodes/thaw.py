@@ -1,0 +1,87 @@
+"""Weights and conds made in inference mode, as tensors that autograd may save. Torch only."""
+
+from contextlib import contextmanager
+
+import torch
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+@contextmanager
+def thawed(modules):
+    """Parameters and buffers of `modules` as ordinary tensors without gradient, sharing memory; put back afterwards.
+
+    Loaders create weights in inference mode, and autograd refuses to save such tensors. An alias of the same storage
+    is an ordinary tensor and costs nothing. Enter outside of inference mode. Yields the addresses of their storages.
+    """
+    swapped, seen, storages = [], set(), set()
+    try:
+        for root in modules:
+            for module in root.modules():
+                if id(module) in seen:
+                    continue
+                seen.add(id(module))
+                for store in (module._parameters, module._buffers):
+                    for name, tensor in list(store.items()):
+                        alias = _alias(tensor)
+                        if type(tensor) in PLAIN:
+                            storages.add(tensor.untyped_storage().data_ptr())
+                        if alias is not None:
+                            swapped.append((store, name, tensor))
+                            store[name] = alias
+        yield storages
+    finally:
+        for store, name, tensor in reversed(swapped):
+            store[name] = tensor
+
+
+def _alias(tensor):
+    # Subclasses (quantised weights) keep more than a storage: left alone, their layers have to cope.
+    if type(tensor) not in PLAIN or not (tensor.is_inference() or tensor.requires_grad):
+        return None
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    return torch.nn.Parameter(alias, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else alias
+
+
+def private_saved_tensors(storages):
+    """Copies of what the graph saves: several networks (Flux, ControlNet) add in place to tensors saved before.
+
+    Tensors in `storages`, the weights, are never written to and stay as they are.
+    """
+
+    def pack(tensor):
+        return tensor if tensor.untyped_storage().data_ptr() in storages else tensor.clone()
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+
+
+def thawed_cond(cond):
+    """A cond entry whose model inputs are ordinary tensors."""
+    cond = cond.copy()
+    if "model_conds" in cond:
+        cond["model_conds"] = {k: _thawed_value(v) for k, v in cond["model_conds"].items()}
+    return cond
+
+
+def _thawed_value(value):
+    inner = getattr(value, "cond", None)
+    if isinstance(inner, torch.Tensor):
+        return value._copy_with(inner.clone())
+    if isinstance(inner, list) and all(isinstance(t, torch.Tensor) for t in inner):
+        return value._copy_with([t.clone() for t in inner])
+    return value
+
+
+def control_modules(conds):
+    """The networks behind the control nets and adapters of a cond list."""
+    found = []
+    for cond in conds:
+        control = cond.get("control")
+        while control is not None:
+            for value in vars(control).values():
+                module = getattr(value, "model", value)  # a ModelPatcher holds its module as `model`
+                if isinstance(module, torch.nn.Module):
+                    found.append(module)
+            control = getattr(control, "previous_controlnet", None)
+    return found

@@ -1,0 +1,52 @@
+"""Guidance for any sampler of (x, sigma) -> D: the five-line door to REG."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .guidance import Branches
+from .jacobian import Denoiser
+from .rectifier import Rectifier
+from .rectify import Settings
+from .space import VE, Space, as_batch
+from .trace import Row, Trace
+
+
+class Guided:
+    """A guided denoiser: D_c + w R (D_c - D_ref).
+
+    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape. The reference is the unconditional
+    model for classifier-free guidance, a worse model for autoguidance. `weight`: w = cfg - 1, a number or a function
+    of sigma (a float) -> w; where it is 0 the reference is not evaluated. `settings`: see rectify.Settings.
+    `trace.last` tells what happened; `reset()` starts a new run (state of one run must not leak into the next).
+    """
+
+    def __init__(self, cond: Denoiser, reference: Denoiser, weight=1.0, settings: Settings | None = None, space: Space = VE):
+        self.branches = Branches(cond, reference)
+        self.weight = weight
+        self.settings = settings or Settings()
+        self.space = space
+        self.trace = Trace()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget corrections kept for reuse and open a new run in the trace."""
+        self._rectifier = Rectifier(self.settings, self.space)
+        self.trace.start(self._rectifier.run)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, sigma) -> Tensor:
+        sigma = as_batch(sigma, x)
+        varying = callable(self.weight) or self.settings.bounded
+        level = float(sigma.max()) if varying else 0.0
+        weight = self.weight(level) if callable(self.weight) else self.weight
+        run = self._rectifier.run
+        if weight == 0:
+            run.add(Row(_sigma=sigma, cfg=1.0, note="weight 0: reference not evaluated"))
+            return self.branches.cond(x, sigma)
+        if not self.settings.enabled or not self.settings.covers(level):
+            denoised, reference = self.branches.both(x, sigma)
+            run.add(Row(_sigma=sigma, cfg=1 + float(weight), note="plain guidance"))
+            return denoised + weight * (denoised - reference)
+        return self._rectifier(self.branches, x, sigma, weight).guided(weight)

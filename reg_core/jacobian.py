@@ -1,0 +1,101 @@
+"""Products with the Jacobian of a denoiser, J = alpha dD/dx, for any latent rank. No guidance in here.
+
+In variance exploding coordinates (x / alpha) the Jacobian of the denoiser is alpha dD/dx; for an exact denoiser it
+is Cov(x0 | x) / sigma_ve^2, symmetric, with eigenvalues that go to 1 where data is certain and to 0 where it is lost.
+In the paper's VP notation J = I - sqrt(1 - abar) d eps / d x_t (Rectified Gradient Guidance, Eq. 21).
+
+Three engines, one signature: denoiser (x, sigma) -> D, `x` [B, ...], `sigma` and `alpha` [B]; each returns
+(denoised, product) in x's shape. `reverse` gives J^T u, `forward` and `finite_difference` give J v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .space import expand
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+# Relative probe length |h v| / (s sqrt(n)). Shorter drowns in rounding, longer meets curvature. The constant
+# direction is smooth, so it takes a longer step where arithmetic is coarse; so does a difference to both sides.
+PROBE = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.05, torch.bfloat16: 0.1}
+PROBE_CENTRAL = {torch.float64: 1e-4, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.2}
+PROBE_ONES = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.4}
+
+
+class JacobianError(RuntimeError):
+    """A product could not be computed by the engine asked for."""
+
+
+def reverse(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, cotangent) -> tuple[Tensor, Tensor]:
+    """J^T u by one backward pass. `cotangent`: u in x's shape, or a function D -> u (then D is computed once).
+
+    Works inside `torch.inference_mode()` as long as the network's weights are no inference tensors.
+    Raises JacobianError when the prediction carries no gradient.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x_in = x.detach().clone().requires_grad_(True)
+        denoised = denoiser(x_in, sigma.clone())
+        if not denoised.requires_grad:
+            raise JacobianError("reverse mode: the denoiser's prediction is not connected to its input")
+        u = cotangent(denoised.detach()) if callable(cotangent) else cotangent
+        (grad,) = torch.autograd.grad(denoised, x_in, u.to(denoised.dtype).clone(), allow_unused=True)
+    if grad is None:
+        raise JacobianError("reverse mode: the denoiser's prediction does not depend on its input")
+    return denoised.detach(), expand(alpha, grad) * grad
+
+
+def forward(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+    """J v by one pass with dual numbers. Attention falls back to PyTorch's math kernel, the only one with a tangent."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        denoised, product = torch.func.jvp(lambda z: denoiser(z, sigma), (x,), (tangent.to(x.dtype),))
+    return denoised, expand(alpha, product) * product
+
+
+def probe_step(direction: Tensor, s: Tensor, relative: float) -> Tensor:
+    """h [B, 1, ...] such that |h v| = relative * s * sqrt(n) in every row; finite also for v = 0."""
+    n = direction[0].numel()
+    norm = direction.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return expand(relative * s.to(norm.dtype) * n**0.5 / norm, direction)
+
+
+def finite_difference(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: Tensor,
+    alpha: Tensor,
+    tangent: Tensor,
+    s: Tensor,
+    denoised: Tensor | None = None,
+    relative: float | None = None,
+    central: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """J v ~ alpha (D(x + h v) - D(x)) / h, one more pass (`denoised` saves the other one) and no derivative at all.
+
+    `s` [B]: noise standard deviation in x, which sets the probe's length; `relative` overrides the length that
+    suits x's dtype. `central`: alpha (D(x + h v) - D(x - h v)) / 2h, two passes and an error of second order.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if relative is None:
+        table = PROBE_CENTRAL if central else PROBE
+        relative = table.get(x.dtype, table[torch.float32])
+    with torch.no_grad():
+        if denoised is None:
+            denoised = denoiser(x, sigma)
+        h = probe_step(tangent.to(wide), s, relative)
+        ahead = denoiser((x.to(wide) + h * tangent).to(x.dtype), sigma)
+        if not central:
+            return denoised, difference(ahead, denoised, h, alpha)
+        behind = denoiser((x.to(wide) - h * tangent).to(x.dtype), sigma)
+        return denoised, difference(ahead, behind, 2 * h, alpha)
+
+
+def difference(probe: Tensor, denoised: Tensor, h: Tensor, alpha: Tensor) -> Tensor:
+    """alpha (D(x + h v) - D(x)) / h in at least float32. Rows with h = 0 (no noise left) give 0."""
+    wide = torch.promote_types(denoised.dtype, torch.float32)
+    quotient = (probe.to(wide) - denoised.to(wide)) / torch.where(h == 0, 1, h)
+    return expand(alpha.to(wide), denoised) * quotient

@@ -1,0 +1,211 @@
+"""One sampling run with REG: which engine, in which order, when to reuse a correction, and what to do when one fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import jacobian, trace
+from .guidance import Branches
+from .rectify import Rectified, Settings, rectify, rectify_by_factor, schedule_factor
+from .space import VE, Space, as_batch, expand
+
+log = logging.getLogger(__name__)
+
+# A derivative is believed when v^T J v agrees with a finite difference to this much of v^T v plus this much of itself.
+CHECK = {torch.float64: (1e-3, 0.02), torch.float32: (0.02, 0.10)}
+CHECK_COARSE = (0.10, 0.25)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One guided model call: D_c, D_ref and the rectified difference R (D_c - D_ref), all [B, ...]."""
+
+    denoised: Tensor
+    reference: Tensor
+    rectified: Tensor
+
+    def guided(self, weight) -> Tensor:
+        """D_c + w R (D_c - D_ref) in D_c's dtype; `weight` w = cfg - 1, a number or broadcastable."""
+        return (self.denoised + weight * self.rectified).to(self.denoised.dtype)
+
+
+@dataclass
+class _Cache:
+    factor: Tensor
+    displacement: Tensor | None  # (R v - v) / |v| of `product`, which is no multiple of v
+    sigma: float
+    age: int = 0
+
+
+class Rectifier:
+    """The state of one sampling run. Call it once per model evaluation; make a new one for a new run.
+
+    `settings`, `space`, `run` (a trace.Run to write into). `fatal`: exception types never to be caught (a host's
+    cancel). Errors of an engine fall back to finite differences, logged once and kept in the trace.
+    """
+
+    def __init__(self, settings: Settings, space: Space = VE, run: trace.Run | None = None, fatal: tuple = ()):
+        self.settings = settings
+        self.space = space
+        self.run = run if run is not None else trace.Run(settings.form, settings.engine, settings.strength)
+        self.fatal = fatal
+        self.engine = "finite_difference" if settings.engine == "auto" else settings.engine
+        self._checked = False
+        self._cache: _Cache | None = None
+
+    def __call__(self, branches: Branches, x: Tensor, sigma, weight=1.0, alpha: Tensor | None = None, s: Tensor | None = None) -> Prediction:
+        """Evaluate both branches at x [B, ...], sigma [B] and rectify their difference.
+
+        `weight` (w = cfg - 1) goes into the trace only, R being linear. `alpha` and `s` [B] override the space's.
+        """
+        begin = time.perf_counter()
+        sigma = as_batch(sigma, x)
+        alpha = self.space.alpha(sigma) if alpha is None else alpha
+        s = self.space.s(sigma) if s is None else s
+        form, strength = self.settings.form, self.settings.strength
+        row = trace.Row(fresh=True)
+        if form == "schedule":
+            denoised, reference = branches.both(x, sigma)
+            rectified = rectify_by_factor(denoised - reference, schedule_factor(s / alpha, self.settings.data_std), strength)
+            row.engine, row.product = "none needed", "c(sigma)"
+        elif (cache := self._reusable(x, sigma)) is not None:
+            denoised, reference = branches.both(x, sigma)
+            rectified = self._reuse(cache, denoised - reference)
+            row.engine, row.fresh = self.engine, False
+        else:
+            denoised, reference, product = self._evaluate(branches, x, sigma, alpha, s, row)
+            rectified = rectify(form, denoised - reference, product, strength)
+            self._keep(rectified, denoised - reference, sigma)
+        row.cfg = 1 + _number(weight)
+        row._numbers = trace.numbers(sigma, denoised - reference, rectified.vector, rectified.factor, weight, rectified.bad)
+        row.seconds = time.perf_counter() - begin
+        self.run.add(row)
+        return Prediction(denoised, reference, rectified.vector)
+
+    # Evaluation, with the way back to finite differences
+
+    def _evaluate(self, branches, x, sigma, alpha, s, row):
+        if self.engine == "finite_difference":
+            return self._by_difference(branches, x, sigma, alpha, s, row)
+        try:
+            result = self._by_derivative(branches, x, sigma, alpha, s, row)
+            if not self._checked:
+                self._self_check(branches, x, sigma, alpha, s, result, row)
+            return result
+        except self.fatal:
+            raise
+        except (RuntimeError, NotImplementedError) as error:  # out of memory is a RuntimeError too
+            first_line = str(error).strip().split("\n")[0][:200]
+            note = f"engine {self.engine} failed ({type(error).__name__}: {first_line}): finite differences from here on"
+        self.engine = "finite_difference"
+        if self.run.remark(note):
+            log.warning("REG: %s", note)
+        row.note = note
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()  # once a run, after the failure; what the failed pass held is free here
+        return self._by_difference(branches, x, sigma, alpha, s, row)
+
+    def _by_difference(self, branches, x, sigma, alpha, s, row):
+        """Finite differences: `row_sum` in one batch of three, the others by a probe along v, one more row either way.
+
+        `product` has no sum to average rounding away: in half precision it probes to both sides, one row more.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dtype = branches.compute_dtype(x)
+        row.engine = "finite_difference"
+        row.extra_rows += 1
+        if self.settings.form == "row_sum":
+            row.product = "J 1"
+            h = expand(s.to(wide) * jacobian.PROBE_ONES.get(dtype, 0.4), x)
+            denoised, reference, probe = branches.both_and_probe(x, sigma, h)
+            return denoised, reference, jacobian.difference(probe, denoised, h, alpha)
+        row.product = "J v"
+        denoised, reference = branches.both(x, sigma)
+        central = self.settings.form == "product" and dtype in (torch.float16, torch.bfloat16)
+        row.extra_rows += central
+        relative = (jacobian.PROBE_CENTRAL if central else jacobian.PROBE).get(dtype, 0.1)
+        v = denoised - reference
+        _, product = jacobian.finite_difference(branches.cond, x, sigma, alpha, v, s, denoised, relative, central)
+        return denoised, reference, product
+
+    def _by_derivative(self, branches, x, sigma, alpha, s, row):
+        row.engine = self.engine
+        ones = self.settings.form == "row_sum"
+        if self.engine == "reverse":
+            row.product = "J^T 1" if ones else "J^T v"
+            reference = branches.reference(x, sigma)
+            cotangent = torch.ones_like(x) if ones else lambda denoised: denoised - reference
+            with branches.differentiable("reverse"):
+                denoised, product = jacobian.reverse(branches.cond, x, sigma, alpha, cotangent)
+            return denoised, reference, product
+        row.product = "J 1" if ones else "J v"
+        row.extra_rows += 0 if ones else 1
+        if ones:
+            reference = branches.reference(x, sigma)
+            with branches.differentiable("forward"):
+                denoised, product = jacobian.forward(branches.cond, x, sigma, alpha, torch.ones_like(x))
+            return denoised, reference, product
+        denoised, reference = branches.both(x, sigma)
+        with branches.differentiable("forward"):
+            _, product = jacobian.forward(branches.cond, x, sigma, alpha, denoised - reference)
+        return denoised, reference, product
+
+    def _self_check(self, branches, x, sigma, alpha, s, result, row) -> None:
+        """v^T J v by the engine against a finite difference, once a run: a kernel without derivative can be silent."""
+        denoised, reference, product = result
+        wide = torch.promote_types(x.dtype, torch.float32)
+        direction = torch.ones_like(x) if self.settings.form == "row_sum" else denoised - reference
+        dtype = branches.compute_dtype(x)
+        relative = 1e-3 if dtype == torch.float32 else None if dtype == torch.float64 else 0.1
+        _, difference = jacobian.finite_difference(branches.cond, x, sigma, alpha, direction, s, denoised, relative)
+        direction = direction.to(wide)
+        norm = (direction * direction).sum()
+        engine, probe, norm = torch.stack([(direction * product.to(wide)).sum(), (direction * difference).sum(), norm]).tolist()
+        row.extra_rows += 1
+        self._checked = True
+        absolute, relative = CHECK.get(dtype, CHECK_COARSE)
+        # Written so that a NaN on the engine's side fails; a probe that is no number itself proves nothing.
+        if abs(probe) < float("inf") and not abs(engine - probe) <= absolute * norm + relative * max(abs(engine), abs(probe)):
+            raise jacobian.JacobianError(f"self-check: v^T J v is {engine:.5g} by {self.engine} mode but {probe:.5g} by finite differences")
+
+    # Reuse between refreshes
+
+    def _reusable(self, x: Tensor, sigma: Tensor) -> _Cache | None:
+        cache = self._cache
+        if cache is None or self.settings.refresh == 1 or cache.age >= self.settings.refresh - 1:
+            return None
+        if cache.factor.shape[0] != x.shape[0] or (cache.factor[0].numel() > 1 and cache.factor.shape != x.shape):
+            return None
+        if float(sigma.max()) > cache.sigma * 1.0001:  # noise went up: a restart, not the next step
+            return None
+        cache.age += 1
+        return cache
+
+    def _reuse(self, cache: _Cache, v: Tensor) -> Rectified:
+        if cache.displacement is None:
+            return rectify_by_factor(v, cache.factor)
+        wide = v.to(cache.displacement.dtype)
+        vector = wide + cache.displacement * _norm(wide)
+        return Rectified(vector, cache.factor, torch.zeros(v.shape[0], dtype=torch.bool, device=v.device))
+
+    def _keep(self, rectified: Rectified, v: Tensor, sigma: Tensor) -> None:
+        if self.settings.refresh == 1:
+            return
+        displacement = None
+        if self.settings.form == "product":
+            displacement = (rectified.vector - v) / _norm(v.to(rectified.vector.dtype)).clamp_min(1e-12)
+        self._cache = _Cache(rectified.factor, displacement, float(sigma.max()))
+
+
+def _norm(v: Tensor) -> Tensor:
+    return expand(v.flatten(1).norm(dim=1), v)
+
+
+def _number(weight) -> float:
+    """A scalar for the trace; a weight that differs between samples is recorded as its mean."""
+    return float(weight.float().mean()) if isinstance(weight, Tensor) else float(weight)

@@ -1,0 +1,129 @@
+"""REG: the settings, and the forms of the rectified guidance R g (Rectified Gradient Guidance, arXiv 2501.18865).
+
+Scaling a conditional model by p(y | x)^w is valid for the joint of the whole chain, not for the marginal of each
+noise level. The guidance that belongs to the joint is grad log E_t of the reward at x0, and by the chain rule the
+familiar difference g = w (D_c - D_ref) has to pass through J = alpha dD_c/dx (section 3, Theorem 3.1 and Eq. 21).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .schedule import within
+from .space import expand
+
+FORMS = ("row_sum", "scalar", "product", "schedule", "off")
+ENGINES = ("auto", "finite_difference", "forward", "reverse")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to rectify and how; checked once, here.
+
+    - `form`: `row_sum` (J^T 1) * g, the paper's Eq. 21; `product` J^T g; `scalar` (v^T J v / v^T v) g with
+      v = D_c - D_ref; `schedule` c(sigma) g with c = V / (V + sigma_ve^2), no model call; `off`.
+    - `engine`: how products with J are computed. `auto` takes finite differences: one more model row, any model.
+    - `strength`: 0 = plain guidance, 1 = REG, linear between and beyond.
+    - `refresh`: compute the correction at every k-th model call and reuse it in between.
+    - `data_std`: sqrt(V) of `schedule`, in the units of the sampler's latents.
+    - `sigma_start` >= sigma >= `sigma_end`: where to rectify (closed, rounded to float32).
+    Raises ValueError with the offending value.
+    """
+
+    form: str = "row_sum"
+    engine: str = "auto"
+    strength: float = 1.0
+    refresh: int = 1
+    data_std: float = 1.0
+    sigma_start: float = math.inf
+    sigma_end: float = 0.0
+
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if not math.isfinite(self.strength):
+            raise ValueError(f"strength must be finite, got {self.strength}")
+        if isinstance(self.refresh, bool) or int(self.refresh) != self.refresh or self.refresh < 1:
+            raise ValueError(f"refresh must be a whole number >= 1, got {self.refresh}")
+        if not (math.isfinite(self.data_std) and self.data_std > 0):
+            raise ValueError(f"data_std must be finite and > 0, got {self.data_std}")
+        if not self.sigma_start >= self.sigma_end >= 0:
+            raise ValueError(f"want sigma_start >= sigma_end >= 0, got sigma_start={self.sigma_start}, sigma_end={self.sigma_end}")
+
+    @property
+    def enabled(self) -> bool:
+        """False when guidance stays what it was."""
+        return self.form != "off" and self.strength != 0
+
+    @property
+    def bounded(self) -> bool:
+        """True when sigma decides whether a call is rectified (asking costs a device synchronisation)."""
+        return self.sigma_start != math.inf or self.sigma_end != 0
+
+    def covers(self, sigma: float) -> bool:
+        """True when a call at `sigma` is to be rectified."""
+        return not self.bounded or within(sigma, self.sigma_end, self.sigma_start)
+
+
+@dataclass(frozen=True)
+class Rectified:
+    """R v beside v = D_c - D_ref. `factor`: what R multiplies by, elementwise [B, ...] or per sample [B, 1, ...]."""
+
+    vector: Tensor
+    factor: Tensor
+    bad: Tensor  # [B] bool: samples left unrectified because their correction was no finite number
+
+
+def rectify(form: str, v: Tensor, product: Tensor, strength: float = 1.0) -> Rectified:
+    """R v from v = D_c - D_ref and a product with J, both [B, ...]: of the ones vector for `row_sum`, of v otherwise.
+
+    R is linear, so R g = w R v for every weight. Samples whose product is not finite keep plain guidance (R = 1).
+    """
+    wide = torch.promote_types(v.dtype, torch.float32)
+    v, product = v.to(wide), product.to(wide)
+    if form == "row_sum":  # Eq. 21: (J^T 1) * g
+        return blend(v, product * v, product, strength)
+    dot = per_sample(v * product)
+    norm = per_sample(v * v)
+    ratio = torch.where(norm > 0, dot / norm, 1)  # v^T J v / v^T v
+    if form == "scalar":
+        return blend(v, ratio * v, ratio, strength)
+    if form == "product":  # the chain rule itself: J^T g
+        return blend(v, product, ratio, strength)
+    raise ValueError(f"form {form!r} takes no product with J; want row_sum, scalar or product")
+
+
+def schedule_factor(sigma_ve: Tensor, data_std: float) -> Tensor:
+    """c = V / (V + sigma_ve^2) [B]: J of isotropic Gaussian data of variance V at sigma_ve = s / alpha (0 at infinity)."""
+    return data_std**2 / (data_std**2 + sigma_ve**2)
+
+
+def rectify_by_factor(v: Tensor, factor: Tensor, strength: float = 1.0) -> Rectified:
+    """R v = factor v for a known factor, [B] or in v's shape: `schedule`, and corrections that are used again."""
+    wide = torch.promote_types(v.dtype, torch.float32)
+    v, factor = v.to(wide), factor.to(wide)
+    factor = expand(factor, v) if factor.ndim == 1 else factor
+    return blend(v, factor * v, factor, strength)
+
+
+def blend(v: Tensor, rectified: Tensor, factor: Tensor, strength: float) -> Rectified:
+    """v + strength (R v - v), and plain v for samples in which anything is not finite."""
+    if strength != 1:
+        rectified = v + strength * (rectified - v)
+        factor = 1 + strength * (factor - 1)
+    # Decided on the device: no synchronisation, and never a black image.
+    bad = ~torch.isfinite(rectified).flatten(1).all(1)
+    rectified = torch.where(expand(bad, v), v, rectified)
+    factor = torch.where(expand(bad, v), 1, factor)
+    return Rectified(rectified, factor, bad)
+
+
+def per_sample(t: Tensor) -> Tensor:
+    """Sum over everything but the batch: [B, ...] -> [B, 1, ...]."""
+    return expand(t.flatten(1).sum(1), t)

@@ -1,0 +1,171 @@
+"""What one sampling run did, a row a model call.
+
+While the run goes on a row keeps its numbers as one small tensor on the device, so that nothing waits for the GPU;
+they become floats when somebody reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+NUMBERS = ("sigma", "guidance_norm", "rectified_norm", "correction_mean", "correction_min", "correction_max", "nonfinite")
+
+
+@dataclass
+class Row:
+    """One model call. `guidance_norm` and `rectified_norm` are root mean squares per element, |g| and |R g|.
+
+    The correction is the factor R of the form (elementwise for row_sum, a number per sample for the others; for
+    `product` it is <R g, g> / <g, g>); `nonfinite` counts samples whose correction was no number and was left out.
+    """
+
+    sigma: float = math.nan
+    cfg: float = math.nan
+    engine: str = "none"
+    product: str = ""
+    fresh: bool = False
+    guidance_norm: float = math.nan
+    rectified_norm: float = math.nan
+    correction_mean: float = math.nan
+    correction_min: float = math.nan
+    correction_max: float = math.nan
+    nonfinite: float = 0.0
+    extra_rows: int = 0
+    seconds: float = 0.0
+    note: str = ""
+    _numbers: Tensor | None = field(default=None, repr=False)
+    _sigma: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def active(self) -> bool:
+        """True where guidance was rectified."""
+        return self.engine != "none"
+
+    def settle(self) -> Row:
+        """Fetch the numbers from the device, once."""
+        if self._numbers is not None:
+            for name, value in zip(NUMBERS, self._numbers.tolist(), strict=True):
+                setattr(self, name, value)
+            self._numbers = self._sigma = None
+            if self.nonfinite:
+                self.note = _join(self.note, f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there")
+        elif self._sigma is not None:
+            self.sigma = float(self._sigma.max())
+            self._sigma = None
+        return self
+
+
+@dataclass
+class Run:
+    """The rows of one sampling run and what was remarked about the run as a whole."""
+
+    form: str = "off"
+    engine: str = "auto"
+    strength: float = 1.0
+    _rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, row: Row) -> Row:
+        self._rows.append(row)
+        return row
+
+    def remark(self, note: str) -> bool:
+        """Keep a note about the run; True the first time, so that it is logged once."""
+        if note in self.notes:
+            return False
+        self.notes.append(note)
+        return True
+
+    @property
+    def rows(self) -> list[Row]:
+        for row in self._rows:
+            row.settle()
+        return self._rows
+
+    @property
+    def active(self) -> list[Row]:
+        return [row for row in self.rows if row.active]
+
+    @property
+    def effective_cfg(self) -> float:
+        """1 + (cfg - 1) |R g| / |g|, averaged over the active calls with the weight |g|: cfg of equal strength without REG."""
+        rows = [r for r in self.active if math.isfinite(r.cfg) and r.guidance_norm > 0]
+        total = sum(r.guidance_norm for r in rows)
+        return sum(r.guidance_norm + (r.cfg - 1) * r.rectified_norm for r in rows) / total if total else math.nan
+
+    @property
+    def seconds(self) -> float:
+        return sum(row.seconds for row in self._rows)
+
+    @property
+    def extra_rows(self) -> int:
+        """Model rows evaluated beyond those of plain guidance, per sample."""
+        return sum(row.extra_rows for row in self._rows)
+
+    def summary(self) -> str:
+        """One line: form, engine, active calls of total, mean correction, effective cfg, seconds."""
+        rows, active = self.rows, self.active
+        if not active:
+            return f"form {self.form}: did nothing in {len(rows)} model calls"
+        engines = "+".join(dict.fromkeys(f"{r.engine} ({r.product})" if r.product else r.engine for r in active))
+        mean = sum(r.correction_mean for r in active) / len(active)
+        return (
+            f"form {self.form}, engine {engines}, active in {len(active)} of {len(rows)} model calls, mean correction {mean:.3f}, "
+            f"effective cfg {self.effective_cfg:.2f}, {self.extra_rows} extra rows, {self.seconds:.2f} s"
+        )
+
+    def table(self) -> str:
+        """The rows as aligned text."""
+        head = f"{'call':>4} {'sigma':>9} {'cfg':>6} {'|g|':>9} {'|Rg|':>9} {'mean':>7} {'min':>7} {'max':>7} {'rows':>4} {'s':>6}  engine"
+        lines = [head]
+        for i, r in enumerate(self.rows):
+            engine = r.engine + (f" {r.product}" if r.product else "") + ("" if r.fresh or not r.active else " reused")
+            lines.append(
+                f"{i:>4} {r.sigma:>9.4g} {r.cfg:>6.3g} {r.guidance_norm:>9.3g} {r.rectified_norm:>9.3g} {r.correction_mean:>7.3f} "
+                f"{r.correction_min:>7.3f} {r.correction_max:>7.3f} {r.extra_rows:>4} {r.seconds:>6.3f}  {engine}" + (f"  [{r.note}]" if r.note else "")
+            )
+        return "\n".join(lines)
+
+
+@dataclass
+class Trace:
+    """The runs of one patched model, newest last; the oldest are dropped beyond `keep`."""
+
+    runs: list[Run] = field(default_factory=list)
+    keep: int = 16
+
+    def start(self, run: Run) -> Run:
+        self.runs.append(run)
+        del self.runs[: -self.keep]
+        return run
+
+    @property
+    def last(self) -> Run | None:
+        return self.runs[-1] if self.runs else None
+
+    def __str__(self) -> str:
+        if self.last is None:
+            return "REG: nothing has been sampled with this model yet"
+        run = self.last
+        return "\n".join([run.summary(), run.table(), *(f"note: {note}" for note in run.notes)])
+
+
+def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight, bad: Tensor) -> Tensor:
+    """The numbers of one row as one tensor on the device, in the order of `NUMBERS`. `weight`: w = cfg - 1 in force."""
+    wide = torch.float32 if v.dtype != torch.float64 else torch.float64
+    weight = torch.as_tensor(weight, dtype=wide, device=v.device).abs().mean()
+
+    def rms(t: Tensor) -> Tensor:
+        return t.to(wide).square().mean().sqrt() * weight
+
+    factor = factor.to(wide)
+    parts = (sigma.to(wide).max(), rms(v), rms(rectified), factor.mean(), factor.min(), factor.max(), bad.sum().to(wide))
+    return torch.stack(parts)
+
+
+def _join(a: str, b: str) -> str:
+    return f"{a}; {b}" if a else b

@@ -1,0 +1,422 @@
+"""The digits lab: shipped weights, EDM preconditioning, labels, dtypes, errors, training."""
+
+import ast
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reg_core.lab import data, evaluate, models, networks, train
+
+LAB = Path(networks.__file__).parent
+FILES = ("digits", "digits_weak", "digits_classifier")
+
+
+@pytest.fixture(scope="module")
+def good():
+    return models.load_digits_model("digits")
+
+
+@pytest.fixture(scope="module")
+def weak():
+    return models.load_digits_model("digits_weak")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return models.load_digits_classifier()
+
+
+def noise(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# --- data ---------------------------------------------------------------------------------
+
+
+def test_split_is_stratified_disjoint_and_complete():
+    digits = data.load_digits()
+    labels = digits.labels.numpy()
+    first, second = data.split_indices(labels)
+    assert len(labels) == data.NUM_IMAGES == len(set(first) | set(second))
+    assert not set(first) & set(second)
+    share = np.bincount(labels[second]) / np.bincount(labels)
+    assert np.abs(share - data.TEST_FRACTION).max() < 0.004
+    assert len(data.load_split("train").images) == 1438
+    assert len(data.load_split("test").images) == 359
+    with pytest.raises(ValueError, match="'train' or 'test'"):
+        data.load_split("valid")
+
+
+def test_images_are_scaled_and_sigma_data_is_measured():
+    split = data.load_split("train")
+    assert split.images.shape[1:] == networks.IMAGE_SHAPE
+    assert split.images.min() == -1
+    assert split.images.max() == 1
+    assert split.images.std().item() == pytest.approx(networks.SIGMA_DATA, abs=0.005)
+
+
+# --- shipped files ------------------------------------------------------------------------
+
+
+def test_weights_are_small_and_described():
+    total = 0
+    for name in FILES:
+        path = models.WEIGHTS_DIR / f"{name}.safetensors"
+        total += path.stat().st_size
+        meta = models.read_metadata(path)
+        assert {"kind", "config", "seed", "steps"} <= set(meta)
+        assert all(t.dtype == torch.float32 for t in load_file(path).values())
+    assert total < 4e6
+
+
+def test_loaded_models_are_frozen_and_different(good, weak, classifier):
+    for model in (good, weak, classifier):
+        assert not model.training
+        assert not any(p.requires_grad for p in model.parameters())
+
+    def size(model):
+        return sum(p.numel() for p in model.parameters())
+
+    assert size(weak) < size(good) / 5
+    assert good.sigma_data == weak.sigma_data == networks.SIGMA_DATA
+
+
+def test_run_time_modules_need_no_development_packages():
+    code = "import sys, reg_core.lab.models; bad = {'sklearn', 'scipy', 'matplotlib'} & set(sys.modules); sys.exit(f'imported {bad}' if bad else 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=LAB.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_package_imports_are_relative_and_init_is_empty():
+    for path in LAB.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert not node.module.startswith("reg_core"), path.name
+            if isinstance(node, ast.Import):
+                assert not any(a.name.startswith("reg_core") for a in node.names), path.name
+    assert len(ast.parse((LAB / "__init__.py").read_text()).body) == 1
+
+
+# --- networks -----------------------------------------------------------------------------
+
+
+def test_shapes(good, weak, classifier):
+    x = noise(3, 1, 8, 8)
+    for model in (good, weak):
+        assert model(x, torch.tensor([0.1, 1.0, 9.0])).shape == x.shape
+        assert model.net(x, torch.zeros(3), torch.zeros(3, 10)).shape == x.shape
+    assert classifier(x).shape == (3, 10)
+    assert classifier.features(x).shape == (3, networks.FEATURE_DIM)
+
+
+class Recorder(torch.nn.Module):
+    """Stands for the raw network: keeps its inputs, returns a fixed image."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x_in, c_noise, label):
+        self.seen = x_in, c_noise, label
+        return self.output
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 0.75])
+def test_preconditioning_closed_forms(sigma_data):
+    sigma = [0.002, 0.3, 0.75, 80.0]
+    x, raw = noise(4, 1, 8, 8, dtype=torch.float64), noise(4, 1, 8, 8, seed=1, dtype=torch.float64)
+    net = Recorder(raw)
+    model = networks.EDMDenoiser(net, sigma_data)
+    got = model(x, torch.tensor(sigma, dtype=torch.float64))
+    for i, s in enumerate(sigma):
+        r = math.hypot(s, sigma_data)
+        expect = (sigma_data / r) ** 2 * x[i] + s * sigma_data / r * raw[i]
+        torch.testing.assert_close(got[i], expect, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(net.seen[0][i], x[i] / r, rtol=1e-12, atol=1e-12)
+        assert net.seen[1][i].item() == pytest.approx(math.log(s) / 4, abs=1e-12)
+    assert not net.seen[2].any()
+
+
+def test_sigma_zero_returns_the_input(good):
+    x = data.load_split("test").images[:2]
+    torch.testing.assert_close(good(x, 0.0), x, rtol=0, atol=0)
+
+
+def test_label_embedding_is_linear(good):
+    net = good.net
+    a, b = noise(4, 10, seed=2), noise(4, 10, seed=3)
+    mixed = net.embed_label(0.3 * a - 1.7 * b)
+    expect = 0.3 * net.embed_label(a) - 1.7 * net.embed_label(b)
+    torch.testing.assert_close(mixed, expect, rtol=1e-4, atol=1e-4)
+    assert not net.embed_label(torch.zeros(1, 10)).any()
+    assert net.embed_label(torch.eye(10)).std() > 0.1
+
+
+def test_label_forms_agree(good):
+    x, sigma = noise(4, 1, 8, 8), torch.full((4,), 0.8)
+    label = torch.tensor([0, 3, 3, 9])
+    by_class = good(x, sigma, label)
+    rows = torch.eye(10)[label]
+    assert torch.equal(by_class, good(x, sigma, rows))
+    assert torch.equal(by_class, good(x, sigma, label.to(torch.uint8)))
+    uncond = good(x, sigma)
+    assert torch.equal(uncond, good(x, sigma, torch.zeros(4, 10)))
+    assert (uncond - by_class).abs().max() > 0.05
+
+
+def test_unequal_sigma_rows_equal_single_calls(good):
+    sigma = torch.tensor([0.02, 0.5, 3.0, 18.0], dtype=torch.float64)
+    x = noise(4, 1, 8, 8, dtype=torch.float64) * sigma.reshape(-1, 1, 1, 1)
+    label = torch.tensor([1, 4, 7, 0])
+    model = models.load_digits_model("digits", dtype=torch.float64)
+    together = model(x, sigma, label)
+    for i in range(4):
+        alone = model(x[i : i + 1], sigma[i], label[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-10, atol=1e-10)
+    swapped = model(x, sigma.flip(0), label)
+    assert (together - swapped).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", models.DENOISERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.float32, 1e-4), (torch.bfloat16, 0.15)])
+def test_dtypes(name, dtype, tolerance):
+    sigma = torch.tensor([0.05, 0.5, 5.0])
+    clean = data.load_split("test").images[:3]
+    x = clean + sigma.reshape(-1, 1, 1, 1) * noise(3, 1, 8, 8)
+    label = torch.tensor([1, 2, 3])
+    expect = models.load_digits_model(name)(x, sigma, label)
+    model = models.load_digits_model(name, dtype=dtype)
+    assert all(p.dtype == dtype for p in model.parameters())
+    got = model(x.to(dtype), sigma, label)
+    assert got.dtype == dtype
+    assert (got.float() - expect).abs().max() < tolerance
+    # x decides the output dtype, whatever the weights are.
+    assert model(x, sigma, label).dtype == torch.float32
+
+
+def test_forward_and_reverse_derivatives_agree_with_differences():
+    model = models.load_digits_model("digits", dtype=torch.float64)
+    x, u, v = (noise(2, 1, 8, 8, seed=s, dtype=torch.float64) for s in (4, 5, 6))
+    sigma = torch.tensor([0.4, 2.0], dtype=torch.float64)
+    rows = torch.eye(10, dtype=torch.float64)[[2, 8]]
+    drows = noise(2, 10, seed=7, dtype=torch.float64)
+
+    _, tangent = torch.func.jvp(lambda a, b: model(a, sigma, b), (x, rows), (u, drows))
+    h = 1e-5
+    above = model(x + h * u, sigma, rows + h * drows)
+    below = model(x - h * u, sigma, rows - h * drows)
+    torch.testing.assert_close(tangent, (above - below) / (2 * h), rtol=1e-6, atol=1e-7)
+
+    leaves = x.clone().requires_grad_(), rows.clone().requires_grad_()
+    grads = torch.autograd.grad((model(leaves[0], sigma, leaves[1]) * v).sum(), leaves)
+    reverse = (grads[0] * u).sum() + (grads[1] * drows).sum()
+    torch.testing.assert_close((v * tangent).sum(), reverse, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "sigma", "label", "message"),
+    [
+        ((2, 8, 8), torch.ones(2), None, "x must have shape"),
+        ((2, 3, 8, 8), torch.ones(2), None, "x must have shape"),
+        ((2, 1, 8, 8), torch.ones(3), None, "sigma must be"),
+        ((2, 1, 8, 8), torch.ones(2, 1), None, "sigma must be"),
+        ((2, 1, 8, 8), torch.ones(2), torch.tensor([1]), "label must be"),
+        ((2, 1, 8, 8), torch.ones(2), torch.ones(2), "label must be"),
+        ((2, 1, 8, 8), torch.ones(2), torch.ones(2, 9), "label must be"),
+    ],
+)
+def test_wrong_shapes_are_named(weak, x_shape, sigma, label, message):
+    with pytest.raises(ValueError, match=message):
+        weak(torch.zeros(x_shape), sigma, label)
+
+
+@pytest.mark.parametrize("digit", [-1, 10])
+def test_class_out_of_range_is_an_error(weak, digit):
+    with pytest.raises(RuntimeError):
+        weak(torch.zeros(1, 1, 8, 8), 1.0, torch.tensor([digit]))
+
+
+# --- trained behaviour --------------------------------------------------------------------
+
+
+def test_classifier_accuracy(classifier):
+    split = data.load_split("test")
+    assert evaluate.accuracy(classifier, split.images, split.labels) >= 0.97
+    noisy = split.images + 0.3 * noise(*split.images.shape)
+    assert evaluate.accuracy(classifier, noisy, split.labels) >= 0.9
+
+
+def test_denoising_error_ranks_good_weak_and_labels(good, weak):
+    split = data.load_split("test")
+    sigma = torch.full((len(split.labels),), 1.0)
+    x = split.images + noise(*split.images.shape)
+
+    def error(model, label):
+        return (model(x, sigma, label) - split.images).square().mean().item()
+
+    assert error(good, split.labels) < 0.95 * error(weak, split.labels)
+    assert error(good, split.labels) < 0.95 * error(good, None)
+    assert error(good, split.labels) < 0.95 * error(good, (split.labels + 1) % 10)
+
+
+def test_samples_follow_the_label_and_guidance_helps(good, weak, classifier):
+    label = torch.arange(200) % 10
+
+    def score(model, w):
+        images = evaluate.sample_digits(model, label, len(label), w, steps=12, seed=1)
+        return evaluate.accuracy(classifier, images, label)
+
+    plain, guided = score(good, 0.0), score(good, 1.0)
+    assert plain >= 0.85
+    assert guided >= max(plain, 0.97)
+    assert score(weak, 0.0) >= 0.75
+
+
+def test_unconditional_samples_cover_every_digit(good, classifier):
+    images = evaluate.sample_digits(good, None, 300, 0.0, steps=12, seed=2)
+    counts = classifier(images).argmax(1).bincount(minlength=10)
+    assert counts.min() >= 8
+    assert counts.max() <= 75
+
+
+def test_samples_are_not_copies_of_the_training_images(good):
+    reference = data.load_split("train").images
+    label = torch.arange(100) % 10
+    images = evaluate.sample_digits(good, label, 100, 0.0, steps=12, seed=3)
+    held_out = evaluate.nearest_distance(data.load_split("test").images, reference)
+    assert 0.6 * held_out < evaluate.nearest_distance(images, reference) < 1.5 * held_out
+
+
+# --- evaluation tools ---------------------------------------------------------------------
+
+
+def test_heun_solves_the_gaussian_problem():
+    # For data N(0, s^2) the denoiser is x s^2 / (s^2 + sigma^2) and the flow is a rescaling.
+    s = 0.75
+    start = noise(5, 1, 8, 8, dtype=torch.float64)
+
+    def denoise(x, sigma):
+        return x * s**2 / (s**2 + sigma.reshape(-1, 1, 1, 1) ** 2)
+
+    end = evaluate.heun_sample(denoise, start, evaluate.edm_sigmas(64))
+    exact = start * 20.0 * s / math.hypot(20.0, s)
+    torch.testing.assert_close(end, exact, rtol=5e-3, atol=0)
+
+
+def test_edm_sigmas():
+    sigmas = evaluate.edm_sigmas(18, 0.002, 80.0)
+    assert len(sigmas) == 19
+    assert sigmas[0].item() == pytest.approx(80.0)
+    assert sigmas[17].item() == pytest.approx(0.002)
+    assert sigmas[18] == 0
+    # Second entry of EDM's own 18-step table.
+    assert sigmas[1].item() == pytest.approx(57.586, abs=1e-3)
+
+
+def test_frechet_distance_of_known_gaussians():
+    a = noise(20000, 3, dtype=torch.float64)
+    b = 2 * noise(20000, 3, seed=1, dtype=torch.float64) + 1
+    # Mean part 3 * 1, covariance part 3 * (2 - 1)^2.
+    assert evaluate.frechet_distance(a, b) == pytest.approx(6.0, abs=0.15)
+    assert evaluate.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+
+
+# --- errors -------------------------------------------------------------------------------
+
+
+def test_unknown_name_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="'digit'.*digits, digits_weak"):
+        models.load_digits_model("digit")
+
+
+def test_missing_file_is_named(tmp_path):
+    for load, stem in (
+        (models.load_digits_model, "digits"),
+        (models.load_digits_classifier, "digits_classifier"),
+    ):
+        with pytest.raises(models.WeightsError, match="reg_core.lab.train") as caught:
+            load(weights_dir=tmp_path)
+        assert str(tmp_path / f"{stem}.safetensors") in str(caught.value)
+        assert "is missing" in str(caught.value)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _garbage(path):
+    path.write_bytes(b"not a safetensors file")
+
+
+def _wrong_kind(path):
+    shutil.copy(models.WEIGHTS_DIR / "digits_classifier.safetensors", path)
+
+
+def _drop_tensor(path):
+    meta, state = models.read_metadata(path), load_file(path)
+    del state["conv_out.weight"]
+    save_file(state, path, meta)
+
+
+def _bad_config(path):
+    meta, state = models.read_metadata(path), load_file(path)
+    save_file(state, path, {**meta, "config": "{"})
+
+
+@pytest.mark.parametrize("damage", [_truncate, _garbage, _wrong_kind, _drop_tensor, _bad_config])
+def test_corrupt_file_is_named(tmp_path, damage):
+    path = tmp_path / "digits_weak.safetensors"
+    shutil.copy(models.WEIGHTS_DIR / path.name, path)
+    models.load_digits_model("digits_weak", weights_dir=tmp_path)
+    damage(path)
+    with pytest.raises(models.WeightsError, match="reg_core.lab.train") as caught:
+        models.load_digits_model("digits_weak", weights_dir=tmp_path)
+    assert str(path) in str(caught.value)
+
+
+# --- training -----------------------------------------------------------------------------
+
+
+def test_quick_training_runs_and_is_deterministic(tmp_path, capsys):
+    def run(folder, which, seed, *extra):
+        arguments = ["--quick", "--steps", "4", "--which", which, "--seed", str(seed)]
+        train.main([*arguments, "--out", str(tmp_path / folder), *extra])
+
+    run("a", "all", 0)
+    printed = capsys.readouterr().out
+    assert "digits_classifier: " in printed
+    assert "w=2: accuracy" in printed
+    run("b", "all", 0)
+    run("c", "weak", 1, "--grid", str(tmp_path / "grid"))
+    assert (tmp_path / "grid" / "digits_weak.png").stat().st_size > 0
+    for name in FILES:
+        first, second = (load_file(tmp_path / run_ / f"{name}.safetensors") for run_ in "ab")
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], rtol=1e-5, atol=1e-6)
+    other = load_file(tmp_path / "c" / "digits_weak.safetensors")
+    first = load_file(tmp_path / "a" / "digits_weak.safetensors")
+    assert (other["conv_in.weight"] - first["conv_in.weight"]).abs().max() > 0.01
+    trained = models.load_digits_model("digits", weights_dir=tmp_path / "a")
+    assert trained.net.conv_out.weight.any()
+    models.load_digits_classifier(weights_dir=tmp_path / "a")
+
+
+def test_quick_refuses_to_replace_the_packaged_weights(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--quick"])
+    assert "--out" in capsys.readouterr().err
+
+
+def test_augmentation_shifts_by_at_most_one_pixel():
+    image = torch.full((400, 1, 8, 8), -1.0)
+    image[:, :, 3, 4] = 1.0
+    out = train.augment(image, torch.Generator().manual_seed(0))
+    places = {divmod(i, 8) for i in out.flatten(1).argmax(1).tolist()}
+    assert places == {(r, c) for r in (2, 3, 4) for c in (3, 4, 5)}

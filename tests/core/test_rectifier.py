@@ -1,0 +1,225 @@
+"""The run: order of evaluation, fallbacks, reuse, bad input. Oracles: counted calls and plain guidance."""
+
+import logging
+import math
+
+import oracles
+import pytest
+import torch
+
+from reg_core import Branches, Guided, Rectifier, Settings, karras_sigmas, sample_euler, sample_heun
+
+X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+SIGMA = torch.tensor([0.5, 1.5])
+
+
+class Counted:
+    def __init__(self, f):
+        self.f, self.calls = f, 0
+
+    def __call__(self, x, sigma):
+        self.calls += 1
+        return self.f(x, sigma)
+
+
+def pair():
+    net = oracles.SmallNet(48, torch.float32)
+    label = torch.ones(2, dtype=torch.long)
+    return Counted(lambda x, s: net(x, s, label[: len(x)])), Counted(lambda x, s: net(x, s, 0 * label[: len(x)]))
+
+
+@pytest.mark.parametrize(
+    "form,engine,cond_calls",
+    [
+        ("row_sum", "auto", 2), ("scalar", "auto", 2), ("product", "auto", 2), ("schedule", "auto", 1),
+        # derivatives: one self-check in the first call of a run, after that
+        ("row_sum", "reverse", 1), ("scalar", "reverse", 1), ("product", "reverse", 1),
+        ("row_sum", "forward", 1), ("scalar", "forward", 2), ("product", "forward", 2),
+    ],
+)  # fmt: skip
+def test_model_calls(form, engine, cond_calls):
+    cond, reference = pair()
+    rectifier = Rectifier(Settings(form=form, engine=engine))
+    rectifier(Branches(cond, reference), X, SIGMA)
+    first = cond.calls, reference.calls
+    rectifier(Branches(cond, reference), X, SIGMA)
+    second = cond.calls - first[0], reference.calls - first[1]
+    assert second == (cond_calls, 1)
+    assert first == (cond_calls + (engine in ("reverse", "forward")), 1)
+    assert rectifier.engine == ("finite_difference" if engine == "auto" else engine)
+    rows = rectifier.run.rows
+    assert sum(r.extra_rows for r in rows) == cond.calls - len(rows)
+
+
+@pytest.mark.parametrize("settings", [Settings(strength=0), Settings(form="off")])
+def test_off_is_plain_guidance_to_the_bit_without_extra_calls(settings):
+    cond, reference = pair()
+    sigmas = karras_sigmas(6, 0.1, 5.0)
+    ours = sample_heun(Guided(cond, reference, 2.0, settings), X, sigmas)
+    assert cond.calls == reference.calls == 11
+    want = sample_heun(lambda x, s: cond.f(x, s) + 2.0 * (cond.f(x, s) - reference.f(x, s)), X, sigmas)
+    assert torch.equal(ours, want.detach())
+
+
+def test_weight_zero_skips_the_reference():
+    cond, reference = pair()
+    guided = Guided(cond, reference, lambda sigma: 2.0 if sigma < 1 else 0.0)
+    sample_euler(guided, X, karras_sigmas(6, 0.1, 5.0))
+    active = len(guided.trace.last.active)
+    assert 0 < active < 6 and reference.calls == active
+    assert [r.cfg for r in guided.trace.last.rows if not r.active] == [1.0] * (6 - active)
+
+
+def test_sigma_bounds_are_closed():
+    cond, reference = pair()
+    sigmas = karras_sigmas(6, 0.1, 5.0)
+    settings = Settings(sigma_start=float(sigmas[1]), sigma_end=float(sigmas[3]))
+    guided = Guided(cond, reference, 2.0, settings)
+    sample_euler(guided, X, sigmas)
+    assert [r.active for r in guided.trace.last.rows] == [False, True, True, True, False, False]
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "product"])
+def test_refresh_reuses_and_recomputes(form):
+    cond, reference = pair()
+    sigmas = karras_sigmas(7, 0.1, 5.0)
+    guided = Guided(cond, reference, 2.0, Settings(form=form, refresh=3))
+    sample_euler(guided, X, sigmas)
+    assert [r.fresh for r in guided.trace.last.rows] == [True, False, False, True, False, False, True]
+    assert cond.calls == 7 + 3
+    again = Guided(cond, reference, 2.0, Settings(form=form, refresh=3))
+    again(X, 0.1), again(X, 5.0)
+    assert [r.fresh for r in again.trace.last.rows] == [True, True], "noise went up: a restart must not reuse"
+    again(X[:1], 4.0)
+    assert again.trace.last.rows[-1].fresh, "another batch size must not reuse"
+    guided.reset()
+    guided(X, 0.1)
+    assert guided.trace.last.rows[0].fresh, "a new run must not reuse"
+
+
+def test_refresh_of_product_is_exact_where_nothing_moved():
+    cond, reference = pair()
+    once = Rectifier(Settings(form="product", refresh=2))
+    first, second = (once(Branches(cond, reference), X, SIGMA) for _ in range(2))
+    assert not once.run.rows[1].fresh
+    assert torch.allclose(first.rectified, second.rectified, atol=1e-5)
+
+
+class NoDerivative(torch.autograd.Function):
+    """An operation like a fused inference kernel: right values, no derivative of either kind."""
+
+    @staticmethod
+    def forward(x):
+        return x * 1.5
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
+class SilentZero(torch.autograd.Function):
+    """Worse: a derivative that is silently wrong."""
+
+    @staticmethod
+    def forward(x):
+        return x * 1.5
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 0 * grad
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 0 * tangent
+
+
+@pytest.mark.parametrize("kernel,why", [(NoDerivative, "failed"), (SilentZero, "self-check")])
+@pytest.mark.parametrize("engine", ["reverse", "forward"])
+@pytest.mark.parametrize("form", ["row_sum", "product"])
+def test_kernels_without_derivative_fall_back_loudly_and_once(kernel, why, engine, form, caplog):
+    def branches():
+        return Branches(lambda x, s: kernel.apply(x) + 0.1, lambda x, s: 0.5 * x)
+
+    rectifier = Rectifier(Settings(form=form, engine=engine))
+    with caplog.at_level(logging.WARNING):
+        results = [rectifier(branches(), X, SIGMA) for _ in range(3)]
+    for result in results:
+        assert torch.allclose(result.rectified, 1.5 * (result.denoised - result.reference), rtol=1e-3, atol=1e-4)
+    assert [r.engine for r in rectifier.run.rows] == ["finite_difference"] * 3
+    assert len([m for m in caplog.messages if engine in m and why in m]) == 1
+    assert len(rectifier.run.notes) == 1 and engine in rectifier.run.notes[0]
+    assert rectifier.run.rows[0].note and not rectifier.run.rows[1].note
+
+
+def test_a_hosts_cancel_is_never_caught():
+    class Cancel(RuntimeError):
+        pass
+
+    def cond(x, s):
+        raise Cancel
+
+    rectifier = Rectifier(Settings(engine="reverse"), fatal=(Cancel,))
+    with pytest.raises(Cancel):
+        rectifier(Branches(cond, lambda x, s: x), X, SIGMA)
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "product"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_correction_leaves_plain_guidance_for_that_sample_only(form, value):
+    calls = []
+
+    def cond(x, s):
+        calls.append(1)
+        out = 0.5 * x
+        if len(calls) > 1:  # the probe only
+            out = out.clone()
+            out[0, 0, 0, 0] = value
+        return out
+
+    rectifier = Rectifier(Settings(form=form))
+    result = rectifier(Branches(cond, lambda x, s: 0.2 * x), X, SIGMA)
+    v = result.denoised - result.reference
+    assert torch.equal(result.rectified[0], v[0])
+    assert torch.allclose(result.rectified[1], 0.5 * v[1], rtol=1e-2, atol=1e-3)
+    row = rectifier.run.rows[0]
+    assert row.nonfinite == 1 and "non-finite" in row.note
+    assert math.isfinite(row.correction_mean)
+
+
+@pytest.mark.parametrize(
+    "bad,match",
+    [
+        (dict(form="rowsum"), "rowsum"), (dict(engine="jvp"), "jvp"), (dict(strength=math.nan), "nan"), (dict(strength=math.inf), "inf"),
+        (dict(refresh=-1), "-1"), (dict(refresh=0), "0"), (dict(refresh=1.5), "1.5"), (dict(data_std=0.0), "0.0"), (dict(data_std=-2.0), "-2.0"),
+        (dict(sigma_start=0.1, sigma_end=0.5), "0.5"), (dict(sigma_end=-1.0), "-1.0"),
+    ],
+)  # fmt: skip
+def test_settings_refuse_bad_values_by_name(bad, match):
+    with pytest.raises(ValueError, match=match):
+        Settings(**bad)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(AttributeError):
+        Settings().form = "off"
+
+
+def test_trace_numbers_are_those_of_the_call():
+    cond, reference = pair()
+    rectifier = Rectifier(Settings(form="row_sum"))
+    result = rectifier(Branches(cond, reference), X, SIGMA, weight=4.0)
+    row = rectifier.run.rows[0]
+    v = result.denoised - result.reference
+    factor = result.rectified / v
+    assert row.sigma == pytest.approx(1.5) and row.cfg == 5.0
+    assert row.guidance_norm == pytest.approx(4 * v.square().mean().sqrt().item(), rel=1e-5)
+    assert row.rectified_norm == pytest.approx(4 * result.rectified.square().mean().sqrt().item(), rel=1e-5)
+    assert row.correction_mean == pytest.approx(factor.mean().item(), rel=1e-3)
+    assert row.correction_max == pytest.approx(factor.max().item(), rel=1e-3)
+    assert rectifier.run.effective_cfg == pytest.approx(1 + 4 * row.rectified_norm / row.guidance_norm, rel=1e-5)
+    assert row._numbers is None, "no tensor stays behind once read"
+    assert "row_sum" in rectifier.run.summary() and "J 1" in rectifier.run.table()
