@@ -13,7 +13,9 @@ def differentiable_attention(
     [B, heads, N, d] with `skip_output_reshape`. Which kernel serves is left to PyTorch and its context managers.
     """
     if not skip_reshape:
-        q, k, v = (t.unflatten(-1, (-1, q.shape[-1] // heads)).transpose(1, 2) for t in (q, k, v))
+        head_dim = q.shape[-1] // heads if q.ndim == 3 else q.shape[-1]
+        # SD3 hands over some of the three with heads apart already: [B, N, heads, d]
+        q, k, v = ((t if t.ndim == 4 else t.unflatten(-1, (-1, head_dim))).transpose(1, 2) for t in (q, k, v))
     if mask is not None:
         mask = mask[(None,) * (4 - mask.ndim)] if mask.ndim < 3 else mask[:, None] if mask.ndim == 3 else mask
         mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)

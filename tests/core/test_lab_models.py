@@ -33,6 +33,15 @@ def classifier():
     return models.load_digits_classifier()
 
 
+LABEL = torch.arange(100) % 10
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def samples(good):
+    return evaluate.sample_digits(good, LABEL, len(LABEL), 0.0, STEPS, seed=1)
+
+
 def noise(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
@@ -266,32 +275,28 @@ def test_denoising_error_ranks_good_weak_and_labels(good, weak):
     assert error(good, split.labels) < 0.95 * error(good, (split.labels + 1) % 10)
 
 
-def test_samples_follow_the_label_and_guidance_helps(good, weak, classifier):
-    label = torch.arange(200) % 10
-
+def test_guidance_helps_the_samples_follow_the_label(good, weak, classifier, samples):
     def score(model, w):
-        images = evaluate.sample_digits(model, label, len(label), w, steps=12, seed=1)
-        return evaluate.accuracy(classifier, images, label)
+        images = evaluate.sample_digits(model, LABEL, len(LABEL), w, STEPS, seed=1)
+        return evaluate.accuracy(classifier, images, LABEL)
 
-    plain, guided = score(good, 0.0), score(good, 1.0)
-    assert plain >= 0.85
-    assert guided >= max(plain, 0.97)
-    assert score(weak, 0.0) >= 0.75
+    plain = evaluate.accuracy(classifier, samples, LABEL)
+    assert plain >= 0.9
+    assert score(good, 1.0) >= max(plain, 0.97)
+    assert 0.75 <= score(weak, 0.0) < score(weak, 2.0)
 
 
 def test_unconditional_samples_cover_every_digit(good, classifier):
-    images = evaluate.sample_digits(good, None, 300, 0.0, steps=12, seed=2)
+    images = evaluate.sample_digits(good, None, 200, 0.0, STEPS, seed=2)
     counts = classifier(images).argmax(1).bincount(minlength=10)
-    assert counts.min() >= 8
-    assert counts.max() <= 75
+    assert counts.min() >= 5
+    assert counts.max() <= 50
 
 
-def test_samples_are_not_copies_of_the_training_images(good):
+def test_samples_are_not_copies_of_the_training_images(samples):
     reference = data.load_split("train").images
-    label = torch.arange(100) % 10
-    images = evaluate.sample_digits(good, label, 100, 0.0, steps=12, seed=3)
     held_out = evaluate.nearest_distance(data.load_split("test").images, reference)
-    assert 0.6 * held_out < evaluate.nearest_distance(images, reference) < 1.5 * held_out
+    assert 0.6 * held_out < evaluate.nearest_distance(samples, reference) < 1.5 * held_out
 
 
 # --- evaluation tools ---------------------------------------------------------------------

@@ -1,0 +1,352 @@
+"""REGGuidance in real graphs: what it computes, what it leaves alone, what it says. Oracle: tests/host/reg.py."""
+
+import logging
+import math
+
+import comfy.samplers
+import pytest
+import torch
+
+from . import reg, tiny
+
+SAMPLERS = ["euler", "heun", "dpmpp_2m", "uni_pc", "ddim", "euler_cfg_pp", "lcm"]
+
+
+@pytest.fixture(scope="module")
+def sd15():
+    return tiny.build("sd15")
+
+
+@pytest.fixture(scope="module")
+def sd3():
+    return tiny.build("sd3")
+
+
+# What it computes
+
+
+@pytest.mark.parametrize("arch,flow", [("sd21v", False), ("sd3", True), ("wan", True)])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_row_sum_against_an_independent_implementation(host, pack, arch, flow, batch):
+    t = tiny.build(arch)
+    out = tiny.sample(t, reg.apply(pack, t.patcher)[0], batch=batch)
+    want = tiny.sample(t, reg.oracle_model(t.patcher, flow), batch=batch)
+    plain = tiny.sample(t, batch=batch)
+    assert reg.relative(out, want) < 0.02 < reg.relative(plain, want)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_against_a_plain_cfg_function(host, pack, sd3, sampler):
+    """`schedule` is c(sigma) g with c = V/(V + sigma_ve^2): a cfg function of three lines must give the same latents.
+
+    CFG++ samplers take the unconditional prediction from a post-cfg function: it has to be the model's own.
+    """
+    model, trace = reg.apply(pack, sd3.patcher, "schedule", data_std=0.8)
+    oracle = reg.oracle_model(sd3.patcher, factor=lambda s: 0.64 / (0.64 + (s / (1 - s)) ** 2))
+    out = tiny.sample(sd3, model, sampler=sampler, steps=4, scheduler="simple")
+    want = tiny.sample(sd3, oracle, sampler=sampler, steps=4, scheduler="simple")
+    assert torch.isfinite(out).all()
+    assert reg.relative(out, want) < 1e-4
+    assert reg.relative(tiny.sample(sd3, sampler=sampler, steps=4, scheduler="simple"), want) > 1e-3
+    assert len(trace.last.active) == len(trace.last.rows) >= 4
+    active = reg.apply(pack, sd3.patcher)[0]
+    assert torch.isfinite(tiny.sample(sd3, active, sampler=sampler, steps=4)).all()
+
+
+def test_conditions_with_areas_masks_and_ranges(host, pack, sd3):
+    """Two positives with areas, masks and strengths, a timestep range: batched by ComfyUI as it likes, same result."""
+    nodes = host.nodes
+    left = nodes.ConditioningSetArea().append(sd3.conditioning("left"), 64, 128, 0, 0, 0.7)[0]
+    right = nodes.ConditioningSetArea().append(sd3.conditioning("right", tokens=9), 96, 96, 32, 32, 1.3)[0]
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :64] = 1
+    masked = nodes.ConditioningSetMask().append(sd3.conditioning("masked"), mask, "default", 0.8)[0]
+    ranged = nodes.ConditioningSetTimestepRange().set_range(sd3.conditioning("ranged"), 0.3, 1.0)[0]
+    for positive in (left + right + sd3.positive, masked + sd3.positive, sd3.positive + ranged):
+        out = tiny.sample(sd3, reg.apply(pack, sd3.patcher)[0], positive=positive, batch=2)
+        want = tiny.sample(sd3, reg.oracle_model(sd3.patcher, flow=True), positive=positive, batch=2)
+        assert reg.relative(out, want) < 0.02 < reg.relative(tiny.sample(sd3, positive=positive, batch=2), want)
+        for engine in ("forward", "reverse"):
+            model, trace = reg.apply(pack, sd3.patcher, "scalar", engine)
+            tiny.sample(sd3, model, positive=positive)
+            assert {r.engine for r in trace.last.rows} == {engine}, trace
+
+
+def test_inpainting_mask(host, pack, sd3):
+    latent = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1
+    options = dict(latent=latent, noise_mask=mask)
+    out = tiny.sample(sd3, reg.apply(pack, sd3.patcher)[0], **options)
+    want = tiny.sample(sd3, reg.oracle_model(sd3.patcher, flow=True), **options)
+    assert reg.relative(out, want) < 0.02
+    assert torch.allclose(out[..., :8], latent[..., :8], atol=1e-4), "the kept half stays"
+
+
+def test_ksampler_advanced_in_two_parts_equals_one_run(host, pack, sd3):
+    model, trace = reg.apply(pack, sd3.patcher)
+    node = host.nodes.KSamplerAdvanced()
+    args = (4.0, "euler", "normal", sd3.positive, sd3.negative)
+    whole = node.sample(model, "enable", 5, 6, *args, sd3.empty_latent(2), 0, 6, "disable")[0]
+    first = node.sample(model, "enable", 5, 6, *args, sd3.empty_latent(2), 0, 3, "enable")[0]
+    assert len(trace.last.rows) == 3
+    second = node.sample(model, "disable", 5, 6, *args, first, 3, 6, "disable")[0]
+    assert reg.relative(second["samples"], whole["samples"]) < 1e-4
+    assert [len(r.rows) for r in trace.runs] == [6, 3, 3]
+
+
+def test_sampler_custom_advanced_with_cfg_guider(host, pack, all_nodes, sd3):
+    from comfy_extras import nodes_custom_sampler as custom
+
+    model, trace = reg.apply(pack, sd3.patcher)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(sd3.positive, sd3.negative)
+    guider.set_cfg(4.0)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
+    execute = custom.SamplerCustomAdvanced.execute if hasattr(custom.SamplerCustomAdvanced, "execute") else custom.SamplerCustomAdvanced().sample
+    result = execute(custom.Noise_RandomNoise(0), guider, comfy.samplers.sampler_object("euler"), sigmas, sd3.empty_latent())
+    latent = getattr(result, "result", result)[0]["samples"]
+    assert torch.allclose(latent, tiny.sample(sd3, model, cfg=4.0), atol=1e-5)
+    assert all(len(run.active) == 3 for run in trace.runs)
+
+
+def test_batch_of_three_is_one_call_of_three_rows(host, pack, sd15):
+    with reg.counted(sd15.patcher) as plain:
+        tiny.sample(sd15, batch=2)
+    with reg.counted(sd15.patcher) as ours:
+        tiny.sample(sd15, reg.apply(pack, sd15.patcher)[0], batch=2)
+    assert (plain["calls"], plain["rows"]) == (3, 12)
+    assert (ours["calls"], ours["rows"]) == (3, 18)
+    with reg.counted(sd15.patcher) as apart:  # prompts of unequal length cannot share a call: probes still may
+        negative = sd15.conditioning("longer", tokens=2 * 7 + 1)
+        model = reg.apply(pack, sd15.patcher)[0]
+        tiny.sample(sd15, model, negative=negative)
+    assert apart["rows"] == 9
+
+
+def test_attention_patches_see_the_probe_as_cond(host, pack, sd15):
+    """Patches index by cond_or_uncond, as IP-Adapter does: no third kind may appear."""
+    seen = []
+    model = sd15.patcher.clone()
+    model.set_model_attn2_patch(lambda q, k, v, extra: (seen.append(tuple(extra["cond_or_uncond"])), (q, k, v))[1])
+    tiny.sample(sd15, reg.apply(pack, model)[0])
+    assert {tuple(sorted(s)) for s in seen} == {(0, 0, 1)}
+
+
+def test_a_model_function_wrapper_is_chained(host, pack, sd15):
+    calls = []
+
+    def wrapper(apply_model, args):
+        calls.append((args["input"].shape[0], list(args["cond_or_uncond"])))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model = sd15.patcher.clone()
+    model.set_model_unet_function_wrapper(wrapper)
+    out = tiny.sample(sd15, reg.apply(pack, model)[0])
+    assert torch.equal(out, tiny.sample(sd15, reg.apply(pack, sd15.patcher)[0]))
+    assert len(calls) == 3 and all(rows == 3 and set(which) == {0, 1} for rows, which in calls)
+
+
+def test_refresh_saves_rows(host, pack, sd15):
+    model, trace = reg.apply(pack, sd15.patcher, refresh=2)
+    with reg.counted(sd15.patcher) as ours:
+        tiny.sample(sd15, model, steps=4)
+    assert [r.fresh for r in trace.last.rows] == [True, False, True, False]
+    assert ours["rows"] == 4 * 2 + 2
+
+
+def test_start_and_end_percent(host, pack, sd3):
+    model, trace = reg.apply(pack, sd3.patcher, start=0.2, end=0.7)
+    tiny.sample(sd3, model, steps=6)
+    sampling = model.get_model_object("model_sampling")
+    high, low = sampling.percent_to_sigma(0.2), sampling.percent_to_sigma(0.7)
+    for row in trace.last.rows:
+        assert row.active == (low <= row.sigma <= high), trace
+    assert 0 < len(trace.last.active) < 6
+
+
+# What it leaves alone
+
+
+@pytest.mark.parametrize("settings", [dict(strength=0.0), dict(form="off")])
+def test_off_is_bit_identical_without_extra_calls(host, pack, sd15, settings):
+    with reg.counted(sd15.patcher) as plain:
+        want = tiny.sample(sd15, batch=2)
+    with reg.counted(sd15.patcher) as ours:
+        out = tiny.sample(sd15, reg.apply(pack, sd15.patcher, **settings)[0], batch=2)
+    assert torch.equal(out, want) and ours == plain
+
+
+def test_cfg_one_is_bit_identical_without_extra_calls_and_says_so(host, pack, sd15, caplog):
+    with reg.counted(sd15.patcher) as plain:
+        want = tiny.sample(sd15, cfg=1.0)
+    model, trace = reg.apply(pack, sd15.patcher)
+    with reg.counted(sd15.patcher) as ours, caplog.at_level(logging.WARNING):
+        out = tiny.sample(sd15, model, cfg=1.0)
+    assert torch.equal(out, want) and ours == plain
+    assert any("did nothing" in m and "cfg 1" in m for m in caplog.messages)
+    assert trace.last.active == [] and "cfg 1" in str(trace)
+
+
+def test_the_last_node_applied_wins(host, pack, sd15):
+    first, _ = reg.apply(pack, sd15.patcher, "product", "reverse")
+    second, trace = reg.apply(pack, first, "schedule")
+    assert torch.equal(tiny.sample(sd15, second), tiny.sample(sd15, reg.apply(pack, sd15.patcher, "schedule")[0]))
+    assert len(trace.runs) == 1
+    off, _ = reg.apply(pack, first, "off")
+    assert torch.equal(tiny.sample(sd15, off), tiny.sample(sd15))
+
+
+@pytest.mark.parametrize("name", ["RescaleCFG", "APG", "TCFG", "Mahiro", "CFGZeroStar"])
+def test_order_against_core_nodes_does_not_matter(host, pack, all_nodes, sd15, name):
+    """REG is active exactly once a step, before or after the other patch."""
+
+    def other(model):
+        node = all_nodes[name]
+        values = {"RescaleCFG": dict(multiplier=0.7), "APG": dict(eta=0.5, norm_threshold=5.0, momentum=-0.5)}.get(name, {})
+        if hasattr(node, "execute"):
+            return node.execute(model=model, **values).result[0]
+        return getattr(node(), node.FUNCTION)(model=model, **values)[0]
+
+    before, trace = reg.apply(pack, other(sd15.patcher))
+    after = other(reg.apply(pack, sd15.patcher)[0])
+    out = tiny.sample(sd15, before)
+    assert len(trace.last.active) == 3
+    assert torch.equal(out, tiny.sample(sd15, after))
+    assert not torch.equal(out, tiny.sample(sd15, other(sd15.patcher)))
+    assert not torch.equal(out, tiny.sample(sd15, reg.apply(pack, sd15.patcher)[0]))
+
+
+def test_post_cfg_functions_see_the_models_own_unconditional_prediction(host, pack, sd15):
+    seen = []
+    model = sd15.patcher.clone()
+    model.set_model_sampler_post_cfg_function(lambda args: (seen.append(args["uncond_denoised"].clone()), args["denoised"])[1])
+    tiny.sample(sd15, model, steps=1)
+    tiny.sample(sd15, reg.apply(pack, model)[0], steps=1)
+    assert torch.allclose(seen[0], seen[1], atol=1e-5)
+
+
+# Guiders that do not ask for the pair
+
+
+@pytest.mark.parametrize("kind", ["dual", "perp_neg"])
+def test_guiders_that_bypass_the_hook_are_told_about_and_unchanged(host, pack, all_nodes, sd15, kind, caplog):
+    from comfy_extras import nodes_custom_sampler, nodes_perpneg
+
+    def sample(model):
+        if kind == "dual":
+            guider = nodes_custom_sampler.Guider_DualCFG(model)
+            guider.set_conds(sd15.positive, sd15.conditioning("middle"), sd15.negative)
+            guider.set_cfg(4.0, 2.0, *([False] if _wants_nested(guider) else []))
+        else:
+            guider = nodes_perpneg.Guider_PerpNeg(model)
+            guider.set_conds(sd15.positive, sd15.negative, sd15.conditioning(""))
+            guider.set_cfg(4.0, 1.0)
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
+        return guider.sample(sd15.noise(), sd15.empty_latent()["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+
+    model, trace = reg.apply(pack, sd15.patcher)
+    want = sample(sd15.patcher)
+    with caplog.at_level(logging.WARNING):
+        out = sample(model)
+    assert torch.equal(out, want)
+    name = "Guider_DualCFG" if kind == "dual" else "Guider_PerpNeg"
+    assert any("did nothing" in m and name in m for m in caplog.messages)
+    assert name in str(trace)
+
+
+def _wants_nested(guider):
+    import inspect
+
+    return "nested" in inspect.signature(guider.set_cfg).parameters
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "bad,match",
+    [
+        (dict(strength=math.nan), "nan"), (dict(start=0.8, end=0.2), "0.8"), (dict(start=-0.1), "-0.1"), (dict(end=1.5), "1.5"), (dict(start=math.nan), "nan"),
+        (dict(refresh=-1), "-1"), (dict(form="rowsum"), "rowsum"), (dict(engine="jvp"), "jvp"), (dict(data_std=0.0), "0.0"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(pack, sd15, bad, match):
+    with pytest.raises(ValueError, match=match):
+        reg.apply(pack, sd15.patcher, **bad)
+
+
+class NoDerivative(torch.autograd.Function):
+    """A fused kernel: right values, no derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise NotImplementedError("no derivative for this kernel")
+
+
+@pytest.mark.parametrize("engine", ["reverse", "forward"])
+def test_a_model_whose_attention_has_no_derivative(host, pack, sd15, engine, caplog):
+    model = sd15.patcher.clone()
+    model.set_model_attn1_output_patch(lambda out, extra: NoDerivative.apply(out))
+    want = tiny.sample(sd15, reg.apply(pack, sd15.patcher, "scalar", "finite_difference")[0])
+    patched, trace = reg.apply(pack, model, "scalar", engine)
+    with caplog.at_level(logging.WARNING):
+        out = tiny.sample(sd15, patched)
+    assert reg.relative(out, want) < 1e-4
+    assert {r.engine for r in trace.last.rows} == {"finite_difference"}
+    assert len([m for m in caplog.messages if f"engine {engine} failed" in m]) == 1, "said once"
+    assert f"engine {engine} failed" in str(trace)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_correction_is_plain_guidance_not_a_black_image(host, pack, sd15, value, caplog):
+    """The probe row alone overflows, as fp16 does."""
+
+    def poison(apply_model, args):
+        out = apply_model(args["input"], args["timestep"], **args["c"])
+        rows = args["input"]
+        for i in range(len(rows)):
+            others = [j for j in range(len(rows)) if j != i]
+            if all((rows[i] - rows[j]).abs().max() > 0 for j in others) and len(rows) == 3:
+                out[i] = value
+        return out
+
+    model = sd15.patcher.clone()
+    model.set_model_unet_function_wrapper(poison)
+    patched, trace = reg.apply(pack, model)
+    with caplog.at_level(logging.WARNING):
+        out = tiny.sample(sd15, patched)
+    assert reg.relative(out, tiny.sample(sd15)) < 1e-5
+    assert any("non-finite correction" in m for m in caplog.messages)
+    assert all(r.nonfinite == 1 for r in trace.last.rows) and "non-finite" in str(trace)
+
+
+# Cancel
+
+
+@pytest.mark.parametrize("engine", ["auto", "forward", "reverse"])
+def test_cancel_stops_within_a_model_call_and_the_next_run_works(host, pack, sd15, engine):
+    model, _ = reg.apply(pack, sd15.patcher, "row_sum", engine)
+    want = tiny.sample(sd15, model, steps=6)
+    before = reg.fingerprint(sd15.patcher)
+    calls = []
+
+    def cancel(module, args):
+        calls.append(len(calls))
+        if len(calls) == 4:
+            host.model_management.interrupt_current_processing(True)
+
+    handle = sd15.patcher.model.diffusion_model.register_forward_pre_hook(cancel)
+    try:
+        with pytest.raises(host.model_management.InterruptProcessingException):
+            tiny.sample(sd15, model, steps=6)
+    finally:
+        handle.remove()
+        host.model_management.interrupt_current_processing(False)
+    assert len(calls) == 4, "no further model call"
+    assert reg.fingerprint(sd15.patcher) == before
+    assert torch.equal(tiny.sample(sd15, model, steps=6), want)
