@@ -33,8 +33,8 @@ def classifier():
     return models.load_digits_classifier()
 
 
-LABEL = torch.arange(100) % 10
-STEPS = 8
+LABEL = torch.arange(60) % 10
+STEPS = 7
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,70 @@
+"""Every way this project is checked or shown. `nox` runs the tests; `nox -s demo` the demonstration; `nox -s lint` ruff.
+
+Environments are reused, and installed again only when what they should hold changed.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+import nox
+
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["test"]
+
+REPO = Path(__file__).resolve().parent
+TORCH = "torch==2.13.0"
+TORCHVISION = "torchvision==0.28.0"
+UNLISTED = ("requests",)  # older ComfyUI imports it and counts on another package to bring it along
+NOT_FROM_HOST = {"torch", "torchvision", "torchaudio"}  # torch is pinned above; torchaudio is not needed
+
+
+def install(session: nox.Session, *steps: tuple[str, ...]) -> None:
+    """One `pip install` a step, skipped altogether if this environment already had exactly these steps."""
+    wanted = [str(steps), (REPO / "pyproject.toml").read_text(encoding="utf-8")]
+    wanted = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+    stamp = Path(session.virtualenv.location) / "installed"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        session.log("environment is up to date")
+        return
+    stamp.unlink(missing_ok=True)
+    for step in steps:
+        session.install(*step)
+    stamp.write_text(wanted)
+
+
+def host_requirements(host: Path) -> list[str]:
+    """What this ComfyUI asks for, newest included, without the packages chosen here."""
+    lines = [line.split("#")[0].strip() for line in (host / "requirements.txt").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and re.split(r"[^\w.-]", line)[0].lower() not in NOT_FROM_HOST]
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The demonstration, on a CPU: `nox -s demo -- --help`."""
+    install(session, (TORCH,), ("-e", ".[lab]"))
+    session.run("python", "-m", "reg_core.lab.demo", *session.posargs)
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """The core's tests, then the host tests with each of ComfyUI's attentions. Arguments go to each pytest."""
+    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
+    install(
+        session,
+        (TORCH,),
+        (TORCHVISION, "--no-deps"),  # its compiled operators may not fit a CPU torch; the tests do not need them
+        (TORCH, "-e", ".[lab,test]", *UNLISTED, *host_requirements(Path(host))),
+    )
+    env = {"COMFYUI_PATH": host}
+    session.run("pytest", "tests/core", *session.posargs)
+    session.run("pytest", "tests/host", *session.posargs, env=env)
+    session.run("pytest", "tests/host", *session.posargs, env=env | {"REG_TEST_ATTENTION": "pytorch"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and import order."""
+    install(session, ("ruff",))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
