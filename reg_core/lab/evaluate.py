@@ -1,7 +1,6 @@
 """Sampling and scoring used at the end of training.
 
-A deliberately plain reference: deterministic Heun sampler and classifier-free
-guidance, independent of the library's own samplers.
+Plain classifier-free guidance under the library's Heun sampler, and the scores of what comes out.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..sampling import karras_sigmas, sample_heun
 from .networks import IMAGE_SHAPE, NUM_CLASSES, DigitsClassifier, EDMDenoiser
 
 # 27 and 1/75 times sigma_data = 0.75: the start is indistinguishable from pure
@@ -19,33 +19,6 @@ from .networks import IMAGE_SHAPE, NUM_CLASSES, DigitsClassifier, EDMDenoiser
 # would spend 6 of 18 steps outside that range.
 SIGMA_MAX = 20.0
 SIGMA_MIN = 0.01
-RHO = 7.0
-
-
-def edm_sigmas(steps: int = 18, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> Tensor:
-    """Noise levels [steps + 1] from sigma_max to sigma_min, then 0 (Karras et al. 2022, eq. 5)."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    sigmas = (ends[0] + ramp * (ends[1] - ends[0])) ** rho
-    return torch.cat([sigmas, sigmas.new_zeros(1)])
-
-
-def heun_sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor):
-    """Deterministic EDM sampler (Karras et al. 2022, algorithm 1).
-
-    denoise(x [B, ...], sigma [B]) -> D; noise has unit variance. Returns samples like noise.
-    """
-    sigmas = sigmas.to(noise)
-    x = noise * sigmas[0]
-    for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
-        slope = (x - denoise(x, here.expand(len(x)))) / here
-        euler = x + (there - here) * slope
-        if there > 0:
-            slope_there = (euler - denoise(euler, there.expand(len(x)))) / there
-            x = x + (there - here) * (slope + slope_there) / 2
-        else:
-            x = euler
-    return x
 
 
 def cfg_denoiser(model: EDMDenoiser, label: Tensor, w: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -65,7 +38,7 @@ def sample_digits(model: EDMDenoiser, label: Tensor | None, count: int, w: float
     """count images [count, 1, 8, 8]; label is [count] integers, or None for unconditional."""
     noise = torch.randn(count, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(seed))
     denoise = model if label is None else cfg_denoiser(model, label, w)
-    return heun_sample(denoise, noise, edm_sigmas(steps))
+    return sample_heun(denoise, SIGMA_MAX * noise, karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX))
 
 
 @torch.no_grad()

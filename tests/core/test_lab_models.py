@@ -302,29 +302,6 @@ def test_samples_are_not_copies_of_the_training_images(samples):
 # --- evaluation tools ---------------------------------------------------------------------
 
 
-def test_heun_solves_the_gaussian_problem():
-    # For data N(0, s^2) the denoiser is x s^2 / (s^2 + sigma^2) and the flow is a rescaling.
-    s = 0.75
-    start = noise(5, 1, 8, 8, dtype=torch.float64)
-
-    def denoise(x, sigma):
-        return x * s**2 / (s**2 + sigma.reshape(-1, 1, 1, 1) ** 2)
-
-    end = evaluate.heun_sample(denoise, start, evaluate.edm_sigmas(64))
-    exact = start * 20.0 * s / math.hypot(20.0, s)
-    torch.testing.assert_close(end, exact, rtol=5e-3, atol=0)
-
-
-def test_edm_sigmas():
-    sigmas = evaluate.edm_sigmas(18, 0.002, 80.0)
-    assert len(sigmas) == 19
-    assert sigmas[0].item() == pytest.approx(80.0)
-    assert sigmas[17].item() == pytest.approx(0.002)
-    assert sigmas[18] == 0
-    # Second entry of EDM's own 18-step table.
-    assert sigmas[1].item() == pytest.approx(57.586, abs=1e-3)
-
-
 def test_frechet_distance_of_known_gaussians():
     a = noise(20000, 3, dtype=torch.float64)
     b = 2 * noise(20000, 3, seed=1, dtype=torch.float64) + 1

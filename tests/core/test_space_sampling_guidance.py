@@ -57,6 +57,7 @@ def test_bad_names_and_sizes_are_named():
 def test_sigma_lists():
     sigmas = karras_sigmas(10, 0.02, 80.0)
     assert len(sigmas) == 11 and sigmas[0] == 80 and sigmas[-1] == 0 and sigmas[-2] == pytest.approx(0.02)
+    assert karras_sigmas(18, 0.002, 80.0)[1].item() == pytest.approx(57.586, abs=1e-3)  # of EDM's own table
     assert flow_sigmas(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
     assert flow_sigmas(2, shift=3.0).tolist() == pytest.approx([1, 0.75, 0])
 

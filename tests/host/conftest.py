@@ -6,9 +6,11 @@ REG_TEST_ATTENTION     `pytorch` for scaled_dot_product_attention, what most use
 """
 
 import asyncio
+import atexit
 import importlib
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -35,6 +37,7 @@ def _prepare() -> Path:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     base = Path(tempfile.mkdtemp(prefix="reg-host-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
     for name in ("custom_nodes", "input", "models", "output", "temp", "user"):
         (base / name).mkdir()
     argv = ["x", "--cpu", "--base-directory", str(base), "--disable-api-nodes"]
