@@ -180,6 +180,7 @@ class _ModelBranches(Branches):
         self._probing = None  # (options, conds) of a pass that others' caches must not see
 
     def evaluate(self, conds, x, sigma, options=None):
+        comfy.model_management.throw_exception_if_processing_interrupted()  # older hosts ask once a step only
         options = self.options if options is None else options
         if self.previous is not None:
             args = {"conds": conds, "input": x, "sigma": sigma, "model": self.model, "model_options": options}

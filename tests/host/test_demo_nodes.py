@@ -1,0 +1,79 @@
+"""The REGDemo nodes against the library's own denoiser and against pictures written out by hand."""
+
+import comfy.model_base
+import pytest
+import torch
+
+from . import reg, tiny
+
+
+@pytest.fixture(scope="module")
+def digits(pack):
+    def run(name, **values):
+        return pack.nodes[name].execute(**values).result[0]
+
+    prompts = {d: run("REGDemoPrompt", digit=d) for d in ("3", "any digit")}
+    return tiny.Tiny("digits", run("REGDemoModel", variant="digits"), (1, 8, 8), prompts["3"], prompts["any digit"])
+
+
+@pytest.mark.parametrize("variant", ["digits", "digits_weak"])
+def test_the_model_is_the_librarys_denoiser(host, pack, digits, variant):
+    model = pack.nodes["REGDemoModel"].execute(variant=variant).result[0]
+    denoiser = pack.import_("reg_core.lab.models").load_digits_model(variant)
+
+    def look(guider, x, sigma, options):
+        return x, sigma, host.samplers.calc_cond_batch(guider.inner_model, [guider.conds["positive"], guider.conds["negative"]], x, sigma, options)
+
+    for at in (0, 1, 2):
+        x, sigma, (cond, uncond) = reg.inside(digits, look, model=model, batch=4, at=at)
+        assert torch.allclose(cond, denoiser(x, sigma, torch.full((4,), 3)), atol=1e-4)
+        assert torch.allclose(uncond, denoiser(x, sigma), atol=1e-4)
+    assert model.model.model_type == comfy.model_base.ModelType.EDM
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "product", "schedule"])
+@pytest.mark.parametrize("engine", ["finite_difference", "forward", "reverse"])
+def test_every_form_and_engine_keeps_drawing_the_digit(host, pack, digits, form, engine):
+    model, trace = reg.apply(pack, digits.patcher, form, engine, data_std=0.75)
+    out = tiny.sample(digits, model, cfg=5.0, steps=12, batch=8, sampler="heun", scheduler="karras")
+    classifier = pack.import_("reg_core.lab.models").load_digits_classifier()
+    assert (classifier(out).argmax(1) == 3).all()
+    assert form == "schedule" or {r.engine for r in trace.last.rows} == {engine}
+    assert trace.last.notes == []
+    # a trained denoiser's Jacobian: nothing at high noise, near the identity at the end
+    means = [r.correction_mean for r in trace.last.rows]
+    assert means[0] < 0.1 and max(means[-6:]) > 0.3 and trace.last.effective_cfg < 4
+
+
+def test_any_core_sampler_and_scheduler_runs(host, pack, digits):
+    for sampler in ("euler", "dpmpp_2m", "dpmpp_2m_sde", "uni_pc", "lcm", "euler_ancestral", "ddim"):
+        for scheduler in ("normal", "karras", "simple", "sgm_uniform", "exponential"):
+            assert torch.isfinite(tiny.sample(digits, steps=4, sampler=sampler, scheduler=scheduler)).all(), (sampler, scheduler)
+
+
+def test_decode_makes_a_sheet_in_reading_order(pack):
+    decode = pack.nodes["REGDemoDecode"].execute
+    latents = torch.stack([torch.full((1, 8, 8), v) for v in (-1.0, -0.5, 0.0, 0.5, 3.0)])
+    (sheet,) = decode({"samples": latents}, scale=2, columns=2).result
+    assert sheet.shape == (1, 48, 32, 3)
+    cells = [sheet[0, 16 * r + 8, 16 * c + 8, 0].item() for r in range(3) for c in range(2)]
+    assert cells == pytest.approx([0, 0.25, 0.5, 0.75, 1.0, 0.0])
+    (batch,) = decode({"samples": latents}, scale=3, columns=0).result
+    assert batch.shape == (5, 24, 24, 3) and batch.min() >= 0 and batch.max() <= 1
+    with pytest.raises(ValueError, match=r"\[1, 4, 8, 8\]"):
+        decode({"samples": torch.zeros(1, 4, 8, 8)}, scale=2, columns=2)
+
+
+def test_bad_values_are_named(pack):
+    with pytest.raises(ValueError, match="eleven"):
+        pack.nodes["REGDemoPrompt"].execute(digit="eleven")
+    with pytest.raises(ValueError, match="nope"):
+        pack.nodes["REGDemoModel"].execute(variant="nope")
+
+
+def test_half_batches_and_mixed_prompts(host, pack, digits):
+    """Conditioning of two digits averaged by ComfyUI's own node is a valid prompt: the label is linear."""
+    seven = pack.nodes["REGDemoPrompt"].execute(digit="7").result[0]
+    (mixed,) = host.nodes.ConditioningAverage().addWeighted(seven, digits.positive, 0.5)
+    assert mixed[0][0][0, 0, 3] == mixed[0][0][0, 0, 7] == 0.5
+    assert torch.isfinite(tiny.sample(digits, positive=mixed, batch=3)).all()
