@@ -12,7 +12,8 @@ from . import host
 from .schema import with_aliases
 
 CATEGORY = "REG/demo"
-PROMPTS = [str(d) for d in range(10)] + ["any digit"]
+IN_TURN, ANY = "0 to 9 in turn", "any digit"
+PROMPTS = [str(d) for d in range(10)] + [IN_TURN, ANY]
 
 
 class REGDemoModel(io.ComfyNode):
@@ -46,7 +47,7 @@ class REGDemoPrompt(io.ComfyNode):
             category=CATEGORY,
             description="The conditioning of the digits model.",
             inputs=[
-                io.Combo.Input("digit", options=PROMPTS, default="3", tooltip="The digit to draw. 'any digit' is the unconditional prompt, for the negative."),
+                io.Combo.Input("digit", options=PROMPTS, default="3", tooltip="The digit to draw, or 0, 1, 2, ... over the batch. 'any digit' is the unconditional prompt, for the negative."),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For the positive or negative input of a sampler.")],
         )
@@ -56,8 +57,10 @@ class REGDemoPrompt(io.ComfyNode):
     def execute(cls, digit) -> io.NodeOutput:
         if digit not in PROMPTS:
             raise ValueError(f"REGDemoPrompt: digit must be one of {', '.join(PROMPTS)}, got {digit!r}")
+        if digit == IN_TURN:  # ComfyUI repeats a batch of conditionings over the latents
+            return io.NodeOutput([[torch.eye(10)[:, None], {}]])
         label = torch.zeros(1, 1, 10)
-        if digit != PROMPTS[-1]:
+        if digit != ANY:
             label[0, 0, int(digit)] = 1
         return io.NodeOutput([[label, {}]])
 
@@ -70,7 +73,7 @@ class REGDemoLatent(io.ComfyNode):
             display_name="REG Demo Latent (digits)",
             category=CATEGORY,
             description="Empty latents for the digits model.",
-            inputs=[io.Int.Input("batch_size", default=16, min=1, max=4096, tooltip="How many digits to draw at once.")],
+            inputs=[io.Int.Input("batch_size", default=40, min=1, max=4096, tooltip="How many digits to draw at once.")],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Zeros of shape batch_size x 1 x 8 x 8.")],
         )
         return with_aliases(schema, "empty latent digits")
@@ -90,8 +93,8 @@ class REGDemoDecode(io.ComfyNode):
             description="Turns the digits model's latents into an image: one sheet, or an image each.",
             inputs=[
                 io.Latent.Input("latent", tooltip="Latents sampled with the digits model."),
-                io.Int.Input("scale", default=16, min=1, max=64, tooltip="Pixels per latent pixel: 16 makes 128 x 128 px digits."),
-                io.Int.Input("columns", default=4, min=0, max=64, tooltip="Digits in a row of the sheet. 0 = no sheet, a batch of separate images."),
+                io.Int.Input("scale", default=8, min=1, max=64, tooltip="Pixels per latent pixel: 8 makes 64 x 64 px digits."),
+                io.Int.Input("columns", default=10, min=0, max=64, tooltip="Digits in a row of the sheet. 0 = no sheet, a batch of separate images."),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="RGB image, 0..1.")],
         )
@@ -105,7 +108,8 @@ class REGDemoDecode(io.ComfyNode):
         images = ((samples.float() + 1) / 2).clamp(0, 1)
         images = F.interpolate(images, scale_factor=scale, mode="nearest")
         if columns > 0:
-            images = sheet(images, min(columns, len(images)))
+            framed = F.pad(images, (scale // 2,) * 4, value=0.25)  # or neighbours would run into each other
+            images = sheet(framed, min(columns, len(images)))
         return io.NodeOutput(images.movedim(1, -1).expand(-1, -1, -1, 3).contiguous())
 
 

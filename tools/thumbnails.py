@@ -74,7 +74,7 @@ def _curve(draw, start, end, color, width):
 
 
 def run_digits(path: Path) -> Image.Image:
-    """The images of the digits workflow, run on a real server: REG left, CFG right."""
+    """The images of the digits workflow, run on a real server: CFG above, REG below."""
     sys.path.insert(0, str(ROOT))
     from tests.host.server import ComfyServer
     from tests.host.workflow import to_api
@@ -88,12 +88,13 @@ def run_digits(path: Path) -> Image.Image:
                 branch = node["inputs"]["filename_prefix"].split("_")[-1]
                 pictures[branch] = Image.open(io.BytesIO(server.view(result.images(key)[0]))).convert("RGB")
     page = Image.new("RGB", SIZE, "#202024")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(20)
-    side = 352
-    for i, branch in enumerate(("CFG", "REG")):
-        x = 24 + i * (side + 16)
-        page.paste(pictures[branch].resize((side, side), Image.Resampling.NEAREST), (x, 56))
-        draw.text((x, 20), {"CFG": "CFG", "REG": "REG, same seed and cfg"}[branch], fill="white", font=font)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(18)
+    for branch, x, y in (("CFG", 20, 8), ("REG", 20, 222)):
+        sheet = pictures[branch]
+        height = 180
+        width = round(sheet.width * height / sheet.height)
+        page.paste(sheet.resize((width, height), Image.Resampling.NEAREST), (SIZE[0] - width - 20, y + 16))
+        draw.multiline_text((x, y + 70), {"CFG": "CFG", "REG": "REG\nsame noise,\nsame cfg"}[branch], fill="white", font=font)
     return page
 
 

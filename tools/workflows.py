@@ -41,7 +41,7 @@ LINKED = {
 }
 SIZES = {
     "CheckpointLoaderSimple": (320, 100), "CLIPTextEncode": (360, 140), "EmptyLatentImage": (280, 110), "EmptySD3LatentImage": (280, 110),
-    "KSampler": (300, 270), "VAEDecode": (200, 50), "SaveImage": (380, 380), "PreviewImage": (380, 380), "MarkdownNote": (360, 300),
+    "KSampler": (300, 270), "VAEDecode": (200, 50), "SaveImage": (440, 330), "PreviewImage": (380, 380), "MarkdownNote": (360, 300),
     "REGGuidance": (320, 260), "REGDemoModel": (300, 60), "REGDemoPrompt": (300, 60), "REGDemoLatent": (300, 60), "REGDemoDecode": (300, 90),
 }  # fmt: skip
 NO_WIDGETS = ("VAEDecode", "PreviewImage")
@@ -102,14 +102,14 @@ def digits() -> Graph:
     """CFG beside REG on the model shipped with the pack, same seed."""
     g = Graph()
     model = g.add("REGDemoModel", 0, ["digits_weak"])
-    positive = g.add("REGDemoPrompt", 0, ["3"], "Positive")
+    positive = g.add("REGDemoPrompt", 0, ["0 to 9 in turn"], "Positive")
     negative = g.add("REGDemoPrompt", 0, ["any digit"], "Negative")
-    latent = g.add("REGDemoLatent", 0, [16])
+    latent = g.add("REGDemoLatent", 0, [40])
     text = (
         "## REG on handwritten digits\n\nNo download: the model comes with the pack. Press **Queue**.\n\n"
         "Above, REG; below, plain CFG from the same noise and with the same cfg. REG multiplies guidance by the denoiser's Jacobian, "
         "which is near 0 at high noise and near 1 at the end: it guides less, and later. The log says by how much (*effective cfg*).\n\n"
-        "Try another form, a higher cfg, or another digit."
+        "Try another form, a higher cfg, or a single digit."
     )
     g.add("MarkdownNote", 0, [text], "Read me", color=NOTE)
     reg = g.add("REGGuidance", 1, GUIDANCE, model=(model, 0))
@@ -117,7 +117,7 @@ def digits() -> Graph:
         values = [7, "fixed", 18, 8.0, "heun", "karras", 1.0]
         inputs = dict(model=(source, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
         sampler = g.add("KSampler", 2, values, f"Sample with {branch}", **inputs)
-        image = g.add("REGDemoDecode", 3, [12, 4], latent=(sampler, 0))
+        image = g.add("REGDemoDecode", 3, [8, 10], latent=(sampler, 0))
         g.add("SaveImage", 4, [f"REG/digits_{branch}"], branch, images=(image, 0))
     return g
 

@@ -55,8 +55,9 @@ def test_decode_makes_a_sheet_in_reading_order(pack):
     decode = pack.nodes["REGDemoDecode"].execute
     latents = torch.stack([torch.full((1, 8, 8), v) for v in (-1.0, -0.5, 0.0, 0.5, 3.0)])
     (sheet,) = decode({"samples": latents}, scale=2, columns=2).result
-    assert sheet.shape == (1, 48, 32, 3)
-    cells = [sheet[0, 16 * r + 8, 16 * c + 8, 0].item() for r in range(3) for c in range(2)]
+    assert sheet.shape == (1, 3 * 18, 2 * 18, 3), "a frame of half a latent pixel around each"
+    assert sheet[0, 0, 0, 0] == sheet[0, 17, 9, 0] == 0.25
+    cells = [sheet[0, 18 * r + 9, 18 * c + 9, 0].item() for r in range(3) for c in range(2)]
     assert cells == pytest.approx([0, 0.25, 0.5, 0.75, 1.0, 0.0])
     (batch,) = decode({"samples": latents}, scale=3, columns=0).result
     assert batch.shape == (5, 24, 24, 3) and batch.min() >= 0 and batch.max() <= 1
@@ -69,6 +70,13 @@ def test_bad_values_are_named(pack):
         pack.nodes["REGDemoPrompt"].execute(digit="eleven")
     with pytest.raises(ValueError, match="nope"):
         pack.nodes["REGDemoModel"].execute(variant="nope")
+
+
+def test_digits_in_turn(host, pack, digits):
+    prompt = pack.nodes["REGDemoPrompt"].execute(digit="0 to 9 in turn").result[0]
+    out = tiny.sample(digits, positive=prompt, batch=23, steps=12, scheduler="karras")
+    classifier = pack.import_("reg_core.lab.models").load_digits_classifier()
+    assert (classifier(out).argmax(1) == torch.arange(23) % 10).float().mean() > 0.9
 
 
 def test_half_batches_and_mixed_prompts(host, pack, digits):
