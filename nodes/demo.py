@@ -47,7 +47,9 @@ class REGDemoPrompt(io.ComfyNode):
             category=CATEGORY,
             description="The conditioning of the digits model.",
             inputs=[
-                io.Combo.Input("digit", options=PROMPTS, default="3", tooltip="The digit to draw, or 0, 1, 2, ... over the batch. 'any digit' is the unconditional prompt, for the negative."),
+                io.Combo.Input(
+                    "digit", options=PROMPTS, default="3", tooltip="The digit to draw, or 0, 1, 2, ... over the batch. 'any digit' is unconditional: the negative."
+                ),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For the positive or negative input of a sampler.")],
         )

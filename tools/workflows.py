@@ -155,7 +155,8 @@ WORKFLOWS = {
         10.0, 30, "euler", "normal", "EmptyLatentImage", 1024, PROMPT, "blurry, text, watermark", note_for("SDXL", 6, 10),
     ),
     "REG with SD1.5": lambda: text_to_image(
-        ("v1-5-pruned-emaonly-fp16.safetensors", f"{HF}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors", "checkpoints"),
+        ("v1-5-pruned-emaonly-fp16.safetensors",
+         f"{HF}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors", "checkpoints"),
         12.0, 30, "dpmpp_2m", "karras", "EmptyLatentImage", 512, PROMPT, "blurry, text, watermark", note_for("SD 1.5", 7.5, 12),
     ),
     "REG with SD3.5": lambda: text_to_image(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from reg_core.lab import demo
 
 ROOT = Path(__file__).resolve().parents[2]
