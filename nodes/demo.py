@@ -48,7 +48,7 @@ class REGDemoPrompt(io.ComfyNode):
             description="The conditioning of the digits model.",
             inputs=[
                 io.Combo.Input(
-                    "digit", options=PROMPTS, default="3", tooltip="The digit to draw, or 0, 1, 2, ... over the batch. 'any digit' is unconditional: the negative."
+                    "digit", options=PROMPTS, default="3", tooltip="The digit to draw, or 0, 1, 2, ... over the batch. 'any digit' is unconditional."
                 ),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For the positive or negative input of a sampler.")],
