@@ -3,8 +3,10 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .autoguidance import REGAutoguidance, REGReferenceModel, REGWeakModel
 from .demo import REGDemoDecode, REGDemoLatent, REGDemoModel, REGDemoPrompt
 from .guidance import REGGuidance
+from .reward import REGRewardDigit, REGRewardGuidance, REGRewardImage, REGRewardLatent
 from .schedules import REGScheduleCosine, REGScheduleCurve, REGScheduleInterval, REGScheduleLinear
 
 NODES = [
@@ -13,6 +15,13 @@ NODES = [
     REGScheduleCosine,
     REGScheduleInterval,
     REGScheduleCurve,
+    REGAutoguidance,
+    REGReferenceModel,
+    REGWeakModel,
+    REGRewardGuidance,
+    REGRewardDigit,
+    REGRewardLatent,
+    REGRewardImage,
     REGDemoModel,
     REGDemoPrompt,
     REGDemoLatent,

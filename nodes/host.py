@@ -16,15 +16,20 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.patcher_extension
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.supported_models_base
 import torch
+import torch.nn.functional as F
 
+from ..reg_core import jacobian
 from ..reg_core.guidance import Branches
 from ..reg_core.rectifier import Rectifier
 from ..reg_core.rectify import Settings
-from ..reg_core.schedule import Schedule, SigmaInterval, sigma_position, step_position
+from ..reg_core.schedule import Schedule, SigmaInterval, sigma_position, step_position, within
+from ..reg_core.space import expand
 from ..reg_core.trace import Row, Run, Trace
 from .attention import differentiable_attention
 from .thaw import control_modules, private_saved_tensors, thawed, thawed_cond
@@ -36,6 +41,7 @@ log = logging.getLogger("ComfyUI-REG")
 KEY = "reg"  # of our wrappers on a MODEL
 RUN = "reg_run"  # of the run's state in the guider's own copy of model_options
 SCHEDULE = "reg_schedule"
+DAMPED = "reg_damped"
 
 # Caches see a probe as one more step and would answer it from memory; compiled graphs have no derivative.
 STATEFUL_WRAPPERS = ("easycache", "lazycache")
@@ -360,6 +366,236 @@ def percent_of(sampling, sigma: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if float(sampling.percent_to_sigma(middle)) >= sigma else (low, middle)
     return round((low + high) / 2, 9)
+
+
+# Rewards: classifier guidance on the denoised prediction
+
+
+def rewarded_model(model, reward, scale: float, rectified: bool, start_percent: float, end_percent: float):
+    """A clone of MODEL whose denoised prediction is moved by scale * sigma_ve^2 * (J^T) grad log_prob(D_cond).
+
+    sigma_ve = s / alpha, limited to 20.
+    """
+    patched = model.clone()
+    if scale == 0:
+        return patched
+    keep_loaded = getattr(reward, "models", None)
+    if keep_loaded is not None:
+        patched.set_additional_models(f"reg_reward_{id(reward)}", keep_loaded())
+    patched.set_model_sampler_post_cfg_function(_RewardHook(reward, scale, rectified, (start_percent, end_percent)))
+    return patched
+
+
+MAX_REWARD_SIGMA = 20.0
+
+
+class _RewardHook:
+    def __init__(self, reward, scale, rectified, percents):
+        self.reward, self.scale, self.rectified, self.percents = reward, scale, rectified, percents
+        self.warned = False
+
+    def __call__(self, args):
+        model, x, sigma = args["model"], args["input"], args["sigma"]
+        sampling = model.model_sampling
+        high, low = (float(sampling.percent_to_sigma(p)) for p in self.percents)
+        if self.percents != (0.0, 1.0) and not within(float(sigma.max()), low, high):
+            return args["denoised"]
+        alpha, s = alpha_and_s(sampling, sigma, x)
+        # Infinite for flow at sigma = 1, and beyond 20 nothing is known of the image: a real model's J is noise there.
+        sigma_ve = (s / alpha.clamp_min(1e-9)).clamp_max(MAX_REWARD_SIGMA)
+
+        def gradient(denoised):
+            # Latent formats are affine per element, with tensors autograd may not save: their slope by hand.
+            slope = model.process_latent_out(torch.ones_like(denoised)) - model.process_latent_out(torch.zeros_like(denoised))
+            x0 = model.process_latent_out(denoised)
+            with torch.inference_mode(False), torch.enable_grad():
+                x0 = x0.clone().requires_grad_(True)
+                return torch.autograd.grad(self.reward.log_prob(x0).sum(), x0)[0] * slope
+
+        direction = self._through_denoiser(args, gradient, alpha, s) if self.rectified else gradient(args["cond_denoised"])
+        shift = self.scale * expand(sigma_ve**2, x) * direction
+        good = torch.isfinite(shift).flatten(1).all(1)
+        return args["denoised"] + torch.where(expand(good, x), shift, 0).to(args["denoised"].dtype)
+
+    def _through_denoiser(self, args, gradient, alpha, s):
+        """J^T gradient; where there is no backward pass J gradient by finite differences, as J is symmetric in theory."""
+        branches = _ModelBranches(args["model"], [args["cond"], None], _without_reg(args["model_options"]))
+        x, sigma = args["input"], args["sigma"]
+        try:
+            with branches.differentiable("reverse"):
+                return jacobian.reverse(branches.cond, x, sigma, alpha, gradient)[1]
+        except Interrupted:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            if not self.warned:
+                self.warned = True
+                log.warning("REG reward: no backward pass (%s): finite differences", str(error).split("\n")[0][:200])
+        return jacobian.finite_difference(branches.cond, x, sigma, alpha, gradient(args["cond_denoised"]), s, args["cond_denoised"])[1]
+
+
+def _without_reg(model_options):
+    """model_options as they were before this call was rectified: our own extra passes are nobody's guidance."""
+    hooked = getattr(model_options.get("sampler_calc_cond_batch_function"), "__self__", None)
+    return hooked.given if isinstance(hooked, _Call) else model_options
+
+
+class ImageReward:
+    """Cosine similarity of CLIP vision embeddings / temperature, through the VAE decoder; sample by sample, at bounded size."""
+
+    def __init__(self, clip_vision, vae, image, temperature: float, max_latent_size: int):
+        self.clip, self.vae, self.temperature, self.size = clip_vision, vae, temperature, max_latent_size
+        self.target = clip_vision.encode_image(image[:1])["image_embeds"]
+
+    def models(self):
+        """Kept loaded beside the sampled model."""
+        return [self.vae.patcher, self.clip.patcher]
+
+    def log_prob(self, x0):
+        if x0.ndim != 4:
+            raise ValueError(f"REGRewardImage: want image latents [B, C, H, W], got {list(x0.shape)}")
+        with thawed([self.vae.first_stage_model, self.clip.model]) as weights, private_saved_tensors(weights):
+            return torch.stack([self._one(sample[None]) for sample in x0])
+
+    def _one(self, x0):
+        scale = min(1.0, self.size / max(x0.shape[2:]))
+        if scale < 1:
+            x0 = F.interpolate(x0, scale_factor=scale, mode="area")
+        pixels = (self.vae.first_stage_model.decode(x0.to(self.vae.vae_dtype)).float() + 1) / 2
+        side = self.clip.image_size
+        pixels = F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
+        # ComfyUI's own preparation rounds to 8 bits, which has no gradient
+        mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (self.clip.image_mean, self.clip.image_std))
+        embedding = self.clip.model(pixel_values=(pixels - mean) / std, intermediate_output=-2)[2].float()
+        return F.cosine_similarity(embedding, self.target.to(embedding).clone()).mean() / self.temperature
+
+
+# A second model
+
+
+def check_same_space(model, other) -> None:
+    """Raises ValueError unless both models denoise the same latents in the same coordinates."""
+    ours, theirs = (m.get_model_object("model_sampling") for m in (model, other))
+    flow = [isinstance(sampling, comfy.model_sampling.CONST) for sampling in (ours, theirs)]
+    if flow[0] != flow[1]:
+        raise ValueError(f"the models sample in different coordinates: {type(ours).__mro__[2].__name__} and {type(theirs).__mro__[2].__name__}")
+    formats = [m.model.latent_format for m in (model, other)]
+    if formats[0].latent_channels != formats[1].latent_channels or type(formats[0]) is not type(formats[1]):
+        raise ValueError(f"the models have different latents: {type(formats[0]).__name__} and {type(formats[1]).__name__}")
+
+
+def shares_weights(model, other) -> bool:
+    """True when `other` is a clone that differs by options only. Raises ValueError when it differs by patched weights."""
+    if model.model is not other.model:
+        return False
+    if model.patches_uuid != other.patches_uuid:
+        raise ValueError("both models are the same file with different weight patches (LoRA): load it by a second loader, or use REG Weak Model")
+    return True
+
+
+def sample_arguments(args, kwargs) -> dict:
+    """What CFGGuider.outer_sample was called with, by name."""
+    names = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask", "callback", "disable_pbar", "seed", "latent_shapes")
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+class SecondModel:
+    """A further MODEL, loaded beside the sampled one (set_additional_models), that denoises with conds of its own."""
+
+    def __init__(self, patcher, guider, conds, arguments):
+        self.patcher = patcher
+        self.guider = guider
+        self.conds = [c.copy() for c in conds]  # as convert_cond left them; process_conds writes into each
+        self.arguments = arguments
+        self.options = None
+
+    def denoised(self, x, sigma):
+        """The denoised prediction at x [B, ...], sigma [B]."""
+        if self.options is None:  # only now are both models loaded
+            self._start()
+        return calc_cond_batch(self.patcher.model, [self.conds], x, sigma, self.options)[0]
+
+    def _start(self):
+        a, model, device = self.arguments, self.patcher.model, self.guider.model_patcher.load_device
+        self.options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
+        self.options.setdefault("transformer_options", {})["sample_sigmas"] = a["sigmas"].to(device)
+        comfy.sampler_helpers.prepare_model_patcher(self.patcher, {"reference": self.conds}, self.options)
+        if model is not self.guider.model_patcher.model:
+            self.patcher.pre_run()
+        noise, latent, mask = a["noise"].to(device), a["latent_image"].to(device), a.get("denoise_mask")
+        if torch.count_nonzero(latent) > 0:
+            latent = model.process_latent_in(latent)
+        if mask is not None:
+            mask = comfy.sampler_helpers.prepare_mask(mask, noise.shape, device)
+        extra = {}
+        if a.get("latent_shapes") is not None:  # hosts since packed latents
+            extra["latent_shapes"] = model.latent_shapes = a["latent_shapes"]
+        processed = comfy.samplers.process_conds(model, noise, {"reference": self.conds}, device, latent, mask, a.get("seed"), **extra)
+        self.conds = processed["reference"]
+
+    def stop(self):
+        """Undo what the run changed on the second MODEL."""
+        if self.options is not None and self.patcher.model is not self.guider.model_patcher.model:
+            self.patcher.cleanup()
+        self.options = None
+
+
+def calc_cond_batch(model, conds, x, sigma, model_options):
+    """ComfyUI's, on this process's devices only."""
+    options = {k: v for k, v in model_options.items() if k not in MULTIGPU_OPTIONS}
+    return comfy.samplers.calc_cond_batch(model, conds, x, sigma, options)
+
+
+def cfg_guider(model, positive, negative, cfg):
+    """A GUIDER of ComfyUI's own kind."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def damped_model(model, damping: float):
+    """A MODEL that shares the weights and runs with every block's layers damped: out -> bias + (1 - damping) (out - bias).
+
+    Costs no memory: forward hooks for the time of the pass, on the layers of repeated blocks; the layers that read
+    and write latents stay as they are. Raises ValueError for a model without such layers.
+    """
+    layers = [m for m in _block_layers(model.model.diffusion_model)]
+    if not layers:
+        raise ValueError(f"REGWeakModel: {type(model.model.diffusion_model).__name__} has no repeated blocks of linear or convolution layers")
+    patched = model.clone()
+    patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, DAMPED)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, DAMPED, _Damped(1 - damping))
+    return patched
+
+
+class _Damped:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, executor, *args, **kwargs):
+        handles = [layer.register_forward_hook(self._damp) for layer in _block_layers(executor.class_obj.diffusion_model)]
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _damp(self, layer, inputs, out):
+        bias = getattr(layer, "bias", None)
+        if bias is None:
+            return self.factor * out
+        bias = bias.to(out).reshape(-1, *[1] * (out.ndim - 2)) if layer.weight.ndim > 2 else bias.to(out)
+        return bias + self.factor * (out - bias)
+
+
+def _block_layers(network):
+    """Linear and convolution layers inside ModuleLists, without those as narrow as latents."""
+    for parent in network.modules():
+        if isinstance(parent, torch.nn.ModuleList):
+            for layer in parent.modules():
+                weight = getattr(layer, "weight", None)
+                if isinstance(weight, torch.Tensor) and weight.ndim >= 2 and min(weight.shape[:2]) >= 12 and not isinstance(layer, torch.nn.Embedding):
+                    yield layer
 
 
 # The demo model

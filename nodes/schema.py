@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 Trace = io.Custom("REG_TRACE")
+Reward = io.Custom("REG_REWARD")
 
 
 def advanced(widget):

@@ -188,6 +188,59 @@ def test_cfg_one_is_bit_identical_without_extra_calls_and_says_so(host, pack, sd
     assert trace.last.active == [] and "cfg 1" in str(trace)
 
 
+def test_cfg_one_costs_nothing_even_where_a_patch_wants_the_unconditional_pass(host, pack, sd15):
+    model = sd15.patcher.clone()
+    model.set_model_sampler_post_cfg_function(lambda args: args["denoised"], disable_cfg1_optimization=True)
+    with reg.counted(sd15.patcher) as plain:
+        want = tiny.sample(sd15, model, cfg=1.0)
+    with reg.counted(sd15.patcher) as ours:
+        out = tiny.sample(sd15, reg.apply(pack, model)[0], cfg=1.0)
+    assert torch.equal(out, want) and ours == plain and plain["rows"] == 6
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar"])
+def test_controlnet_is_asked_again_at_the_probe(host, pack, sd15, form):
+    """The control net's output depends on x too. Oracle: central differences of whole calls, control net and all."""
+    hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(5))
+    net = tiny.build_controlnet()
+    conds = host.nodes.ControlNetApplyAdvanced().apply_controlnet(sd15.positive, sd15.negative, net, hint, 1.0, 0.0, 1.0)
+    conds = dict(zip(("positive", "negative"), conds, strict=True))
+
+    def look(guider, x, sigma, options):
+        module, core = pack.import_("nodes.host"), pack.import_("reg_core")
+        both = [guider.conds["positive"], guider.conds["negative"]]
+        result = core.Rectifier(core.Settings(form=form))(module._ModelBranches(guider.inner_model, both, options), x, sigma)
+        h = 0.01 * sigma.reshape(-1, 1, 1, 1)
+        v = result.denoised - result.reference
+        direction = torch.ones_like(x) if form == "row_sum" else v
+        scale = 1.0 if form == "row_sum" else (direction.numel() ** 0.5 / direction.norm())
+        ahead, behind = (host.samplers.calc_cond_batch(guider.inner_model, both[:1], x + d * h * scale * direction, sigma, options)[0] for d in (1, -1))
+        product = (ahead - behind) / (2 * h * scale)
+        return result.rectified, product * v if form == "row_sum" else (v * product).sum() / (v * v).sum() * v
+
+    ours, want = reg.inside(sd15, look, **conds)
+    assert reg.relative(ours, want) < 0.01
+
+
+def test_attention_kernels_without_derivative_are_replaced_not_feared(host, pack, sd15):
+    """Sage, flash and int8 attention come in by the same override: derivatives take PyTorch's own, other passes the user's."""
+    used = []
+
+    def fused(func, q, k, v, heads, **kwargs):
+        used.append(1)
+        return NoDerivative.apply(func(q, k, v, heads, **kwargs))
+
+    model = sd15.patcher.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = fused
+    for engine in ("reverse", "forward"):
+        used.clear()
+        patched, trace = reg.apply(pack, model, "scalar", engine)
+        out = tiny.sample(sd15, patched)
+        assert {r.engine for r in trace.last.rows} == {engine} and not trace.last.notes, trace
+        assert reg.relative(out, tiny.sample(sd15, reg.apply(pack, sd15.patcher, "scalar", engine)[0])) < 1e-4
+        assert used, "plain passes keep the user's attention"
+
+
 def test_the_last_node_applied_wins(host, pack, sd15):
     first, _ = reg.apply(pack, sd15.patcher, "product", "reverse")
     second, trace = reg.apply(pack, first, "schedule")
