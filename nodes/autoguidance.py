@@ -5,6 +5,7 @@ import math
 from comfy_api.latest import io
 
 from . import host
+from .damped import damped_model
 from .reference import with_reference
 from .schema import with_aliases
 
@@ -88,4 +89,4 @@ class REGWeakModel(io.ComfyNode):
     def execute(cls, model, damping) -> io.NodeOutput:
         if not 0 <= damping <= 0.9:
             raise ValueError(f"REGWeakModel: damping must be between 0 and 0.9, got {damping}")
-        return io.NodeOutput(host.damped_model(model, damping))
+        return io.NodeOutput(damped_model(model, damping))

@@ -5,7 +5,7 @@ import math
 from comfy_api.latest import io
 
 from ..reg_core.rectify import ENGINES, FORMS, Settings
-from . import host
+from .hook import rectified_model
 from .schema import Trace, advanced, with_aliases
 
 
@@ -99,4 +99,4 @@ class REGGuidance(io.ComfyNode):
         if start_percent > end_percent:
             raise ValueError(f"REGGuidance: start_percent {start_percent} is after end_percent {end_percent}")
         settings = Settings(form=form, engine=engine, strength=strength, refresh=refresh, data_std=data_std)
-        return io.NodeOutput(*host.rectified_model(model, settings, start_percent, end_percent))
+        return io.NodeOutput(*rectified_model(model, settings, start_percent, end_percent))

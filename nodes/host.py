@@ -1,15 +1,11 @@
-"""Every touch of ComfyUI's internals: the hook, model calls, differentiation under inference mode, the demo model.
+"""Every touch of ComfyUI's internals: model calls, differentiation under inference mode, a second model, the demo model.
 
-Sampling calls us in a chain (ComfyUI's names): OUTER_SAMPLE once a run -> PREDICT_NOISE per model call ->
-sampler_calc_cond_batch_function, where the conditional and unconditional predictions are made. There we return
-[d, d - R (d - u)]: any cfg function then computes d + (cfg - 1) R (d - u), and whatever follows composes.
+What the other files of this folder need of ComfyUI they take from here.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import math
 from contextlib import ExitStack, contextmanager
 
 import comfy.latent_formats
@@ -22,26 +18,15 @@ import comfy.sampler_helpers
 import comfy.samplers
 import comfy.supported_models_base
 import torch
-import torch.nn.functional as F
 
-from ..reg_core import jacobian
 from ..reg_core.guidance import Branches
-from ..reg_core.rectifier import Rectifier
-from ..reg_core.rectify import Settings
-from ..reg_core.schedule import Schedule, SigmaInterval, sigma_position, step_position, within
-from ..reg_core.space import expand
-from ..reg_core.trace import Row, Run, Trace
 from .attention import differentiable_attention
 from .thaw import control_modules, private_saved_tensors, thawed, thawed_cond
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 Interrupted = comfy.model_management.InterruptProcessingException
+clone_options = comfy.model_patcher.create_model_options_clone
 log = logging.getLogger("ComfyUI-REG")
-
-KEY = "reg"  # of our wrappers on a MODEL
-RUN = "reg_run"  # of the run's state in the guider's own copy of model_options
-SCHEDULE = "reg_schedule"
-DAMPED = "reg_damped"
 
 # Caches see a probe as one more step and would answer it from memory; compiled graphs have no derivative.
 STATEFUL_WRAPPERS = ("easycache", "lazycache")
@@ -49,131 +34,10 @@ OPAQUE_WRAPPERS = ("torch.compile",)
 MULTIGPU_OPTIONS = ("multigpu_clones", "multigpu_thread_pool")
 
 
-# REG on a MODEL
-
-
-def rectified_model(model, settings: Settings, start_percent: float, end_percent: float):
-    """A clone of MODEL whose guidance is rectified, and the trace its sampling runs will fill. The last one applied wins."""
-    patched = model.clone()
-    trace = Trace()
-    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
-        patched.remove_wrappers_with_key(kind, KEY)
-    if not settings.enabled:
-        return patched, trace
-    hook = _Hook(settings, start_percent, end_percent, trace)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hook.outer_sample)
-    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, hook.predict_noise)
-    return patched, trace
-
-
-class _Hook:
-    """The two wrappers of one patched MODEL. Holds settings only; what belongs to a run lives in the run."""
-
-    def __init__(self, settings, start_percent, end_percent, trace):
-        self.settings = settings
-        self.percents = (start_percent, end_percent)
-        self.trace = trace
-
-    def outer_sample(self, executor, *args, **kwargs):
-        guider = executor.class_obj
-        rectifier = self._new_run(guider)
-        guider.model_options[RUN] = rectifier  # the guider's private copy, made for this sampling
-        try:
-            return executor(*args, **kwargs)
-        finally:
-            guider.model_options.pop(RUN, None)
-            _report(rectifier.run, guider)
-
-    def _new_run(self, guider):
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        start, end = self.percents
-        settings = dataclasses.replace(
-            self.settings,
-            sigma_start=math.inf if start <= 0 else float(sampling.percent_to_sigma(start)),
-            sigma_end=0.0 if end >= 1 else float(sampling.percent_to_sigma(end)),
-        )
-        run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
-        return Rectifier(settings, run=run, fatal=(Interrupted,))
-
-    def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
-        guider, model_options = executor.class_obj, model_options or {}
-        # A guider driven without sample() has no run: rectify all the same, with a state of its own.
-        rectifier = model_options.get(RUN) or self._new_run(guider)
-        call = _Call(rectifier, guider, model_options)
-        result = executor(x, timestep, call.options(), seed)
-        if not call.reached:
-            name = type(guider).__name__
-            rectifier.run.add(Row(_sigma=timestep, note=f"{name} does not ask for the conditional and unconditional pair"))
-        return result
-
-
-class _Call:
-    """One model call: its private model_options, and the pair of predictions made in place of ComfyUI's."""
-
-    def __init__(self, rectifier, guider, model_options):
-        self.rectifier = rectifier
-        self.guider = guider
-        self.given = model_options
-        self.reached = False
-        self.uncond = None
-
-    def options(self):
-        options = comfy.model_patcher.create_model_options_clone(self.given)
-        options["sampler_calc_cond_batch_function"] = self.calc_cond_batch
-        if "sampler_post_cfg_function" in options:
-            options["sampler_post_cfg_function"] = [self._with_true_uncond(f) for f in options["sampler_post_cfg_function"]]
-        return options
-
-    def calc_cond_batch(self, args):
-        self.reached = True
-        model, conds, x, sigma = args["model"], args["conds"], args["input"], args["sigma"]
-        cfg = float(getattr(self.guider, "cfg", math.nan))
-        note = self._why_not(conds, cfg, sigma)
-        branches = _ModelBranches(model, conds, self.given)
-        if note is not None:
-            self.rectifier.run.add(Row(_sigma=sigma, cfg=cfg, note=note))
-            return branches.evaluate(conds, x, sigma)
-        alpha, s = alpha_and_s(model.model_sampling, sigma, x)
-        prediction = self.rectifier(branches, x, sigma, cfg - 1, alpha, s)
-        self.uncond = prediction.reference
-        return [prediction.denoised, (prediction.denoised - prediction.rectified).to(prediction.denoised.dtype)]
-
-    def _why_not(self, conds, cfg, sigma):
-        if len(conds) != 2 or conds[1] is None or conds[0] is None:
-            return "cfg 1: no guidance to rectify" if math.isclose(cfg, 1.0) else "no unconditional pass: no guidance to rectify"
-        if math.isclose(cfg, 1.0):
-            return "cfg 1: no guidance to rectify"
-        if self.rectifier.settings.bounded and not self.rectifier.settings.covers(float(sigma.max())):
-            return "outside start and end"
-        return None
-
-    def _with_true_uncond(self, post_cfg):
-        """CFG++ samplers and others take the unconditional prediction from here: give them the model's own."""
-
-        def call(args):
-            return post_cfg(args if self.uncond is None else {**args, "uncond_denoised": self.uncond})
-
-        return call
-
-
-def _report(run: Run, guider) -> None:
-    """One line a run, and a warning when REG did nothing or had to fall back."""
-    if run.active:
-        log.info("REG: %s", run.summary())
-        bad = [row for row in run.active if row.nonfinite]
-        if bad and run.remark(f"non-finite correction in {len(bad)} of {len(run.active)} active calls: plain guidance there"):
-            log.warning("REG: %s", run.notes[-1])
-        return
-    reasons = list(dict.fromkeys(row.note for row in run.rows if row.note))
-    why = "; ".join(reasons) or "the model was never called"
-    if run.remark(f"did nothing: {why}"):
-        log.warning("REG did nothing with %s (cfg %s): %s", type(guider).__name__, getattr(guider, "cfg", "?"), why)
-
-
 # Model calls
 
 
-class _ModelBranches(Branches):
+class ModelBranches(Branches):
     """The conditional and unconditional prediction of a ComfyUI model, evaluated as ComfyUI does."""
 
     def __init__(self, model, conds, model_options):
@@ -211,7 +75,7 @@ class _ModelBranches(Branches):
             if self.stateful:  # what a cache answered is no neighbour of a fresh probe
                 return denoised, reference, denoised + self.cond(x + step, sigma) - self.cond(x, sigma)
             return denoised, reference, self.cond(x + step, sigma)
-        options = comfy.model_patcher.create_model_options_clone(self.options)
+        options = clone_options(self.options)
         options["model_function_wrapper"] = _shifted_rows(step, options.get("model_function_wrapper"))
         positive, negative = self.conds
         denoised, reference, probe = self.evaluate([positive, negative, positive], x, sigma, options)
@@ -272,7 +136,7 @@ def alpha_and_s(sampling, sigma, x):
 
 def quiet(model_options, dropped):
     """model_options for a pass of our own: without the wrappers named and without worker GPUs."""
-    options = comfy.model_patcher.create_model_options_clone({k: v for k, v in model_options.items() if k not in MULTIGPU_OPTIONS})
+    options = clone_options({k: v for k, v in model_options.items() if k not in MULTIGPU_OPTIONS})
     wrappers = options.setdefault("transformer_options", {}).get("wrappers", {})
     for by_key in wrappers.values():
         for key in dropped:
@@ -298,67 +162,6 @@ def _training_kernels():
         management.in_training = before
 
 
-# Schedules: cfg as a function of the noise level, through the guider
-
-
-def scheduled_model(model, schedule: Schedule, axis: str, label: str):
-    """A clone of MODEL under which the guider's cfg becomes 1 + (cfg - 1) * multiplier at every model call.
-
-    Several schedules multiply. At cfg 1 ComfyUI leaves the unconditional pass out.
-    """
-    patched = model.clone()
-    hook = _ScheduleHook(schedule, axis, label)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SCHEDULE, hook.outer_sample)
-    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, SCHEDULE, hook.predict_noise)
-    return patched
-
-
-class _ScheduleHook:
-    def __init__(self, schedule, axis, label):
-        self.schedule = schedule
-        self.axis = axis
-        self.label = label
-
-    def outer_sample(self, executor, *args, **kwargs):
-        guider = executor.class_obj
-        sigmas = kwargs.get("sigmas", args[3] if len(args) > 3 else None)
-        if sigmas is not None and len(sigmas) > 1:
-            self._announce(guider, sigmas)
-        return executor(*args, **kwargs)
-
-    def _announce(self, guider, sigmas):
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        factors = [self.multiplier(float(v), sampling, sigmas) for v in sigmas[:-1]]
-        on = [i for i, factor in enumerate(factors) if factor != 0]
-        steps = f"steps {on[0] + 1} to {on[-1] + 1} ({len(on)}) of {len(factors)}" if on else f"none of {len(factors)} steps"
-        base = float(getattr(guider, "cfg", math.nan))
-        log.info("REG: %s guides in %s, cfg %.3g to %.3g", self.label, steps, *(1 + (base - 1) * f for f in (min(factors), max(factors))))
-        if not on or math.isclose(base, 1.0):
-            log.warning("REG: %s has no effect: %s", self.label, "it guides in no step" if not on else f"cfg is {base}")
-
-    def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
-        guider, model_options = executor.class_obj, model_options or {}
-        base = getattr(guider, "cfg", None)
-        if base is None:
-            return executor(x, timestep, model_options, seed)
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
-        guider.cfg = 1 + (base - 1) * self.multiplier(float(timestep.max()), sampling, sigmas)
-        try:
-            return executor(x, timestep, model_options, seed)
-        finally:
-            guider.cfg = base
-
-    def multiplier(self, sigma, sampling, sigmas):
-        if isinstance(self.schedule, SigmaInterval):
-            return self.schedule(sigma)
-        if self.axis == "step" and sigmas is not None:
-            return self.schedule(step_position(sigma, sigmas))
-        if self.axis == "sigma":
-            return self.schedule(sigma_position(sigma, float(sampling.sigma_max)))
-        return self.schedule(percent_of(sampling, sigma))
-
-
 def percent_of(sampling, sigma: float) -> float:
     """The inverse of ComfyUI's `percent_to_sigma`, by bisection: 0 at pure noise, 1 clean, for every sampling class."""
     low, high = 0.0, 1.0
@@ -366,107 +169,6 @@ def percent_of(sampling, sigma: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if float(sampling.percent_to_sigma(middle)) >= sigma else (low, middle)
     return round((low + high) / 2, 9)
-
-
-# Rewards: classifier guidance on the denoised prediction
-
-
-def rewarded_model(model, reward, scale: float, rectified: bool, start_percent: float, end_percent: float):
-    """A clone of MODEL whose denoised prediction is moved by scale * sigma_ve^2 * (J^T) grad log_prob(D_cond).
-
-    sigma_ve = s / alpha, limited to 20.
-    """
-    patched = model.clone()
-    if scale == 0:
-        return patched
-    keep_loaded = getattr(reward, "models", None)
-    if keep_loaded is not None:
-        patched.set_additional_models(f"reg_reward_{id(reward)}", keep_loaded())
-    patched.set_model_sampler_post_cfg_function(_RewardHook(reward, scale, rectified, (start_percent, end_percent)))
-    return patched
-
-
-MAX_REWARD_SIGMA = 20.0
-
-
-class _RewardHook:
-    def __init__(self, reward, scale, rectified, percents):
-        self.reward, self.scale, self.rectified, self.percents = reward, scale, rectified, percents
-        self.warned = False
-
-    def __call__(self, args):
-        model, x, sigma = args["model"], args["input"], args["sigma"]
-        sampling = model.model_sampling
-        high, low = (float(sampling.percent_to_sigma(p)) for p in self.percents)
-        if self.percents != (0.0, 1.0) and not within(float(sigma.max()), low, high):
-            return args["denoised"]
-        alpha, s = alpha_and_s(sampling, sigma, x)
-        # Infinite for flow at sigma = 1, and beyond 20 nothing is known of the image: a real model's J is noise there.
-        sigma_ve = (s / alpha.clamp_min(1e-9)).clamp_max(MAX_REWARD_SIGMA)
-
-        def gradient(denoised):
-            # Latent formats are affine per element, with tensors autograd may not save: their slope by hand.
-            slope = model.process_latent_out(torch.ones_like(denoised)) - model.process_latent_out(torch.zeros_like(denoised))
-            x0 = model.process_latent_out(denoised)
-            with torch.inference_mode(False), torch.enable_grad():
-                x0 = x0.clone().requires_grad_(True)
-                return torch.autograd.grad(self.reward.log_prob(x0).sum(), x0)[0] * slope
-
-        direction = self._through_denoiser(args, gradient, alpha, s) if self.rectified else gradient(args["cond_denoised"])
-        shift = self.scale * expand(sigma_ve**2, x) * direction
-        good = torch.isfinite(shift).flatten(1).all(1)
-        return args["denoised"] + torch.where(expand(good, x), shift, 0).to(args["denoised"].dtype)
-
-    def _through_denoiser(self, args, gradient, alpha, s):
-        """J^T gradient; where there is no backward pass J gradient by finite differences, as J is symmetric in theory."""
-        branches = _ModelBranches(args["model"], [args["cond"], None], _without_reg(args["model_options"]))
-        x, sigma = args["input"], args["sigma"]
-        try:
-            with branches.differentiable("reverse"):
-                return jacobian.reverse(branches.cond, x, sigma, alpha, gradient)[1]
-        except Interrupted:
-            raise
-        except (RuntimeError, NotImplementedError) as error:
-            if not self.warned:
-                self.warned = True
-                log.warning("REG reward: no backward pass (%s): finite differences", str(error).split("\n")[0][:200])
-        return jacobian.finite_difference(branches.cond, x, sigma, alpha, gradient(args["cond_denoised"]), s, args["cond_denoised"])[1]
-
-
-def _without_reg(model_options):
-    """model_options as they were before this call was rectified: our own extra passes are nobody's guidance."""
-    hooked = getattr(model_options.get("sampler_calc_cond_batch_function"), "__self__", None)
-    return hooked.given if isinstance(hooked, _Call) else model_options
-
-
-class ImageReward:
-    """Cosine similarity of CLIP vision embeddings / temperature, through the VAE decoder; sample by sample, at bounded size."""
-
-    def __init__(self, clip_vision, vae, image, temperature: float, max_latent_size: int):
-        self.clip, self.vae, self.temperature, self.size = clip_vision, vae, temperature, max_latent_size
-        self.target = clip_vision.encode_image(image[:1])["image_embeds"]
-
-    def models(self):
-        """Kept loaded beside the sampled model."""
-        return [self.vae.patcher, self.clip.patcher]
-
-    def log_prob(self, x0):
-        if x0.ndim != 4:
-            raise ValueError(f"REGRewardImage: want image latents [B, C, H, W], got {list(x0.shape)}")
-        with thawed([self.vae.first_stage_model, self.clip.model]) as weights, private_saved_tensors(weights):
-            return torch.stack([self._one(sample[None]) for sample in x0])
-
-    def _one(self, x0):
-        scale = min(1.0, self.size / max(x0.shape[2:]))
-        if scale < 1:
-            x0 = F.interpolate(x0, scale_factor=scale, mode="area")
-        pixels = (self.vae.first_stage_model.decode(x0.to(self.vae.vae_dtype)).float() + 1) / 2
-        side = self.clip.image_size
-        pixels = F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
-        # ComfyUI's own preparation rounds to 8 bits, which has no gradient
-        mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (self.clip.image_mean, self.clip.image_std))
-        embedding = self.clip.model(pixel_values=(pixels - mean) / std, intermediate_output=-2)[2].float()
-        return F.cosine_similarity(embedding, self.target.to(embedding).clone()).mean() / self.temperature
 
 
 # A second model
@@ -516,7 +218,7 @@ class SecondModel:
 
     def _start(self):
         a, model, device = self.arguments, self.patcher.model, self.guider.model_patcher.load_device
-        self.options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
+        self.options = clone_options(self.patcher.model_options)
         self.options.setdefault("transformer_options", {})["sample_sigmas"] = a["sigmas"].to(device)
         comfy.sampler_helpers.prepare_model_patcher(self.patcher, {"reference": self.conds}, self.options)
         if model is not self.guider.model_patcher.model:
@@ -551,51 +253,6 @@ def cfg_guider(model, positive, negative, cfg):
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
-
-
-def damped_model(model, damping: float):
-    """A MODEL that shares the weights and runs with every block's layers damped: out -> bias + (1 - damping) (out - bias).
-
-    Costs no memory: forward hooks for the time of the pass, on the layers of repeated blocks; the layers that read
-    and write latents stay as they are. Raises ValueError for a model without such layers.
-    """
-    layers = [m for m in _block_layers(model.model.diffusion_model)]
-    if not layers:
-        raise ValueError(f"REGWeakModel: {type(model.model.diffusion_model).__name__} has no repeated blocks of linear or convolution layers")
-    patched = model.clone()
-    patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, DAMPED)
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, DAMPED, _Damped(1 - damping))
-    return patched
-
-
-class _Damped:
-    def __init__(self, factor):
-        self.factor = factor
-
-    def __call__(self, executor, *args, **kwargs):
-        handles = [layer.register_forward_hook(self._damp) for layer in _block_layers(executor.class_obj.diffusion_model)]
-        try:
-            return executor(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _damp(self, layer, inputs, out):
-        bias = getattr(layer, "bias", None)
-        if bias is None:
-            return self.factor * out
-        bias = bias.to(out).reshape(-1, *[1] * (out.ndim - 2)) if layer.weight.ndim > 2 else bias.to(out)
-        return bias + self.factor * (out - bias)
-
-
-def _block_layers(network):
-    """Linear and convolution layers inside ModuleLists, without those as narrow as latents."""
-    for parent in network.modules():
-        if isinstance(parent, torch.nn.ModuleList):
-            for layer in parent.modules():
-                weight = getattr(layer, "weight", None)
-                if isinstance(weight, torch.Tensor) and weight.ndim >= 2 and min(weight.shape[:2]) >= 12 and not isinstance(layer, torch.nn.Embedding):
-                    yield layer
 
 
 # The demo model

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..reg_core.lab.models import load_digits_classifier
-from . import host
+from .rewarded import ImageReward, rewarded_model
 from .schema import Reward, advanced, with_aliases
 
 GUIDANCE = "advanced/guidance"
@@ -46,7 +46,7 @@ class REGRewardGuidance(io.ComfyNode):
             raise ValueError(f"REGRewardGuidance: want 0 <= start_percent <= end_percent <= 1, got {start_percent} and {end_percent}")
         if not callable(getattr(reward, "log_prob", None)):
             raise ValueError(f"REGRewardGuidance: a reward needs a method log_prob(x0), {type(reward).__name__} has none")
-        return io.NodeOutput(host.rewarded_model(model, reward, scale, rectified, start_percent, end_percent))
+        return io.NodeOutput(rewarded_model(model, reward, scale, rectified, start_percent, end_percent))
 
 
 class REGRewardDigit(io.ComfyNode):
@@ -153,4 +153,4 @@ class REGRewardImage(io.ComfyNode):
     def execute(cls, clip_vision, vae, image, temperature, max_latent_size) -> io.NodeOutput:
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"REGRewardImage: temperature must be finite and > 0, got {temperature}")
-        return io.NodeOutput(host.ImageReward(clip_vision, vae, image, temperature, max_latent_size))
+        return io.NodeOutput(ImageReward(clip_vision, vae, image, temperature, max_latent_size))

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..reg_core.schedule import AXES, Cosine, Curve, Interval, Linear, SigmaInterval
-from . import host
+from .scheduled import scheduled_model
 from .schema import with_aliases
 
 CATEGORY = "advanced/guidance"
@@ -55,7 +55,7 @@ class REGScheduleLinear(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, start, end, axis) -> io.NodeOutput:
-        return io.NodeOutput(host.scheduled_model(model, Linear(start, end), axis, f"linear schedule {start:g} to {end:g} over {axis}"))
+        return io.NodeOutput(scheduled_model(model, Linear(start, end), axis, f"linear schedule {start:g} to {end:g} over {axis}"))
 
 
 class REGScheduleCosine(io.ComfyNode):
@@ -79,7 +79,7 @@ class REGScheduleCosine(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, power, axis) -> io.NodeOutput:
-        return io.NodeOutput(host.scheduled_model(model, Cosine(power), axis, f"cosine schedule of power {power:g} over {axis}"))
+        return io.NodeOutput(scheduled_model(model, Cosine(power), axis, f"cosine schedule of power {power:g} over {axis}"))
 
 
 class REGScheduleInterval(io.ComfyNode):
@@ -112,7 +112,7 @@ class REGScheduleInterval(io.ComfyNode):
             schedule, label = SigmaInterval(sigma_start, sigma_end), f"interval sigma {sigma_start:g} to {sigma_end:g}"
         else:
             schedule, label = Interval(start, end), f"interval {start:g} to {end:g} over {axis}"
-        return io.NodeOutput(host.scheduled_model(model, schedule, axis, label))
+        return io.NodeOutput(scheduled_model(model, schedule, axis, label))
 
 
 class REGScheduleCurve(io.ComfyNode):
@@ -139,4 +139,4 @@ class REGScheduleCurve(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, points, axis) -> io.NodeOutput:
-        return io.NodeOutput(host.scheduled_model(model, Curve.parse(points), axis, f"curve {points.strip()} over {axis}"))
+        return io.NodeOutput(scheduled_model(model, Curve.parse(points), axis, f"curve {points.strip()} over {axis}"))

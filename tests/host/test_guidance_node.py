@@ -209,7 +209,7 @@ def test_controlnet_is_asked_again_at_the_probe(host, pack, sd15, form):
     def look(guider, x, sigma, options):
         module, core = pack.import_("nodes.host"), pack.import_("reg_core")
         both = [guider.conds["positive"], guider.conds["negative"]]
-        result = core.Rectifier(core.Settings(form=form))(module._ModelBranches(guider.inner_model, both, options), x, sigma)
+        result = core.Rectifier(core.Settings(form=form))(module.ModelBranches(guider.inner_model, both, options), x, sigma)
         h = 0.01 * sigma.reshape(-1, 1, 1, 1)
         v = result.denoised - result.reference
         direction = torch.ones_like(x) if form == "row_sum" else v

@@ -91,7 +91,7 @@ def test_all_forms_equal_c_times_g(host, pack, kind, rank, engine):
             alpha, s = module.alpha_and_s(sampling, sigma, x)
             for form in ("row_sum", "scalar", "product", "schedule"):
                 rectifier = core.Rectifier(core.Settings(form=form, engine=engine, data_std=VARIANCE**0.5))
-                branches = module._ModelBranches(guider.inner_model, conds, options)
+                branches = module.ModelBranches(guider.inner_model, conds, options)
                 results[level, form] = rectifier(branches, x, sigma, 3.0, alpha, s), rectifier.run.rows[0], alpha, s
         return results
 
