@@ -46,7 +46,7 @@ class ModelBranches(Branches):
         self.options = model_options
         self.previous = model_options.get("sampler_calc_cond_batch_function")
         wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-        self.stateful = any(key in by_key for by_key in wrappers.values() for key in STATEFUL_WRAPPERS)
+        self.cached = any(key in by_key for by_key in wrappers.values() for key in STATEFUL_WRAPPERS)
         self._probing = None  # (options, conds) of a pass that others' caches must not see
 
     def evaluate(self, conds, x, sigma, options=None):
@@ -72,7 +72,7 @@ class ModelBranches(Branches):
         """One call for three: cond, uncond and cond at x + step, in ComfyUI's own batching (areas, masks, memory)."""
         if not self._joinable():
             denoised, reference = self.both(x, sigma)
-            if self.stateful:  # what a cache answered is no neighbour of a fresh probe
+            if self.cached:  # what a cache answered is no neighbour of a fresh probe
                 return denoised, reference, denoised + self.cond(x + step, sigma) - self.cond(x, sigma)
             return denoised, reference, self.cond(x + step, sigma)
         options = clone_options(self.options)
@@ -85,7 +85,7 @@ class ModelBranches(Branches):
         # A control net's output was computed for x, a chained function expects two conds, workers hold other models.
         controlled = any(c.get("control") is not None for cond in self.conds for c in cond)
         parallel = any(self.options.get(key) for key in MULTIGPU_OPTIONS)
-        return not (controlled or parallel or self.stateful or self.previous is not None)
+        return not (controlled or parallel or self.cached or self.previous is not None)
 
     def compute_dtype(self, x):
         dtype = self.model.manual_cast_dtype or self.model.get_dtype()

@@ -26,6 +26,9 @@ class Branches:
     differentiation; the plain class calls one after the other.
     """
 
+    # True when `both` may answer from a cache: a difference then needs a fresh prediction at x as well.
+    cached = False
+
     def __init__(self, cond: Denoiser, reference: Denoiser):
         self.cond = cond
         self.reference = reference

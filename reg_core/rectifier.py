@@ -118,7 +118,7 @@ class Rectifier:
         wide = torch.promote_types(x.dtype, torch.float32)
         dtype = branches.compute_dtype(x)
         row.engine = "finite_difference"
-        row.extra_rows += 1
+        row.extra_rows += 1 + branches.cached
         if self.settings.form == "row_sum":
             row.product = "J 1"
             h = expand(s.to(wide) * jacobian.PROBE_ONES.get(dtype, 0.4), x)
@@ -130,7 +130,8 @@ class Rectifier:
         row.extra_rows += central
         relative = (jacobian.PROBE_CENTRAL if central else jacobian.PROBE).get(dtype, 0.1)
         v = denoised - reference
-        _, product = jacobian.finite_difference(branches.cond, x, sigma, alpha, v, s, denoised, relative, central)
+        at_x = None if branches.cached else denoised
+        _, product = jacobian.finite_difference(branches.cond, x, sigma, alpha, v, s, at_x, relative, central)
         return denoised, reference, product
 
     def _by_derivative(self, branches, x, sigma, alpha, s, row):
@@ -162,7 +163,7 @@ class Rectifier:
         direction = torch.ones_like(x) if self.settings.form == "row_sum" else denoised - reference
         dtype = branches.compute_dtype(x)
         relative = 1e-3 if dtype == torch.float32 else None if dtype == torch.float64 else 0.1
-        _, difference = jacobian.finite_difference(branches.cond, x, sigma, alpha, direction, s, denoised, relative)
+        _, difference = jacobian.finite_difference(branches.cond, x, sigma, alpha, direction, s, denoised, relative)  # denoised is fresh here
         direction = direction.to(wide)
         norm = (direction * direction).sum()
         engine, probe, norm = torch.stack([(direction * product.to(wide)).sum(), (direction * difference).sum(), norm]).tolist()

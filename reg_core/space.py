@@ -53,7 +53,7 @@ def as_batch(sigma, x: Tensor) -> Tensor:
     Raises ValueError when its length is neither 1 nor B.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    sigma = torch.as_tensor(sigma, device=x.device).to(dtype).reshape(-1)
+    sigma = torch.as_tensor(sigma, device=x.device, dtype=dtype).reshape(-1)
     if sigma.numel() == 1:
         return sigma.expand(x.shape[0])
     if sigma.numel() != x.shape[0]:

@@ -47,6 +47,7 @@ def test_bad_names_and_sizes_are_named():
     with pytest.raises(ValueError, match="2 values for a batch of 3"):
         as_batch(torch.ones(2), X0)
     assert as_batch(0.5, X0.float()).tolist() == [0.5] * 3
+    assert as_batch(0.7, X0).tolist() == [0.7] * 3, "not rounded through float32"
     for bad in (lambda: karras_sigmas(0, 0.1, 1), lambda: karras_sigmas(5, 2.0, 1.0), lambda: flow_sigmas(5, shift=0)):
         with pytest.raises(ValueError, match="got"):
             bad()
