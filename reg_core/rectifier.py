@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 # A derivative is believed when v^T J v agrees with a finite difference to this much of v^T v plus this much of itself.
 CHECK = {torch.float64: (1e-3, 0.02), torch.float32: (0.02, 0.10)}
 CHECK_COARSE = (0.10, 0.25)
+# ... and proves little where J is small (high noise; flow at sigma 1, where it is 0): below this it is checked again
+# when sigma has halved.
+CHECK_SMALL = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Rectifier:
         self.run = run if run is not None else trace.Run(settings.form, settings.engine, settings.strength)
         self.fatal = fatal
         self.engine = "finite_difference" if settings.engine == "auto" else settings.engine
-        self._checked = False
+        self._check_below = float("inf")  # sigma under which the next self-check is due
         self._cache: _Cache | None = None
 
     def __call__(self, branches: Branches, x: Tensor, sigma, weight=1.0, alpha: Tensor | None = None, s: Tensor | None = None) -> Prediction:
@@ -94,7 +97,7 @@ class Rectifier:
             return self._by_difference(branches, x, sigma, alpha, s, row)
         try:
             result = self._by_derivative(branches, x, sigma, alpha, s, row)
-            if not self._checked:
+            if self._check_below and float(sigma.max()) <= self._check_below:
                 self._self_check(branches, x, sigma, alpha, s, result, row)
             return result
         except self.fatal:
@@ -168,10 +171,11 @@ class Rectifier:
         norm = (direction * direction).sum()
         engine, probe, norm = torch.stack([(direction * product.to(wide)).sum(), (direction * difference).sum(), norm]).tolist()
         row.extra_rows += 1
-        self._checked = True
         absolute, relative = CHECK.get(dtype, CHECK_COARSE)
+        size = max(abs(engine), abs(probe))
+        self._check_below = 0.0 if size >= CHECK_SMALL * norm else float(sigma.max()) / 2
         # Written so that a NaN on the engine's side fails; a probe that is no number itself proves nothing.
-        if abs(probe) < float("inf") and not abs(engine - probe) <= absolute * norm + relative * max(abs(engine), abs(probe)):
+        if abs(probe) < float("inf") and not abs(engine - probe) <= absolute * norm + relative * size:
             raise jacobian.JacobianError(f"self-check: v^T J v is {engine:.5g} by {self.engine} mode but {probe:.5g} by finite differences")
 
     # Reuse between refreshes

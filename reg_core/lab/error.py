@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reg_core.rectify import rectify, rectify_by_factor, schedule_factor
-from reg_core.sampling import karras_sigmas, sample_euler
-from reg_core.space import VE, Space
-
+from ..rectify import rectify, rectify_by_factor, schedule_factor
+from ..sampling import karras_sigmas, sample_euler
+from ..space import VE, Space
 from .mixtures import levels
 from .optimum import Optimum, target_nodes
 from .zoo import Pair

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reg_core.space import VE, Space, as_batch
+from ..space import VE, Space, as_batch
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from reg_core.space import VE, Space
-
+from ..space import VE, Space
 from .mixtures import Mixture, Seen, levels
 from .zoo import Pair
 

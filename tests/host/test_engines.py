@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy.ldm.modules import attention
 
-from . import reg, tiny
+from . import reg, tiny, tiny_engines
 
 CASES = [*tiny.ARCHITECTURES, "controlnet"]
 _built = {}
@@ -27,55 +27,21 @@ def fixture(case):
     return _built[case]
 
 
-def branches_of(pack, guider, options):
-    host = pack.import_("nodes.host")
-    return host._ModelBranches(guider.inner_model, [guider.conds["positive"], guider.conds["negative"]], options)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_dot_products_agree(host, pack, case):
     """<u, J v> = <J^T u, v> between forward and reverse mode, and J v = central differences."""
-    t, positive, negative = fixture(case)
-    jacobian, module = pack.import_("reg_core.jacobian"), pack.import_("nodes.host")
-
-    def look(guider, x, sigma, options):
-        branches = branches_of(pack, guider, options)
-        alpha, s = module.alpha_and_s(guider.inner_model.model_sampling, sigma, x)
-        g = torch.Generator().manual_seed(1)
-        u, v = (torch.randn(x.shape, generator=g) for _ in range(2))
-        with branches.differentiable("reverse"):
-            d_reverse, jt_u = jacobian.reverse(branches.cond, x, sigma, alpha, u)
-        with branches.differentiable("forward"):
-            d_forward, j_v = jacobian.forward(branches.cond, x, sigma, alpha, v)
-        _, j_v_fd = jacobian.finite_difference(branches.cond, x, sigma, alpha, v, s, relative=1e-2, central=True)
-        return branches.cond(x, sigma), d_reverse, d_forward, (u * j_v).sum(), (jt_u * v).sum(), j_v, j_v_fd
-
-    before = reg.fingerprint(t.patcher)
-    plain, d_reverse, d_forward, left, right, j_v, j_v_fd = reg.inside(t, look, batch=2, positive=positive, negative=negative)
-    scale = j_v.norm() * j_v.numel() ** 0.5
-    assert abs(left - right) < 1e-4 * scale, (left, right)
-    assert reg.relative(j_v_fd, j_v) < 5e-3
-    assert reg.relative(d_reverse, plain) < 1e-4 and reg.relative(d_forward, plain) < 1e-4
-    assert reg.fingerprint(t.patcher) == before
+    found = tiny_engines.products(pack, *fixture(case))
+    assert found.agree, found
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("form", ["row_sum", "scalar", "product"])
-@pytest.mark.parametrize("engine", ["finite_difference", "forward", "reverse"])
+@pytest.mark.parametrize("form", tiny_engines.FORMS)
+@pytest.mark.parametrize("engine", tiny_engines.ENGINES)
 def test_every_form_and_engine_samples(host, pack, case, form, engine):
     """Through a real KSampler: the engine asked for runs to the end, nothing falls back, the MODEL stays bit-identical."""
     t, positive, negative = fixture(case)
-    conds = dict(positive=positive, negative=negative)
-    before, plain = reg.fingerprint(t.patcher), tiny.sample(t, batch=2, **conds)
-    model, trace = reg.apply(pack, t.patcher, form, engine)
-    out = tiny.sample(t, model, batch=2, **conds)
-    assert torch.isfinite(out).all() and not torch.equal(out, plain)
-    rows = trace.last.rows
-    assert [r.engine for r in rows] == [engine] * 3, trace
-    assert trace.last.notes == [] and all(not r.note for r in rows), trace
-    assert reg.fingerprint(t.patcher) == before
-    assert torch.equal(tiny.sample(t, batch=2, **conds), plain), "the unpatched model must sample as before"
-    assert torch.equal(tiny.sample(t, model, batch=2, **conds), out), "a second run must not depend on the first"
+    found = tiny_engines.sampled(pack, t, form, engine, positive=positive, negative=negative)
+    assert found.served_by(engine), found
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -89,7 +55,7 @@ def test_engines_agree_on_the_same_product(host, pack, case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("engine", ["finite_difference", "forward", "reverse"])
+@pytest.mark.parametrize("engine", tiny_engines.ENGINES)
 def test_half_precision_and_manual_cast(host, pack, dtype, engine):
     """Weights stored in half, computed in float32 (manual cast): close to the float32 model, no fallback."""
     name = "wan"  # a patch embedding that stays float32 and hands its inference weight out uncopied
@@ -103,7 +69,7 @@ def test_half_precision_and_manual_cast(host, pack, dtype, engine):
     assert reg.fingerprint(cast.patcher) == before
 
 
-@pytest.mark.parametrize("form", ["row_sum", "scalar", "product"])
+@pytest.mark.parametrize("form", tiny_engines.FORMS)
 def test_networks_computing_in_bfloat16(host, pack, form):
     """The probe is longer where arithmetic is coarse: the result stays near float32's."""
     full, half = tiny.build("sd3"), tiny.build("sd3", dtype=torch.bfloat16)

@@ -52,7 +52,8 @@ class Tiny:
 
 def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0) -> Tiny:
     """A tiny MODEL. Weights are inference tensors of `dtype`, as a loader leaves them; `manual_cast` is the dtype the
-    weights are cast to at use (None: computed as stored). The same seed gives the same weights on every ComfyUI."""
+    weights are cast to at use (None: computed as stored). The same seed gives the same weights on every ComfyUI that
+    gives its tensors the same names. Recipes: tiny_families.py."""
     recipe = RECIPES[name]
     known = {f.name for f in dataclasses.fields(recipe.params)} | {"image_model"} if recipe.params else recipe.keys
     with torch.inference_mode(), recipe.shrunk():

@@ -1,0 +1,130 @@
+"""Writes docs/compatibility.md from what really ran: every family, form and engine, with both attentions.
+
+    COMFYUI_PATH=/path/to/ComfyUI python tests/host/matrix.py
+
+makes the section of that ComfyUI's version anew and leaves those of other versions as they are. The runs are one test
+below, under pytest for the sake of conftest.py; pytest does not collect it unless it is asked for this file.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+PAGE = REPO / "docs" / "compatibility.md"
+CELLS = "REG_MATRIX_CELLS"  # where the test below writes
+ATTENTIONS = ("sub_quad", "pytorch")
+STEPS = 2
+HEAD = f"""# Compatibility
+
+Made by `python tests/host/matrix.py`, one run a ComfyUI version; not edited by hand. Every cell was run: a MODEL of ComfyUI's own
+classes with a few layers and random weights, sampled by a real KSampler ({STEPS} steps, batch 2, cfg 4, in inference mode, on a
+CPU, float32), with both attentions, sub-quadratic and PyTorch's.
+
+- **ok**: the engine asked for served every model call, latents are finite and the same twice, and the MODEL
+  is bit-identical afterwards.
+- **falls back**: sampling went on with finite differences, and the trace says why.
+- **not in this host**: this ComfyUI has no such model class.
+
+The last two columns are relative errors at one noise level, the worse of both attentions: how far `<u, J v>` by forward mode is
+from `<J^T u, v>` by reverse mode, and `J v` from central differences.
+
+What a CPU does not show: by its source, ComfyUI picks the attention kernel itself on CUDA (0.3.75: on Windows only). PixArt and
+Hunyuan-DiT then cannot be given one with a tangent, and forward mode falls back; reverse mode works. The test
+`test_host_that_chooses_the_attention_kernel` plays this through.
+"""
+
+
+def test_cells(host, pack):
+    """Runs all of one host and attention, and writes JSON."""
+    import torch
+
+    from . import tiny, tiny_engines
+
+    families = {}
+    for name, recipe in tiny.RECIPES.items():
+        row = families[name] = {"class": recipe.config, "latent": recipe.latent_shape, "cells": {}}
+        if not hasattr(host.supported_models, recipe.config):
+            row["missing"] = True
+            continue
+        t = tiny.build(name)
+        row["sampling"] = t.patcher.model.model_type.name
+        found = tiny_engines.products(pack, t)
+        row["adjoint"], row["difference"] = found.adjoint, found.difference
+        for engine in tiny_engines.ENGINES:
+            for form in tiny_engines.FORMS:
+                row["cells"][f"{engine} {form}"] = _verdict(tiny_engines.sampled(pack, t, form, engine, STEPS), engine)
+    result = {"version": host.version, "torch": torch.__version__, "families": families}
+    Path(os.environ[CELLS]).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _verdict(found, engine):
+    if found.served_by(engine):
+        return "ok"
+    why = "; ".join(dict.fromkeys(found.notes)) or f"served by {', '.join(dict.fromkeys(found.engines))}"
+    if not found.sound:
+        flaws = [name for name in ("finite", "rectified", "untouched", "repeatable") if not getattr(found, name)]
+        return f"fails: not {', '.join(flaws)}; {why}"
+    return f"falls back: {why}"
+
+
+def section(runs: dict) -> str:
+    """One host's table; `runs`: {attention: result of test_cells}."""
+    first = next(iter(runs.values()))
+    columns = list(next(row["cells"] for row in first["families"].values() if row["cells"]))
+    notes, lines = [], []
+    for name, row in first["families"].items():
+        rows = [run["families"][name] for run in runs.values()]
+        cells = [_cell(dict(zip(runs, (r["cells"].get(c) for r in rows), strict=True)), notes) for c in columns]
+        errors = ["" if row.get("missing") else f"{max(r[key] for r in rows):.0e}" for key in ("adjoint", "difference")]
+        shape = " x ".join(map(str, row["latent"]))
+        lines.append([name, row["class"], row.get("sampling", ""), shape, *cells, *errors])
+    titles = ["family", "class", "sampling", "latent", *(c.replace("finite_difference", "differences") for c in columns), "adjoint error", "J v error"]
+    table = ["| " + " | ".join(row) + " |" for row in [titles, ["---"] * len(titles), *lines]]
+    table += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]
+    return f"## ComfyUI {first['version']}\n\ntorch {first['torch']}; columns: engine and form.\n\n" + "\n".join(table).rstrip() + "\n"
+
+
+def _cell(verdicts: dict, notes: list) -> str:
+    """A cell for both attentions; reasons become footnotes."""
+    short = {}
+    for attention, verdict in verdicts.items():
+        if verdict is None:
+            short[attention] = "not in this host"
+            continue
+        kind, _, why = verdict.partition(": ")
+        if why and why not in notes:
+            notes.append(why)
+        short[attention] = f"{kind} ({notes.index(why) + 1})" if why else kind
+    if len(set(short.values())) == 1:
+        return next(iter(short.values()))
+    return ", ".join(f"{attention}: {text}" for attention, text in short.items())
+
+
+def run_host() -> dict:
+    """test_cells in a process for each attention: ComfyUI chooses its attention once, at import."""
+    runs = {}
+    for attention in ATTENTIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            cells = Path(folder) / "cells.json"
+            env = os.environ | {CELLS: str(cells), "REG_TEST_ATTENTION": attention}
+            subprocess.run([sys.executable, "-m", "pytest", "-q", str(Path(__file__).resolve())], cwd=REPO, env=env, check=True)
+            runs[attention] = json.loads(cells.read_text(encoding="utf-8"))
+    return runs
+
+
+def main() -> None:
+    new = section(run_host())
+    old = re.findall(r"(?ms)^## .*?(?=^## |\Z)", PAGE.read_text(encoding="utf-8")) if PAGE.exists() else []
+    sections = {text.splitlines()[0]: text.rstrip() + "\n" for text in [*old, new]}
+    ordered = sorted(sections, key=lambda title: [int(n) for n in re.findall(r"\d+", title)], reverse=True)
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join([HEAD, *(sections[title] for title in ordered)]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

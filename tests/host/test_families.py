@@ -1,0 +1,73 @@
+"""The engines on the families that test_engines.py leaves out: exact products, and every form through a real KSampler.
+
+None of them refuses an engine here. The one refusal there is needs a kernel that a CPU host does not choose: last test.
+"""
+
+import comfy.ops
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from . import tiny, tiny_engines
+
+FAMILIES = [name for name in tiny.FAMILIES if name not in tiny.ARCHITECTURES]
+_built = {}
+
+
+def built(family):
+    if family not in _built:
+        _built[family] = tiny.build(family)
+    return _built[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dot_products_agree(host, pack, family):
+    """<u, J v> = <J^T u, v> between forward and reverse mode, and J v = central differences."""
+    found = tiny_engines.products(pack, built(family))
+    assert found.agree, found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", tiny_engines.FORMS)
+@pytest.mark.parametrize("engine", tiny_engines.ENGINES)
+def test_every_form_and_engine_samples(host, pack, family, form, engine):
+    found = tiny_engines.sampled(pack, built(family), form, engine, steps=2)
+    assert found.served_by(engine), found
+
+
+@pytest.mark.parametrize(("family", "served"), [("pixart_sigma", False), ("hunyuan_dit", False), ("auraflow", True)])
+@pytest.mark.parametrize("engine", ["forward", "reverse"])
+def test_host_that_chooses_the_attention_kernel(host, pack, monkeypatch, family, served, engine):
+    """ComfyUI on some CUDA machines asks for flash attention itself, over any choice from outside; it has no tangent.
+    PixArt and Hunyuan-DiT call attention without transformer_options, so our replacement cannot reach them: forward
+    mode says so and finite differences go on. Reverse mode works, and so does forward mode elsewhere."""
+    if host.attention != "pytorch":
+        pytest.skip("only PyTorch's attention has kernels to choose from")
+
+    def own_choice(*args, **kwargs):
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
+            return torch.nn.functional.scaled_dot_product_attention(*args, **kwargs)
+
+    monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", own_choice)
+    found = tiny_engines.sampled(pack, built(family), "scalar", engine, steps=2)
+    if served or engine == "reverse":
+        assert found.served_by(engine), found
+    else:
+        assert found.sound and set(found.engines) == {"finite_difference"}, found
+        assert "engine forward failed (NotImplementedError" in found.notes[0], found.notes
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("engine", ["forward", "reverse"])
+def test_a_wrong_derivative_is_noticed(host, pack, monkeypatch, family, engine):
+    """Twice the true product: the self-check must see it wherever J is not 0, also on flow models, which start where it is."""
+    jacobian = pack.import_("reg_core.jacobian")
+    right = getattr(jacobian, engine)
+
+    def wrong(*args):
+        denoised, product = right(*args)
+        return denoised, 2 * product
+
+    monkeypatch.setattr(jacobian, engine, wrong)
+    found = tiny_engines.sampled(pack, tiny.build(family), "scalar", engine, steps=4)
+    assert "self-check" in " ".join(found.notes), found.engines
