@@ -46,10 +46,11 @@ class _Hook:
         rectifier = self._new_run(guider)
         guider.model_options[RUN] = rectifier  # the guider's private copy, made for this sampling
         try:
-            return executor(*args, **kwargs)
+            result = executor(*args, **kwargs)
         finally:
             guider.model_options.pop(RUN, None)
-            _report(rectifier.run, guider)
+        _report(rectifier.run, guider)  # after success only: reading the trace must not hide an error
+        return result
 
     def _new_run(self, guider):
         sampling = guider.model_patcher.get_model_object("model_sampling")

@@ -20,6 +20,7 @@ import comfy.supported_models_base
 import torch
 
 from ..reg_core.guidance import Branches
+from ..reg_core.jacobian import JacobianError
 from .attention import differentiable_attention
 from .thaw import control_modules, private_saved_tensors, thawed, thawed_cond
 
@@ -94,6 +95,8 @@ class ModelBranches(Branches):
     @contextmanager
     def differentiable(self, engine):
         """Attention with a derivative, no caches, and for reverse mode weights that autograd may save."""
+        if any(c.get("hooks") is not None for c in self.conds[0]):
+            raise JacobianError("the prompt carries hooks, which patch weights in the middle of a pass")
         options = quiet(self.options, STATEFUL_WRAPPERS + OPAQUE_WRAPPERS)
         options["transformer_options"]["optimized_attention_override"] = differentiable_attention
         positive = self.conds[0]
