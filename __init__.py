@@ -1,7 +1,5 @@
 """ComfyUI's door to the pack."""
 
-WEB_DIRECTORY = "./web"
-
 
 async def comfy_entrypoint():
     """Called by ComfyUI's loader."""
@@ -10,4 +8,4 @@ async def comfy_entrypoint():
     return RegExtension()
 
 
-__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+__all__ = ["comfy_entrypoint"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,14 @@ class Guided:
     """
 
     def __init__(self, cond: Denoiser, reference: Denoiser, weight=1.0, settings: Settings | None = None, space: Space = VE):
-        self.branches = Branches(cond, reference)
+        for name, value in (("cond", cond), ("reference", reference)):
+            if not callable(value):
+                raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {value!r}")
+        if not callable(weight) and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
+            raise ValueError(f"weight must be a finite number or a function of sigma, got {weight!r}")
+        if not isinstance(settings, (Settings, type(None))) or not isinstance(space, Space):
+            raise ValueError(f"want settings=reg_core.Settings(...) and space=reg_core.VE, VP or FLOW, got {settings!r} and {space!r}")
+        self.branches = Branches(_checked("cond", cond), _checked("reference", reference))
         self.weight = weight
         self.settings = settings or Settings()
         self.space = space
@@ -50,3 +59,15 @@ class Guided:
             run.add(Row(_sigma=sigma, cfg=1 + float(weight), note="plain guidance"))
             return denoised + weight * (denoised - reference)
         return self._rectifier(self.branches, x, sigma, weight).guided(weight)
+
+
+def _checked(name: str, denoiser: Denoiser) -> Denoiser:
+    """The denoiser, refusing predictions that would broadcast silently."""
+
+    def call(x: Tensor, sigma: Tensor) -> Tensor:
+        denoised = denoiser(x, sigma)
+        if denoised.shape != x.shape:
+            raise ValueError(f"{name} returned shape {tuple(denoised.shape)} for x of shape {tuple(x.shape)}")
+        return denoised
+
+    return call

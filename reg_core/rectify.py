@@ -47,9 +47,13 @@ class Settings:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
         if self.engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        for name in ("strength", "refresh", "data_std", "sigma_start", "sigma_end"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if not math.isfinite(self.strength):
             raise ValueError(f"strength must be finite, got {self.strength}")
-        if isinstance(self.refresh, bool) or int(self.refresh) != self.refresh or self.refresh < 1:
+        if not math.isfinite(self.refresh) or int(self.refresh) != self.refresh or self.refresh < 1:
             raise ValueError(f"refresh must be a whole number >= 1, got {self.refresh}")
         if not (math.isfinite(self.data_std) and self.data_std > 0):
             raise ValueError(f"data_std must be finite and > 0, got {self.data_std}")

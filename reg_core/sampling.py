@@ -62,9 +62,12 @@ def sample_ddpm(denoiser, x: Tensor, sigmas: Tensor, generator: torch.Generator 
     return x
 
 
-def _steps(sigmas: Tensor):
+def _steps(sigmas):
+    sigmas = torch.as_tensor(sigmas)
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"sigmas must be a 1-d tensor of at least 2 noise levels, got shape {tuple(sigmas.shape)}")
+    if not (sigmas[1:] < sigmas[:-1]).all() or sigmas[-1] < 0:
+        raise ValueError(f"sigmas must decrease to a level >= 0, got {sigmas.tolist()}")
     return zip(sigmas[:-1], sigmas[1:], strict=True)
 
 

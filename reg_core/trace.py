@@ -109,6 +109,8 @@ class Run:
     def summary(self) -> str:
         """One line: form, engine, active calls of total, mean correction, effective cfg, seconds."""
         rows, active = self.rows, self.active
+        if not rows:
+            return f"form {self.form}: nothing sampled yet"
         if not active:
             return f"form {self.form}: did nothing in {len(rows)} model calls"
         engines = "+".join(dict.fromkeys(f"{r.engine} ({r.product})" if r.product else r.engine for r in active))
@@ -119,7 +121,7 @@ class Run:
         )
 
     def table(self) -> str:
-        """The rows as aligned text."""
+        """The rows as aligned text: |g| and |Rg| before and after, mean, min and max of the factor, extra model rows, seconds."""
         head = f"{'call':>4} {'sigma':>9} {'cfg':>6} {'|g|':>9} {'|Rg|':>9} {'mean':>7} {'min':>7} {'max':>7} {'rows':>4} {'s':>6}  engine"
         lines = [head]
         for i, r in enumerate(self.rows):

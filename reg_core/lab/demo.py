@@ -113,7 +113,7 @@ def plot(results: list[Result], cfg: float, path: Path) -> None:
         axes.fill_between(sigma, [r.correction_min for r in rows], [r.correction_max for r in rows], color=line.get_color(), alpha=0.12)
     axes.axhline(1, color="black", linewidth=1, linestyle=":", label="CFG")
     axes.set(xscale="log", xlabel="sigma (noise level)", ylabel="correction: factor on the guidance", ylim=(-0.6, 2.0))
-    axes.set_title(f"What REG multiplies guidance by, digits model, cfg {cfg:g} (line: mean, shade: range)")
+    axes.set_title(f"What REG multiplies guidance by, cfg {cfg:g} (line: mean, shade: range)")
     axes.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -14,23 +14,21 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_library_example_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-
-    def gaussian(mean):
-        return lambda x, sigma: mean + (x - mean) / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
-
-    scope = {"cond": gaussian(1.0), "uncond": gaussian(0.0), "noise": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+    torch.manual_seed(0)
+    scope = {}
     exec(code, scope)  # noqa: S102
-    assert scope["images"].shape == (2, 3, 8, 8) and scope["images"].mean() > 1
+    assert scope["images"].shape == (4, 3, 64, 64) and scope["images"].mean() > 1
     assert "active in 35 of 35 model calls" in capsys.readouterr().out
 
 
 def test_the_table_is_what_the_demo_prints(tmp_path):
     table = README.split("<!-- demo table -->")[1].split("<!-- end -->")[0]
-    rows = {cells[0]: cells[1:] for line in table.strip().splitlines()[2:] for cells in [[c.strip() for c in line.strip("|").split("|")]]}
-    results = demo.main(["--out", str(tmp_path), "--cfg", "4"])
-    assert set(rows) == {demo.NAMES[r.form] for r in results}
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    rows = {(name, float(cfg)): rest for name, cfg, *rest in cells}
+    results = demo.main(["--out", str(tmp_path), "--cfg", "4"]) + demo.main(["--out", str(tmp_path), "--cfg", "1.3", "2", "--forms", "off"])
+    assert set(rows) == {(demo.NAMES[r.form], r.cfg) for r in results}
     for r in results:
-        effective, accuracy, frechet, count = rows[demo.NAMES[r.form]]
+        effective, accuracy, frechet, count = rows[demo.NAMES[r.form], r.cfg]
         assert float(effective) == pytest.approx(r.effective_cfg, abs=0.02)
         assert float(accuracy.rstrip("%")) == pytest.approx(100 * r.accuracy, abs=0.6)
         assert float(frechet) == pytest.approx(r.frechet, abs=0.1)

@@ -200,13 +200,34 @@ def test_non_finite_correction_leaves_plain_guidance_for_that_sample_only(form, 
     "bad,match",
     [
         (dict(form="rowsum"), "rowsum"), (dict(engine="jvp"), "jvp"), (dict(strength=math.nan), "nan"), (dict(strength=math.inf), "inf"),
-        (dict(refresh=-1), "-1"), (dict(refresh=0), "0"), (dict(refresh=1.5), "1.5"), (dict(data_std=0.0), "0.0"), (dict(data_std=-2.0), "-2.0"),
+        (dict(refresh=-1), "-1"), (dict(refresh=0), "0"), (dict(refresh=1.5), "1.5"),
+        (dict(refresh="2"), "'2'"), (dict(refresh=math.inf), "inf"), (dict(strength=None), "strength.*None"),
+        (dict(data_std=0.0), "0.0"), (dict(data_std=-2.0), "-2.0"),
         (dict(sigma_start=0.1, sigma_end=0.5), "0.5"), (dict(sigma_end=-1.0), "-1.0"),
     ],
 )  # fmt: skip
 def test_settings_refuse_bad_values_by_name(bad, match):
     with pytest.raises(ValueError, match=match):
         Settings(**bad)
+
+
+@pytest.mark.parametrize(
+    "bad,match",
+    [
+        (dict(weight=math.nan), "weight.*nan"), (dict(weight="2"), "weight.*'2'"), (dict(reference=None), "reference.*None"),
+        (dict(settings="row_sum"), "Settings.*'row_sum'"), (dict(space="vp"), "space.*'vp'"),
+    ],
+)  # fmt: skip
+def test_guided_refuses_bad_values_by_name(bad, match):
+    with pytest.raises(ValueError, match=match):
+        Guided(**(dict(cond=lambda x, s: x, reference=lambda x, s: x) | bad))
+
+
+@pytest.mark.parametrize("name", ["cond", "reference"])
+def test_predictions_of_another_shape_are_refused_not_broadcast(name):
+    branches = {"cond": lambda x, s: 0.5 * x, "reference": lambda x, s: 0.2 * x} | {name: lambda x, s: x[:, :1]}
+    with pytest.raises(ValueError, match=rf"{name} returned shape \(2, 1, 4, 4\) for x of shape \(2, 3, 4, 4\)"):
+        Guided(**branches)(X, SIGMA)
 
 
 def test_settings_are_frozen():

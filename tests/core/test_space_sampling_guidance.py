@@ -53,6 +53,8 @@ def test_bad_names_and_sizes_are_named():
             bad()
     with pytest.raises(ValueError, match=r"\(1,\)"):
         sample_euler(lambda x, s: x, X0, torch.ones(1))
+    with pytest.raises(ValueError, match="must decrease"):
+        sample_heun(lambda x, s: x, X0, [0.1, 1.0, 0.0])
 
 
 def test_sigma_lists():

@@ -60,6 +60,18 @@ def test_files_are_well_formed(file, server):
                 assert limits.get("min", value) <= value <= limits.get("max", value), (key, name, value)
 
 
+def test_the_page_is_served_every_workflow_and_picture(server):
+    """What Browse Templates asks for."""
+    import urllib.parse
+
+    listed = server.get("/workflow_templates")
+    (folder,) = (name for name, files in listed.items() if DIGITS in files)
+    assert sorted(listed[folder]) == [f.stem for f in FILES]
+    for file in FILES:
+        for path in (file, file.with_suffix(".jpg")):
+            assert server.get(f"/api/workflow_templates/{folder}/{urllib.parse.quote(path.name)}", raw=True) == path.read_bytes()
+
+
 @pytest.mark.parametrize("name", ARCHITECTURE)
 def test_checkpoint_workflows_draw_what_an_independent_reg_draws(name, server, host, pack, testpack):
     """The graph as shipped, but for a tiny model of the same architecture in place of the file, and small latents.
