@@ -1,23 +1,23 @@
 """Test-only nodes: a checkpoint that needs no file. Loaded by the test server and the host tests, never shipped."""
 
 import hashlib
-import importlib.util
+import importlib
 import json
 import sys
+import types
 from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
 
 
 def _tiny():
-    """tests/host/tiny.py, wherever this folder is linked from."""
-    name = "reg_test_tiny"
+    """tests/host/tiny.py and its neighbours, wherever this folder is linked from."""
+    name = "reg_test_host"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[1] / "tiny.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+        package = types.ModuleType(name)
+        package.__path__ = [str(Path(__file__).resolve().parents[1])]
+        sys.modules[name] = package
+    return importlib.import_module(f"{name}.tiny")
 
 
 class HashCLIP:
