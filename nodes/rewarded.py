@@ -68,7 +68,7 @@ class _RewardHook:
                 return jacobian.reverse(branches.cond, x, sigma, alpha, gradient)[1]
         except Interrupted:
             raise
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             if not self.warned:
                 self.warned = True
                 log.warning("REG reward: no backward pass (%s): finite differences", str(error).split("\n")[0][:200])

@@ -102,7 +102,7 @@ class Rectifier:
             return result
         except self.fatal:
             raise
-        except (RuntimeError, NotImplementedError) as error:  # out of memory is a RuntimeError too
+        except RuntimeError as error:  # NotImplementedError and out of memory are among them
             first_line = str(error).strip().split("\n")[0][:200]
             note = f"engine {self.engine} failed ({type(error).__name__}: {first_line}): finite differences from here on"
         self.engine = "finite_difference"
