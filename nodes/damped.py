@@ -15,8 +15,7 @@ def damped_model(model, damping: float):
     Costs no memory: forward hooks for the time of the pass, on the layers of repeated blocks; the layers that read
     and write latents stay as they are. Raises ValueError for a model without such layers.
     """
-    layers = [m for m in _block_layers(model.model.diffusion_model)]
-    if not layers:
+    if not any(True for _ in _block_layers(model.model.diffusion_model)):
         raise ValueError(f"REGWeakModel: {type(model.model.diffusion_model).__name__} has no repeated blocks of linear or convolution layers")
     patched = model.clone()
     patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
@@ -47,11 +46,14 @@ class _Damped:
 
 
 def _block_layers(network):
-    """Linear and convolution layers inside ModuleLists, without those as narrow as latents."""
+    """Linear and convolution layers inside ModuleLists, each once, without those as narrow as latents."""
+    seen = set()  # lists are nested: a UNet's transformer blocks are in two
     for parent in network.modules():
         if isinstance(parent, torch.nn.ModuleList):
             for layer in parent.modules():
                 weight = getattr(layer, "weight", None)
-                if isinstance(weight, torch.Tensor) and weight.ndim >= 2 and min(weight.shape[:2]) >= 12 and not isinstance(layer, torch.nn.Embedding):
+                if id(layer) in seen or not isinstance(weight, torch.Tensor) or isinstance(layer, torch.nn.Embedding):
+                    continue
+                if weight.ndim >= 2 and min(weight.shape[:2]) >= 12:
+                    seen.add(id(layer))
                     yield layer
-

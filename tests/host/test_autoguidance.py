@@ -171,6 +171,8 @@ def test_weak_model_damps_blocks_for_the_pass_only(host, pack, digits, weak):
     assert not any(m._forward_hooks for m in weak.model.modules())
     for name in ("sd15", "sd3", "flux", "wan"):
         t = tiny.build(name)
+        layers = list(pack.import_("nodes.damped")._block_layers(t.patcher.model.diffusion_model))
+        assert len(layers) == len({id(layer) for layer in layers}) > 10, "nested lists must not damp twice"
         out = tiny.sample(t, node.execute(t.patcher, 0.2).result[0], batch=2)
         assert torch.isfinite(out).all() and not torch.equal(out, tiny.sample(t, batch=2))
 

@@ -1,0 +1,90 @@
+"""REGGuidance where things go wrong: bad values, kernels without derivative, corrections that are no numbers, Cancel."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from . import reg, tiny
+
+
+@pytest.fixture(scope="module")
+def sd15():
+    return tiny.build("sd15")
+
+
+@pytest.mark.parametrize(
+    "bad,match",
+    [
+        (dict(strength=math.nan), "nan"), (dict(start=0.8, end=0.2), "0.8"), (dict(start=-0.1), "-0.1"), (dict(end=1.5), "1.5"), (dict(start=math.nan), "nan"),
+        (dict(refresh=-1), "-1"), (dict(form="rowsum"), "rowsum"), (dict(engine="jvp"), "jvp"), (dict(data_std=0.0), "0.0"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(pack, sd15, bad, match):
+    with pytest.raises(ValueError, match=match):
+        reg.apply(pack, sd15.patcher, **bad)
+
+
+@pytest.mark.parametrize("engine", ["reverse", "forward"])
+def test_a_model_whose_attention_has_no_derivative(host, pack, sd15, engine, caplog):
+    model = sd15.patcher.clone()
+    model.set_model_attn1_output_patch(lambda out, extra: reg.NoDerivative.apply(out))
+    want = tiny.sample(sd15, reg.apply(pack, sd15.patcher, "scalar", "finite_difference")[0])
+    patched, trace = reg.apply(pack, model, "scalar", engine)
+    with caplog.at_level(logging.WARNING):
+        out = tiny.sample(sd15, patched)
+    assert reg.relative(out, want) < 1e-4
+    assert {r.engine for r in trace.last.rows} == {"finite_difference"}
+    assert len([m for m in caplog.messages if f"engine {engine} failed" in m]) == 1, "said once"
+    assert f"engine {engine} failed" in str(trace)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_correction_is_plain_guidance_not_a_black_image(host, pack, sd15, value, caplog):
+    """The probe row alone overflows, as fp16 does."""
+
+    def poison(apply_model, args):
+        out = apply_model(args["input"], args["timestep"], **args["c"])
+        rows = args["input"]
+        for i in range(len(rows)):
+            others = [j for j in range(len(rows)) if j != i]
+            if all((rows[i] - rows[j]).abs().max() > 0 for j in others) and len(rows) == 3:
+                out[i] = value
+        return out
+
+    model = sd15.patcher.clone()
+    model.set_model_unet_function_wrapper(poison)
+    patched, trace = reg.apply(pack, model)
+    with caplog.at_level(logging.WARNING):
+        out = tiny.sample(sd15, patched)
+    assert reg.relative(out, tiny.sample(sd15)) < 1e-5
+    assert any("non-finite correction" in m for m in caplog.messages)
+    assert all(r.nonfinite == 1 for r in trace.last.rows) and "non-finite" in str(trace)
+
+
+# Cancel
+
+
+@pytest.mark.parametrize("engine", ["auto", "forward", "reverse"])
+def test_cancel_stops_within_a_model_call_and_the_next_run_works(host, pack, sd15, engine):
+    model, _ = reg.apply(pack, sd15.patcher, "row_sum", engine)
+    want = tiny.sample(sd15, model, steps=6)
+    before = reg.fingerprint(sd15.patcher)
+    calls = []
+
+    def cancel(module, args):
+        calls.append(len(calls))
+        if len(calls) == 4:
+            host.model_management.interrupt_current_processing(True)
+
+    handle = sd15.patcher.model.diffusion_model.register_forward_pre_hook(cancel)
+    try:
+        with pytest.raises(host.model_management.InterruptProcessingException):
+            tiny.sample(sd15, model, steps=6)
+    finally:
+        handle.remove()
+        host.model_management.interrupt_current_processing(False)
+    assert len(calls) == 4, "no further model call"
+    assert reg.fingerprint(sd15.patcher) == before
+    assert torch.equal(tiny.sample(sd15, model, steps=6), want)
