@@ -120,6 +120,7 @@ def test_real_architectures_both_loaded_for_the_whole_run(host, pack):
         out = tiny.sample(strong, model, batch=2)
     finally:
         host.model_management.load_models_gpu = original
+    assert second.patcher.model.current_patcher is None and strong.patcher.model.current_patcher is None, "both are let go after the run"
     assert len(loads) == 1 and second.patcher.model in loads[0] and strong.patcher.model in loads[0]
 
     def noting(found):
@@ -138,7 +139,6 @@ def test_real_architectures_both_loaded_for_the_whole_run(host, pack):
     # the first call of all runs is at the same x: prediction by prediction
     assert torch.allclose(seen[0][0], own[0][0], atol=1e-5) and torch.allclose(seen[0][1], theirs[0][1], atol=1e-5)
     assert torch.isfinite(out).all()
-    assert second.patcher.model.current_patcher is None and strong.patcher.model.current_patcher is None
 
 
 def test_a_clone_with_other_options_shares_the_weights(host, pack, all_nodes):
