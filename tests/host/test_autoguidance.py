@@ -141,6 +141,23 @@ def test_real_architectures_both_loaded_for_the_whole_run(host, pack):
     assert torch.isfinite(out).all()
 
 
+def test_the_second_model_is_let_go_when_a_run_fails(host, pack):
+    """After success ComfyUI cleans up additional models itself; after an error only we do."""
+    strong, second = tiny.build("sd3"), tiny.build("sd3", seed=1)
+    model = pack.nodes["REGReferenceModel"].execute(strong.patcher, second.patcher).result[0]
+    want = tiny.sample(strong, model)
+
+    def fail(args):
+        raise ValueError("on purpose")
+
+    broken = model.clone()
+    broken.set_model_sampler_post_cfg_function(fail)
+    with pytest.raises(ValueError, match="on purpose"):
+        tiny.sample(strong, broken)
+    assert second.patcher.model.current_patcher is None
+    assert torch.equal(tiny.sample(strong, model), want)
+
+
 def test_a_clone_with_other_options_shares_the_weights(host, pack, all_nodes):
     """A weak model made of attention patches costs no memory: same network, its own options."""
     t = tiny.build("sd15")
