@@ -1,4 +1,4 @@
-"""REG, Rectified Gradient Guidance (ICML 2025, arXiv 2501.18865), for any denoiser. Needs only torch.
+"""REG, Rectified Gradient Guidance (ICML 2025, arXiv 2501.18865), for any denoiser. Needs only torch (and safetensors for tables).
 
 >>> import torch, reg_core
 >>> def cond(x, sigma):  # any denoiser (x, sigma) -> D; here the exact one of N(1, 0.5^2)
@@ -12,11 +12,12 @@
 39
 """
 
+from .calibration import Calibration, Measurement
 from .guidance import Branches, classifier_guidance
-from .guided import Guided
+from .guided import Guided, calibrate
 from .jacobian import JacobianError, finite_difference, forward, reverse
 from .rectifier import Prediction, Rectifier
-from .rectify import ENGINES, FORMS, Rectified, Settings, rectify, rectify_by_factor, schedule_factor
+from .rectify import ENGINES, FORMS, Rectified, Settings, carry, rectify, rectify_by_factor, schedule_factor
 from .sampling import flow_sigmas, karras_sigmas, sample_ddpm, sample_euler, sample_heun
 from .schedule import AXES, Constant, Cosine, Curve, Interval, Linear, SigmaInterval, sigma_position, step_position
 from .space import FLOW, VE, VP, Space, as_batch, expand, from_denoised, to_denoised
@@ -26,9 +27,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AXES", "ENGINES", "FLOW", "FORMS", "VE", "VP",
-    "Branches", "Constant", "Cosine", "Curve", "Guided", "Interval", "JacobianError", "Linear", "Prediction",
+    "Branches", "Calibration", "Constant", "Cosine", "Curve", "Guided", "Interval", "JacobianError", "Linear", "Measurement", "Prediction",
     "Rectified", "Rectifier", "Row", "Run", "Settings", "SigmaInterval", "Space", "Trace",
-    "as_batch", "classifier_guidance", "expand", "finite_difference", "flow_sigmas", "forward", "from_denoised",
+    "as_batch", "calibrate", "carry", "classifier_guidance", "expand", "finite_difference", "flow_sigmas", "forward", "from_denoised",
     "karras_sigmas", "rectify", "rectify_by_factor", "reverse", "sample_ddpm", "sample_euler", "sample_heun",
     "schedule_factor", "sigma_position", "step_position", "to_denoised",
 ]  # fmt: skip

@@ -28,6 +28,8 @@ class Branches:
 
     # True when `both` may answer from a cache: a difference then needs a fresh prediction at x as well.
     cached = False
+    # Settings.memory, for hosts whose `differentiable` can choose what a backward pass keeps.
+    memory = "auto"
 
     def __init__(self, cond: Denoiser, reference: Denoiser):
         self.cond = cond
@@ -36,6 +38,10 @@ class Branches:
     def both(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(D_c, D_ref) at x."""
         return self.cond(x, sigma), self.reference(x, sigma)
+
+    def only(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D_c at x as the one pass of an unguided step."""
+        return self.cond(x, sigma)
 
     def both_and_probe(self, x: Tensor, sigma: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(D_c(x), D_ref(x), D_c(x + step)); `step` [B, 1, ...] is the same for all elements of a row."""

@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from .calibration import Calibration, Measurement
 from .guidance import Branches
 from .jacobian import Denoiser
 from .rectifier import Rectifier
 from .rectify import Settings
+from .sampling import sample_heun
 from .space import VE, Space, as_batch
 from .trace import Row, Trace
 
@@ -21,10 +23,11 @@ class Guided:
     `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape. The reference is the unconditional
     model for classifier-free guidance, a worse model for autoguidance. `weight`: w = cfg - 1, a number or a function
     of sigma (a float) -> w; where it is 0 the reference is not evaluated. `settings`: see rectify.Settings.
+    `observe`: called as observe(sigma_ve [B], v, R v) with every correction computed afresh.
     `trace.last` tells what happened; `reset()` starts a new run (state of one run must not leak into the next).
     """
 
-    def __init__(self, cond: Denoiser, reference: Denoiser, weight=1.0, settings: Settings | None = None, space: Space = VE):
+    def __init__(self, cond: Denoiser, reference: Denoiser, weight=1.0, settings: Settings | None = None, space: Space = VE, observe=None):
         for name, value in (("cond", cond), ("reference", reference)):
             if not callable(value):
                 raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {value!r}")
@@ -36,12 +39,13 @@ class Guided:
         self.weight = weight
         self.settings = settings or Settings()
         self.space = space
+        self.observe = observe
         self.trace = Trace()
         self.reset()
 
     def reset(self) -> None:
         """Forget corrections kept for reuse and open a new run in the trace."""
-        self._rectifier = Rectifier(self.settings, self.space)
+        self._rectifier = Rectifier(self.settings, self.space, observe=self.observe)
         self.trace.start(self._rectifier.run)
 
     @torch.no_grad()
@@ -59,6 +63,29 @@ class Guided:
             run.add(Row(_sigma=sigma, cfg=1 + float(weight), note="plain guidance"))
             return denoised + weight * (denoised - reference)
         return self._rectifier(self.branches, x, sigma, weight).guided(weight)
+
+
+def calibrate(
+    cond: Denoiser,
+    reference: Denoiser,
+    noises,
+    sigmas: Tensor,
+    weight=1.0,
+    form: str = "scalar",
+    engine: str = "auto",
+    space: Space = VE,
+    per_channel: bool = False,
+    **about,
+) -> Calibration:
+    """The table of form `calibrated` for a pair of denoisers: one Heun run over `sigmas` from each of `noises`.
+
+    `noises`: x [B, ...] at sigmas[0], a few batches. The runs follow the rectified guidance that they measure.
+    `about`: further fields of Calibration (model, notes, ...).
+    """
+    measurement = Measurement(per_channel)
+    for noise in noises:
+        sample_heun(Guided(cond, reference, weight, Settings(form=form, engine=engine), space, measurement), noise, sigmas)
+    return measurement.table(form, **about)
 
 
 def _checked(name: str, denoiser: Denoiser) -> Denoiser:

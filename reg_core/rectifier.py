@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from . import jacobian, trace
+from .economy import Economy
 from .guidance import Branches
-from .rectify import Rectified, Settings, rectify, rectify_by_factor, schedule_factor
+from .rectify import Settings, blend, rectify, rectify_by_factor, schedule_factor
 from .space import VE, Space, as_batch, expand
 
 log = logging.getLogger(__name__)
@@ -37,58 +38,73 @@ class Prediction:
         return (self.denoised + weight * self.rectified).to(self.denoised.dtype)
 
 
-@dataclass
-class _Cache:
-    factor: Tensor
-    displacement: Tensor | None  # (R v - v) / |v| of `product`, which is no multiple of v
-    sigma: float
-    age: int = 0
-
-
 class Rectifier:
     """The state of one sampling run. Call it once per model evaluation; make a new one for a new run.
 
     `settings`, `space`, `run` (a trace.Run to write into). `fatal`: exception types never to be caught (a host's
-    cancel). Errors of an engine fall back to finite differences, logged once and kept in the trace.
+    cancel). `observe`: called as observe(sigma_ve [B], v, R v) with every correction computed afresh, at strength 1.
+    Errors of an engine fall back to finite differences, logged once and kept in the trace.
     """
 
-    def __init__(self, settings: Settings, space: Space = VE, run: trace.Run | None = None, fatal: tuple = ()):
+    def __init__(self, settings: Settings, space: Space = VE, run: trace.Run | None = None, fatal: tuple = (), observe=None):
         self.settings = settings
         self.space = space
         self.run = run if run is not None else trace.Run(settings.form, settings.engine, settings.strength)
         self.fatal = fatal
         self.engine = "finite_difference" if settings.engine == "auto" else settings.engine
         self._check_below = float("inf")  # sigma under which the next self-check is due
-        self._cache: _Cache | None = None
+        self.observe = observe
+        self._economy = Economy(settings)
 
-    def __call__(self, branches: Branches, x: Tensor, sigma, weight=1.0, alpha: Tensor | None = None, s: Tensor | None = None) -> Prediction:
+    def __call__(
+        self, branches: Branches, x: Tensor, sigma, weight=1.0, alpha: Tensor | None = None, s: Tensor | None = None, may_skip: bool = True
+    ) -> Prediction:
         """Evaluate both branches at x [B, ...], sigma [B] and rectify their difference.
 
-        `weight` (w = cfg - 1) goes into the trace only, R being linear. `alpha` and `s` [B] override the space's.
+        `weight` (w = cfg - 1) goes into the trace and into `skip_below` only, R being linear. `alpha` and `s` [B]
+        override the space's. `may_skip`: False where somebody needs the reference whatever it is multiplied by.
         """
         begin = time.perf_counter()
         sigma = as_batch(sigma, x)
         alpha = self.space.alpha(sigma) if alpha is None else alpha
         s = self.space.s(sigma) if s is None else s
-        form, strength = self.settings.form, self.settings.strength
-        row = trace.Row(fresh=True)
-        if form == "schedule":
-            denoised, reference = branches.both(x, sigma)
-            rectified = rectify_by_factor(denoised - reference, schedule_factor(s / alpha, self.settings.data_std), strength)
-            row.engine, row.product = "none needed", "c(sigma)"
-        elif (cache := self._reusable(x, sigma)) is not None:
-            denoised, reference = branches.both(x, sigma)
-            rectified = self._reuse(cache, denoised - reference)
-            row.engine, row.fresh = self.engine, False
-        else:
-            denoised, reference, product = self._evaluate(branches, x, sigma, alpha, s, row)
-            rectified = rectify(form, denoised - reference, product, strength)
-            self._keep(rectified, denoised - reference, sigma)
-        row.cfg = 1 + _number(weight)
-        row._numbers = trace.numbers(sigma, denoised - reference, rectified.vector, rectified.factor, weight, rectified.bad)
+        sigma_ve, cfg = s / alpha, 1 + _number(weight)
+        # One number from the device, and only for runs that decide by it; samplers have just read the same one.
+        level = float(sigma_ve.max()) if self._economy.needs_level else 0.0
+        if may_skip and self._economy.skips(level, cfg - 1):
+            denoised = branches.only(x, sigma)
+            row = trace.Row(_sigma=sigma, cfg=cfg, skipped=True, extra_rows=-1, note="rectified weight negligible: no guidance")
+            row.seconds = time.perf_counter() - begin
+            self.run.add(row)
+            return Prediction(denoised, denoised, torch.zeros_like(denoised))
+        row = trace.Row(cfg=cfg, fresh=True)
+        denoised, reference, raw, moved = self._rectified(branches, x, sigma, alpha, s, sigma_ve, level, row)
+        v = denoised - reference
+        rectified = raw if self.settings.strength == 1 else blend(v.to(raw.vector.dtype), raw.vector, raw.factor, self.settings.strength)
+        row._numbers = trace.numbers(sigma, v, rectified.vector, rectified.factor, weight, raw.bad | rectified.bad, moved)
+        self.run.warm(rectified.factor)
         row.seconds = time.perf_counter() - begin
         self.run.add(row)
         return Prediction(denoised, reference, rectified.vector)
+
+    def _rectified(self, branches, x, sigma, alpha, s, sigma_ve, level, row):
+        """(D_c, D_ref, R v at strength 1, how far a carried correction was off or None)."""
+        form, economy = self.settings.form, self._economy
+        if economy.free:
+            denoised, reference = branches.both(x, sigma)
+            factor = schedule_factor(sigma_ve, self.settings.data_std) if form == "schedule" else self.settings.calibration(sigma_ve)
+            row.engine, row.product = "none needed", "c(sigma)" if form == "schedule" else "table"
+            return denoised, reference, rectify_by_factor(denoised - reference, factor), None
+        if economy.reusable(x, level):
+            denoised, reference = branches.both(x, sigma)
+            row.engine, row.fresh = self.engine, False
+            return denoised, reference, economy.reused(denoised - reference, sigma_ve), None
+        denoised, reference, product = self._evaluate(branches, x, sigma, alpha, s, row)
+        v = denoised - reference
+        raw = rectify(form, v, product)
+        if self.observe is not None:
+            self.observe(sigma_ve, v, raw.vector)
+        return denoised, reference, raw, economy.keep(raw, v, sigma_ve, level)
 
     # Evaluation, with the way back to finite differences
 
@@ -177,38 +193,6 @@ class Rectifier:
         # Written so that a NaN on the engine's side fails; a probe that is no number itself proves nothing.
         if abs(probe) < float("inf") and not abs(engine - probe) <= absolute * norm + relative * size:
             raise jacobian.JacobianError(f"self-check: v^T J v is {engine:.5g} by {self.engine} mode but {probe:.5g} by finite differences")
-
-    # Reuse between refreshes
-
-    def _reusable(self, x: Tensor, sigma: Tensor) -> _Cache | None:
-        cache = self._cache
-        if cache is None or self.settings.refresh == 1 or cache.age >= self.settings.refresh - 1:
-            return None
-        if cache.factor.shape[0] != x.shape[0] or (cache.factor[0].numel() > 1 and cache.factor.shape != x.shape):
-            return None
-        if float(sigma.max()) > cache.sigma * 1.0001:  # noise went up: a restart, not the next step
-            return None
-        cache.age += 1
-        return cache
-
-    def _reuse(self, cache: _Cache, v: Tensor) -> Rectified:
-        if cache.displacement is None:
-            return rectify_by_factor(v, cache.factor)
-        wide = v.to(cache.displacement.dtype)
-        vector = wide + cache.displacement * _norm(wide)
-        return Rectified(vector, cache.factor, torch.zeros(v.shape[0], dtype=torch.bool, device=v.device))
-
-    def _keep(self, rectified: Rectified, v: Tensor, sigma: Tensor) -> None:
-        if self.settings.refresh == 1:
-            return
-        displacement = None
-        if self.settings.form == "product":
-            displacement = (rectified.vector - v) / _norm(v.to(rectified.vector.dtype)).clamp_min(1e-12)
-        self._cache = _Cache(rectified.factor, displacement, float(sigma.max()))
-
-
-def _norm(v: Tensor) -> Tensor:
-    return expand(v.flatten(1).norm(dim=1), v)
 
 
 def _number(weight) -> float:

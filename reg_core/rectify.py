@@ -8,16 +8,19 @@ familiar difference g = w (D_c - D_ref) has to pass through J = alpha dD_c/dx (s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .calibration import Calibration
 from .schedule import within
 from .space import expand
 
-FORMS = ("row_sum", "scalar", "product", "schedule", "off")
+FORMS = ("row_sum", "scalar", "product", "schedule", "calibrated", "off")
+FREE_FORMS = ("schedule", "calibrated")  # known before the model is called
 ENGINES = ("auto", "finite_difference", "forward", "reverse")
+MEMORY = ("auto", "resident", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,18 @@ class Settings:
     """What to rectify and how; checked once, here.
 
     - `form`: `row_sum` (J^T 1) * g, the paper's Eq. 21; `product` J^T g; `scalar` (v^T J v / v^T v) g with
-      v = D_c - D_ref; `schedule` c(sigma) g with c = V / (V + sigma_ve^2), no model call; `off`.
+      v = D_c - D_ref; `schedule` c(sigma) g with c = V / (V + sigma_ve^2), no model call; `calibrated` c(sigma) g with c
+      from a table measured once; `off`.
     - `engine`: how products with J are computed. `auto` takes finite differences: one more model row, any model.
     - `strength`: 0 = plain guidance, 1 = REG, linear between and beyond.
-    - `refresh`: compute the correction at every k-th model call and reuse it in between.
+    - `refresh`: compute the correction at every k-th model call and carry it along in between; 0 lets the run choose k
+      from how far the carried correction was off the last time.
+    - `skip_below`: no guidance at all, one model row instead of two or three, where the rectified weight
+      (cfg - 1) |R g| / |g| is below this; 0 never skips.
     - `data_std`: sqrt(V) of `schedule`, in the units of the sampler's latents.
+    - `calibration`: the table of `calibrated`.
+    - `memory`: what reverse mode keeps for the backward pass: all activations (`resident`), those between blocks
+      (`checkpoint`), or what fits (`auto`).
     - `sigma_start` >= sigma >= `sigma_end`: where to rectify (closed, rounded to float32).
     Raises ValueError with the offending value.
     """
@@ -38,23 +48,33 @@ class Settings:
     engine: str = "auto"
     strength: float = 1.0
     refresh: int = 1
+    skip_below: float = 0.0
     data_std: float = 1.0
     sigma_start: float = math.inf
     sigma_end: float = 0.0
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
+    memory: str = "auto"
 
     def __post_init__(self):
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
         if self.engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
-        for name in ("strength", "refresh", "data_std", "sigma_start", "sigma_end"):
+        if self.memory not in MEMORY:
+            raise ValueError(f"memory must be one of {', '.join(MEMORY)}, got {self.memory!r}")
+        if (self.form == "calibrated") != (self.calibration is not None):
+            have = "none is given" if self.calibration is None else f"form is {self.form!r}"
+            raise ValueError(f"form 'calibrated' and a calibration table go together, but {have}")
+        for name in ("strength", "refresh", "skip_below", "data_std", "sigma_start", "sigma_end"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         if not math.isfinite(self.strength):
             raise ValueError(f"strength must be finite, got {self.strength}")
-        if not math.isfinite(self.refresh) or int(self.refresh) != self.refresh or self.refresh < 1:
-            raise ValueError(f"refresh must be a whole number >= 1, got {self.refresh}")
+        if not math.isfinite(self.refresh) or int(self.refresh) != self.refresh or self.refresh < 0:
+            raise ValueError(f"refresh must be a whole number >= 0, got {self.refresh}")
+        if not (math.isfinite(self.skip_below) and self.skip_below >= 0):
+            raise ValueError(f"skip_below must be finite and >= 0, got {self.skip_below}")
         if not (math.isfinite(self.data_std) and self.data_std > 0):
             raise ValueError(f"data_std must be finite and > 0, got {self.data_std}")
         if not self.sigma_start >= self.sigma_end >= 0:
@@ -109,11 +129,22 @@ def schedule_factor(sigma_ve: Tensor, data_std: float) -> Tensor:
 
 
 def rectify_by_factor(v: Tensor, factor: Tensor, strength: float = 1.0) -> Rectified:
-    """R v = factor v for a known factor, [B] or in v's shape: `schedule`, and corrections that are used again."""
+    """R v = factor v for a known factor, [B], [B, C] or in v's rank: `schedule`, tables, corrections used again."""
     wide = torch.promote_types(v.dtype, torch.float32)
     v, factor = v.to(wide), factor.to(wide)
-    factor = expand(factor, v) if factor.ndim == 1 else factor
+    factor = factor.reshape(*factor.shape, *(1,) * (v.ndim - factor.ndim))
     return blend(v, factor * v, factor, strength)
+
+
+def carry(factor: Tensor, ratio: Tensor) -> Tensor:
+    """The factor at another noise level: sigma_ve there is `ratio` [B] times what it was.
+
+    J of Gaussian data is c = V / (V + sigma_ve^2), so its odds c / (1 - c) go as 1 / sigma_ve^2. Factors outside
+    (0, 1), which no Gaussian has, stay what they are.
+    """
+    square = expand(ratio.to(factor.dtype).square(), factor)
+    moved = factor / (factor + (1 - factor) * square)
+    return torch.where((factor > 0) & (factor < 1), moved, factor)
 
 
 def blend(v: Tensor, rectified: Tensor, factor: Tensor, strength: float) -> Rectified:

@@ -12,7 +12,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-NUMBERS = ("sigma", "guidance_norm", "rectified_norm", "correction_mean", "correction_min", "correction_max", "nonfinite")
+NUMBERS = (
+    "sigma",
+    "guidance_norm",
+    "rectified_norm",
+    "correction_mean",
+    "correction_min",
+    "correction_max",
+    "nonfinite",
+    "correction_low",
+    "correction_high",
+    "moved",
+)
+QUANTILES = (0.05, 0.95)
+SAMPLE = 1 << 14  # elements that quantiles are taken of: sorting a whole video would cost more than a step may
 
 
 @dataclass
@@ -20,7 +33,9 @@ class Row:
     """One model call. `guidance_norm` and `rectified_norm` are root mean squares per element, |g| and |R g|.
 
     The correction is the factor R of the form (elementwise for row_sum, a number per sample for the others; for
-    `product` it is <R g, g> / <g, g>); `nonfinite` counts samples whose correction was no number and was left out.
+    `product` it is <R g, g> / <g, g>); low and high are its 5 % and 95 % quantiles; `nonfinite` counts samples whose
+    correction was no number and was left out. `moved`: |R v - what was carried along| / |v| where both are known.
+    `extra_rows` is -1 where the reference was not evaluated.
     """
 
     sigma: float = math.nan
@@ -33,9 +48,13 @@ class Row:
     correction_mean: float = math.nan
     correction_min: float = math.nan
     correction_max: float = math.nan
+    correction_low: float = math.nan
+    correction_high: float = math.nan
+    moved: float = math.nan
     nonfinite: float = 0.0
     extra_rows: int = 0
     seconds: float = 0.0
+    skipped: bool = False
     note: str = ""
     _numbers: Tensor | None = field(default=None, repr=False)
     _sigma: Tensor | None = field(default=None, repr=False)
@@ -68,10 +87,30 @@ class Run:
     strength: float = 1.0
     _rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _heat: Tensor | None = field(default=None, repr=False)
+    _heated: int = 0
 
     def add(self, row: Row) -> Row:
         self._rows.append(row)
         return row
+
+    def warm(self, factor: Tensor) -> None:
+        """Add an elementwise factor [B, C, *spatial] to the heat map; factors per sample leave it alone."""
+        if factor.ndim < 3 or factor[0].numel() == 1:
+            return
+        layer = factor.mean(1).float()
+        same = self._heat is not None and self._heat.shape == layer.shape
+        self._heat, self._heated = (self._heat + layer, self._heated + 1) if same else (layer, 1)
+
+    @property
+    def heat(self) -> Tensor | None:
+        """Mean factor over the active calls and the channels [B, *spatial], or None if none was elementwise."""
+        return None if self._heat is None else self._heat / self._heated
+
+    @property
+    def skipped(self) -> int:
+        """Calls that ran without guidance because its rectified weight was negligible."""
+        return sum(row.skipped for row in self._rows)
 
     def remark(self, note: str) -> bool:
         """Keep a note about the run; True the first time, so that it is logged once."""
@@ -92,7 +131,10 @@ class Run:
 
     @property
     def effective_cfg(self) -> float:
-        """1 + (cfg - 1) |R g| / |g|, averaged over the active calls with the weight |g|: cfg of equal strength without REG."""
+        """1 + (cfg - 1) |R g| / |g|, averaged over the active calls with the weight |g|: cfg of equal strength without REG.
+
+        Calls without guidance (skipped, cfg 1) are not in the mean: their |g| was never computed.
+        """
         rows = [r for r in self.active if math.isfinite(r.cfg) and r.guidance_norm > 0]
         total = sum(r.guidance_norm for r in rows)
         return sum(r.guidance_norm + (r.cfg - 1) * r.rectified_norm for r in rows) / total if total else math.nan
@@ -117,7 +159,8 @@ class Run:
         mean = sum(r.correction_mean for r in active) / len(active)
         return (
             f"form {self.form}, engine {engines}, active in {len(active)} of {len(rows)} model calls, mean correction {mean:.3f}, "
-            f"effective cfg {self.effective_cfg:.2f}, {self.extra_rows} extra rows, {self.seconds:.2f} s"
+            f"effective cfg {self.effective_cfg:.2f}, {f'{self.skipped} skipped, ' if self.skipped else ''}"
+            f"{self.extra_rows} extra rows, {self.seconds:.2f} s"
         )
 
     def table(self) -> str:
@@ -156,7 +199,7 @@ class Trace:
         return "\n".join([run.summary(), run.table(), *(f"note: {note}" for note in run.notes)])
 
 
-def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight, bad: Tensor) -> Tensor:
+def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight, bad: Tensor, moved: Tensor | None = None) -> Tensor:
     """The numbers of one row as one tensor on the device, in the order of `NUMBERS`. `weight`: w = cfg - 1 in force."""
     wide = torch.float32 if v.dtype != torch.float64 else torch.float64
     weight = torch.as_tensor(weight, dtype=wide, device=v.device).abs().mean()
@@ -165,7 +208,11 @@ def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight,
         return t.to(wide).square().mean().sqrt() * weight
 
     factor = factor.to(wide)
-    parts = (sigma.to(wide).max(), rms(v), rms(rectified), factor.mean(), factor.min(), factor.max(), bad.sum().to(wide))
+    flat = factor.flatten()
+    ranked = flat[:: -(-len(flat) // SAMPLE)].sort().values
+    low, high = (ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
+    parts = [sigma.to(wide).max(), rms(v), rms(rectified), factor.mean(), factor.min(), factor.max(), bad.sum().to(wide), low, high]
+    parts.append(torch.full_like(low, math.nan) if moved is None else moved.to(wide))
     return torch.stack(parts)
 
 

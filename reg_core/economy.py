@@ -1,0 +1,135 @@
+"""Doing with less: corrections carried along between refreshes, automatic refresh, and calls without guidance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rectify import FREE_FORMS, Rectified, Settings, carry, schedule_factor
+from .space import expand
+
+TOLERANCE = 0.05  # automatic refresh: |R v - what was carried along| / |v| that is let pass
+LONGEST = 16  # ... and its longest interval, in calls
+OCTAVE = 2.0  # a measured correction says little about noise levels further away than this
+
+
+@dataclass
+class _Kept:
+    factor: Tensor
+    displacement: Tensor | None  # (R v - v) / |v| of `product`, which is no multiple of v
+    sigma_ve: Tensor  # [B]
+    level: float
+    age: int = 0
+
+
+class Economy:
+    """What one sampling run remembers of its corrections. `level` is the batch's largest sigma_ve, on the host.
+
+    Numbers that a decision needs are read at the next call, when the device has long computed them.
+    """
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.free = settings.form in FREE_FORMS
+        self.needs_level = settings.skip_below > 0 or (settings.refresh != 1 and not self.free)
+        self._kept: _Kept | None = None
+        self._interval = 1
+        self._moved: Tensor | None = None
+        self._share: tuple[float, Tensor | float] | None = None  # (level, |R v| / |v| there)
+
+    # Calls without guidance
+
+    def skips(self, level: float, weight: float) -> bool:
+        """True where the rectified weight |w| |R v| / |v| is sure to be below `skip_below`."""
+        share = self._expected_share(level) if self.settings.skip_below > 0 else None
+        if share is None:
+            return False
+        negligible = abs(weight * (1 + self.settings.strength * (share - 1))) < self.settings.skip_below
+        if negligible and self._kept is not None:
+            self._kept.age += 1
+        return negligible  # False of a weight that is nan
+
+    def _expected_share(self, level: float) -> float | None:
+        if self.settings.form == "schedule":
+            return float(schedule_factor(torch.tensor(level), self.settings.data_std))
+        if self.settings.form == "calibrated":
+            return float(self.settings.calibration(torch.tensor([level])).abs().max())
+        if self._share is None:
+            return None
+        measured, share = self._share[0], float(self._share[1])
+        self._share = (measured, share)
+        # Noise went up (a restart), or far down: what was measured no longer tells.
+        if not (math.isfinite(measured) and math.isfinite(share) and measured / OCTAVE <= level <= measured * 1.0001):
+            return None
+        return float(carry(torch.tensor([share], dtype=torch.float64), torch.tensor([level / measured], dtype=torch.float64)))
+
+    # Reuse between refreshes
+
+    def reusable(self, x: Tensor, level: float) -> bool:
+        """True when this call may take the correction that is kept; counts the call."""
+        kept = self._kept
+        if kept is None:
+            return False
+        if kept.factor.shape[0] != x.shape[0] or (kept.factor[0].numel() > 1 and kept.factor.shape != x.shape):
+            return False
+        if level > kept.level * 1.0001:  # noise went up: a restart, not the next step
+            self._kept, self._interval, self._moved = None, 1, None
+            return False
+        if kept.age >= self._calls_between() - 1:
+            return False
+        kept.age += 1
+        return True
+
+    def _calls_between(self) -> int:
+        if self.settings.refresh:
+            return int(self.settings.refresh)
+        if self._moved is not None:  # step size control, as integrators of differential equations do it
+            moved, self._moved = float(self._moved), None
+            if moved <= TOLERANCE / 2:
+                self._interval = min(2 * self._interval, LONGEST)
+            elif not moved <= TOLERANCE:
+                self._interval = max(self._interval // 2, 1)
+        return self._interval
+
+    def reused(self, v: Tensor, sigma_ve: Tensor) -> Rectified:
+        """R v at this noise level by the correction kept, carried along as Gaussian data would."""
+        kept = self._kept
+        wide = v.to(kept.factor.dtype)
+        factor = carry(kept.factor, _ratio(sigma_ve, kept.sigma_ve))
+        bad = torch.zeros(v.shape[0], dtype=torch.bool, device=v.device)
+        if kept.displacement is None:
+            return Rectified(factor * wide, factor, bad)
+        away = 1 - kept.factor
+        shrink = torch.where(away.abs() > 1e-6, (1 - factor) / away, 1)
+        return Rectified(wide + shrink * kept.displacement * _norm(wide), factor, bad)
+
+    def keep(self, fresh: Rectified, v: Tensor, sigma_ve: Tensor, level: float) -> Tensor | None:
+        """Remember a correction computed afresh (at strength 1). Returns how far the one kept before was off, if any."""
+        if self.free or not self.needs_level:
+            return None
+        v = v.to(fresh.vector.dtype)
+        size = v.flatten(1).norm(dim=1)
+        if self.settings.skip_below > 0:
+            share = fresh.vector.flatten(1).norm(dim=1) / size
+            self._share = (level, torch.where(size > 0, share, 0).max())
+        if self.settings.refresh == 1:
+            return None
+        moved = None
+        if self._kept is not None and self._kept.factor.shape == fresh.factor.shape:
+            moved = (fresh.vector - self.reused(v, sigma_ve).vector).norm() / v.norm().clamp_min(1e-12)
+            self._moved = moved if self.settings.refresh == 0 else None
+        displacement = (fresh.vector - v) / _norm(v).clamp_min(1e-12) if self.settings.form == "product" else None
+        self._kept = _Kept(fresh.factor, displacement, sigma_ve, level)
+        return moved
+
+
+def _ratio(now: Tensor, then: Tensor) -> Tensor:
+    # Where both are infinite (flow at sigma 1) nothing has moved.
+    return torch.where(now == then, 1, now / then)
+
+
+def _norm(v: Tensor) -> Tensor:
+    return expand(v.flatten(1).norm(dim=1), v)

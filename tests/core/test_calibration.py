@@ -1,0 +1,129 @@
+"""Calibrated corrections. Oracles: Gaussian data (c = V / (V + sigma^2) exactly), numpy's own arithmetic, the files themselves."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from reg_core import Calibration, Guided, Measurement, Settings, calibrate, expand, karras_sigmas, sample_heun
+
+VARIANCE = torch.tensor([0.2, 1.5]).double().reshape(1, 2, 1, 1)
+SIGMAS = karras_sigmas(12, 0.05, 20.0).double()
+
+
+def gaussian(mean, variance=VARIANCE):
+    return lambda x, sigma: mean + (x - mean) * variance / (variance + expand(sigma, x) ** 2)
+
+
+def noises(count=2, batch=3):
+    generator = torch.Generator().manual_seed(1)
+    return [SIGMAS[0] * torch.randn(batch, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def table(**changes):
+    fields = dict(sigma=torch.tensor([0.1, 1.0, 10.0]), factor=torch.tensor([0.9, 0.5, 0.01]), error=torch.zeros(3), form="scalar", prediction="eps")
+    return Calibration(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("form,engine", [("row_sum", "finite_difference"), ("scalar", "forward"), ("product", "reverse")])
+def test_channels_of_gaussian_data_are_measured_exactly(form, engine):
+    measured = calibrate(gaussian(0.7), gaussian(-0.3), noises(), SIGMAS, 2.0, form, engine, per_channel=True, model="two channels")
+    if form == "scalar":  # one number a sample: the mean of both channels, whichever it multiplies
+        torch.testing.assert_close(measured.factor[:, 0], measured.factor[:, 1])
+        return
+    expected = VARIANCE.reshape(1, 2).float() / (VARIANCE.reshape(1, 2).float() + measured.sigma[:, None] ** 2)
+    torch.testing.assert_close(measured.factor, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(measured.sigma.flip(0), SIGMAS[:-1].float(), rtol=1e-3, atol=0)
+
+
+def test_a_calibrated_run_is_the_run_it_was_measured_on():
+    one = torch.full_like(VARIANCE, 0.8)
+    cond, uncond = gaussian(0.7, one), gaussian(-0.3, one)
+    measured = calibrate(cond, uncond, noises(), SIGMAS, 2.0, "row_sum", "reverse")
+    start = noises(1)[0]
+    exact = sample_heun(Guided(cond, uncond, 2.0, Settings(engine="reverse")), start, SIGMAS)
+    rows = []
+    counted = Guided(lambda x, s: rows.append(1) or cond(x, s), uncond, 2.0, Settings(form="calibrated", calibration=measured))
+    torch.testing.assert_close(sample_heun(counted, start, SIGMAS), exact, rtol=1e-5, atol=1e-5)
+    assert len(rows) == 2 * 12 - 1 and counted.trace.last.extra_rows == 0  # not one model row beyond plain guidance
+
+
+def test_between_and_beyond_the_levels():
+    c = table()(torch.tensor([0.01, 0.1, math.sqrt(0.1), 10.0, 100.0, math.inf]))
+    # the first value below; a straight line in log sigma; V / (V + sigma^2) with V = 100 / 99 above
+    torch.testing.assert_close(c, torch.tensor([0.9, 0.9, 0.7, 0.01, (100 / 99) / (100 / 99 + 1e4), 0.0]), rtol=1e-4, atol=1e-7)
+    assert torch.equal(table(sigma=torch.tensor([1.0]), factor=torch.tensor([0.5]), error=torch.zeros(1))(torch.tensor([0.2, 1.0])), torch.full((2,), 0.5))
+
+
+def test_least_squares_and_jackknife_agree_with_numpy():
+    generator = torch.Generator().manual_seed(3)
+    v, rectified = torch.randn(2, 5, 2, 6, generator=generator).double()
+    measurement = Measurement(per_channel=True)
+    measurement(torch.full((5,), 2.0), v, rectified)
+    got = measurement.table("product")
+    for channel in range(2):
+        a, b = v[:, channel].numpy(), rectified[:, channel].numpy()
+        slope = np.linalg.lstsq(a.reshape(-1, 1), b.reshape(-1), rcond=None)[0][0]
+        left_out = [np.linalg.lstsq(np.delete(a, i, 0).reshape(-1, 1), np.delete(b, i, 0).reshape(-1), rcond=None)[0][0] for i in range(5)]
+        error = np.sqrt(4 / 5 * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
+        assert got.factor[0, channel] == pytest.approx(slope, rel=1e-5) and got.error[0, channel] == pytest.approx(error, rel=1e-5)
+
+
+def test_a_table_survives_its_file(tmp_path):
+    saved = table(latent="SD15", model="net", notes={"cfg": 7.5})
+    again = Calibration.load(saved.save(tmp_path / "deep" / "c.safetensors"))
+    for name in ("sigma", "factor", "error"):
+        assert torch.equal(getattr(again, name), getattr(saved, name))
+    assert (again.form, again.prediction, again.latent, again.model, again.notes) == ("scalar", "eps", "SD15", "net", {"cfg": "7.5"})
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["c.safetensors"]
+    assert "net" in again.summary() and "0.010 at sigma 10" in again.summary()
+
+
+def test_other_files_are_refused_by_name(tmp_path):
+    (tmp_path / "text.safetensors").write_text("no table")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "lora.safetensors")
+    falling = {n: torch.tensor([2.0, 1.0]) for n in ("sigma", "factor", "error")}
+    save_file(falling, tmp_path / "falling.safetensors", {"format": "reg-calibration-1", "form": "scalar"})
+    for name, match in (("text", "text.safetensors is no"), ("lora", "it holds weight"), ("falling", "falling.safetensors.*increasing")):
+        with pytest.raises(ValueError, match=match):
+            Calibration.load(tmp_path / f"{name}.safetensors")
+    with pytest.raises(FileNotFoundError, match="absent.safetensors"):
+        Calibration.load(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes,match",
+    [
+        (dict(sigma=torch.tensor([1.0, 0.5, 2.0])), "increasing"), (dict(sigma=torch.tensor([0.0, 0.5, 2.0])), "> 0"),
+        (dict(factor=torch.tensor([1.0, math.nan, 0.0])), "nan"), (dict(factor=torch.ones(2)), r"\(2,\)"), (dict(form="schedule"), "schedule"),
+    ],
+)  # fmt: skip
+def test_impossible_tables_are_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        table(**changes)
+
+
+def test_a_table_of_another_model_is_refused_by_name():
+    channels = table(factor=torch.full((3, 4), 0.5), error=torch.zeros(3, 4), latent="SD15")
+    channels.check("eps", "SD15", 4)
+    for arguments, match in ((("v", "SD15", 4), "'eps', the model has 'v'"), (("eps", "SDXL", 4), "'SDXL'"), (("eps", "SD15", 16), "4 latent channels.*16")):
+        with pytest.raises(ValueError, match=match):
+            channels.check(*arguments)
+
+
+def test_nothing_measured_is_an_error():
+    with pytest.raises(ValueError, match="no guided model call"):
+        Measurement().table("scalar")
+    measurement = Measurement()
+    measurement(torch.ones(2), torch.zeros(2, 1, 3), torch.zeros(2, 1, 3))
+    with pytest.raises(ValueError, match="zero or not finite"):
+        measurement.table("scalar")
+
+
+def test_a_table_and_its_form_go_together():
+    with pytest.raises(ValueError, match="'row_sum'"):
+        Settings(form="row_sum", calibration=table())
+    with pytest.raises(ValueError, match="none is given"):
+        Settings(form="calibrated")

@@ -1,0 +1,159 @@
+"""Refresh, automatic refresh and skipping. Oracles: Gaussian data, for which J is known at every noise level, and call counts."""
+
+import math
+
+import pytest
+import torch
+
+from reg_core import Guided, Settings, carry, expand, karras_sigmas, sample_heun
+from reg_core.economy import TOLERANCE
+
+VARIANCE = torch.linspace(0.05, 2.0, 2 * 3 * 3).reshape(1, 2, 3, 3).double()  # of every element
+SIGMAS = karras_sigmas(18, 0.02, 20.0).double()
+
+
+class Gaussian:
+    """The exact denoiser of N(mean, diag variance), counting its rows."""
+
+    def __init__(self, mean, variance=VARIANCE):
+        self.mean, self.variance, self.rows = mean, variance, 0
+
+    def __call__(self, x, sigma):
+        self.rows += x.shape[0]
+        return self.mean + (x - self.mean) * self.variance / (self.variance + expand(sigma, x) ** 2)
+
+
+def mixture(x, sigma):
+    """The exact denoiser of 1/2 N(-1, 0.1^2) + 1/2 N(1, 0.1^2) in each element: J peaks where a mode is chosen."""
+    total = 0.01 + expand(sigma, x) ** 2
+    share = torch.sigmoid(2 * x / total)
+    return share * (1 + (x - 1) * 0.01 / total) + (1 - share) * (-1 + (x + 1) * 0.01 / total)
+
+
+def run(settings, cond=None, uncond=None, weight=2.0, batch=2):
+    cond, uncond = cond or Gaussian(0.7), uncond or Gaussian(-0.3)
+    guided = Guided(cond, uncond, weight, settings)
+    noise = torch.randn(batch, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return sample_heun(guided, SIGMAS[0] * noise, SIGMAS), guided.trace.last
+
+
+def test_carry_is_the_law_of_gaussian_data():
+    there, here = torch.tensor([0.3, 5.0]).double(), torch.tensor([2.0, 0.1]).double()
+    moved = carry(VARIANCE / (VARIANCE + expand(here, VARIANCE.expand(2, -1, -1, -1)) ** 2), there / here)
+    torch.testing.assert_close(moved, VARIANCE / (VARIANCE + there.reshape(2, 1, 1, 1) ** 2))
+
+
+def test_carry_leaves_what_no_gaussian_has():
+    odd = torch.tensor([[-0.2, 0.0, 1.0, 1.4]])
+    assert torch.equal(carry(odd, torch.tensor([0.5])), odd)
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "product"])
+@pytest.mark.parametrize("refresh", [4, 0])
+def test_a_carried_correction_is_exact_for_gaussian_data(form, refresh):
+    # `scalar` and `product` carry one number a sample: exact where all elements have one variance
+    variance = VARIANCE if form == "row_sum" else torch.full_like(VARIANCE, 0.6)
+    pair = Gaussian(0.7, variance), Gaussian(-0.3, variance)
+    fresh, _ = run(Settings(form=form, engine="reverse"), *pair)
+    carried, trace = run(Settings(form=form, engine="reverse", refresh=refresh), *pair)
+    assert sum(r.fresh for r in trace.rows) <= 9 < len(trace.rows)
+    torch.testing.assert_close(carried, fresh, rtol=1e-9, atol=1e-9)
+
+
+def test_strength_applies_to_what_is_carried():
+    fresh, _ = run(Settings(engine="reverse", strength=0.4))
+    carried, _ = run(Settings(engine="reverse", strength=0.4, refresh=6))
+    torch.testing.assert_close(carried, fresh, rtol=1e-9, atol=1e-9)
+
+
+def test_refresh_counts_calls():
+    _, trace = run(Settings(engine="reverse", refresh=4))
+    assert [i for i, r in enumerate(trace.rows) if r.fresh] == list(range(0, 35, 4))
+    assert [math.isnan(r.moved) for r in trace.rows if r.fresh] == [True] + [False] * 8
+
+
+def test_automatic_refresh_doubles_its_interval_while_nothing_moves():
+    _, trace = run(Settings(engine="reverse", refresh=0))
+    assert [i for i, r in enumerate(trace.rows) if r.fresh] == [0, 1, 3, 7, 15, 31]
+
+
+def test_automatic_refresh_looks_again_where_the_correction_moves():
+    def uncond(x, sigma):
+        return x / (1 + expand(sigma, x) ** 2)
+
+    exact, _ = run(Settings(engine="reverse"), mixture, uncond)
+    automatic, trace = run(Settings(engine="reverse", refresh=0), mixture, uncond)
+    rare, seldom = run(Settings(engine="reverse", refresh=16), mixture, uncond)
+    fresh = [i for i, r in enumerate(trace.rows) if r.fresh]
+    moved = [r.moved for r in trace.rows if r.fresh]
+    assert max(m for m in moved if not math.isnan(m)) > TOLERANCE  # it had something to react to
+    gaps = [b - a for a, b in zip(fresh, fresh[1:], strict=False)]
+    assert min(gaps[3:]) < max(gaps) and 6 < len(fresh) < 35
+    assert (automatic - exact).norm() < 0.5 * (rare - exact).norm()
+
+
+def test_a_restart_is_computed_afresh():
+    guided = Guided(Gaussian(0.7), Gaussian(-0.3), 2.0, Settings(engine="reverse", refresh=10))
+    x = torch.ones(2, 2, 3, 3).double()
+    for sigma in (5.0, 4.0, 3.0, 9.0, 8.0):
+        guided(x, sigma)
+    assert [r.fresh for r in guided.trace.last.rows] == [True, False, False, True, False]
+
+
+def test_another_batch_size_is_computed_afresh():
+    guided = Guided(Gaussian(0.7), Gaussian(-0.3), 2.0, Settings(engine="reverse", refresh=10))
+    for batch in (2, 2, 3):
+        guided(torch.ones(batch, 2, 3, 3).double(), 1.0)
+    assert [r.fresh for r in guided.trace.last.rows] == [True, False, True]
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "schedule"])
+def test_skipping_leaves_out_what_is_negligible(form):
+    below, weight = 0.3, 2.0
+    cond, uncond = (Gaussian(mean, torch.ones_like(VARIANCE)) for mean in (0.7, -0.3))
+    skipping, trace = run(Settings(form=form, engine="reverse", skip_below=below), cond, uncond, weight)
+    rows = uncond.rows
+    full, _ = run(Settings(form=form, engine="reverse"), cond, uncond, weight)
+    # c = 1 / (1 + sigma^2) here. What has to be measured is measured again an octave down.
+    measured, expected, levels = math.inf, [], [s for pair in zip(SIGMAS[:-2], SIGMAS[1:-1], strict=True) for s in pair] + [SIGMAS[-2]]
+    for sigma in (float(s) for s in levels):
+        known = form == "schedule" or measured / 2 <= sigma <= measured * 1.0001
+        skipped = known and weight / (1 + sigma**2) < below
+        measured = measured if skipped else sigma
+        expected.append(skipped)
+    assert [r.skipped for r in trace.rows] == expected and 5 < sum(expected) < 30
+    assert rows == 2 * (35 - sum(expected))
+    assert sum(r.extra_rows for r in trace.rows if r.skipped) == -sum(expected)
+    assert f"{sum(expected)} skipped" in trace.summary()
+    # Guidance displaces the mean by about one: what is left out may not matter much, and may not be nothing either
+    assert 1e-6 < (skipping - full).abs().max() < 0.15
+
+
+def test_a_calibrated_run_skips_by_its_table():
+    from reg_core import Calibration
+
+    table = Calibration(torch.tensor([0.01, 20.0]), torch.tensor([1.0, 0.0]), torch.zeros(2), "scalar")  # a straight line in log sigma
+    _, trace = run(Settings(form="calibrated", calibration=table, skip_below=0.5), weight=1.0)
+    half = math.sqrt(0.01 * 20.0)
+    assert all(r.skipped == (r.sigma > half) for r in trace.rows) and 0 < trace.skipped < 35
+
+
+def test_nothing_is_skipped_where_weak_strength_leaves_guidance():
+    _, trace = run(Settings(form="schedule", strength=0.5, skip_below=0.3))  # half of w = 2 stays at any noise
+    assert trace.skipped == 0
+
+
+def test_no_level_is_read_when_nothing_depends_on_it():
+    from reg_core.economy import Economy
+
+    assert not Economy(Settings()).needs_level and not Economy(Settings(form="schedule", refresh=4)).needs_level
+    assert Economy(Settings(refresh=0)).needs_level and Economy(Settings(skip_below=0.1)).needs_level
+
+
+def test_flow_that_starts_without_any_signal():
+    from reg_core import FLOW
+
+    guided = Guided(Gaussian(0.7), Gaussian(-0.3), 2.0, Settings(engine="reverse", refresh=3, skip_below=0.2), FLOW)
+    for sigma in (1.0, 1.0, 0.9, 0.5, 0.1):
+        assert torch.isfinite(guided(torch.ones(2, 2, 3, 3).double(), sigma)).all()
+    assert [r.nonfinite for r in guided.trace.last.rows] == [0.0] * 5
