@@ -1,0 +1,8 @@
+"""Pictures of what guidance did: traces, schedules, heat maps, labelled grids. Pillow and torch; nothing of it is imported by `reg_core`."""
+
+from .grid import labelled_grid
+from .heat import heat_pictures
+from .schedules import SchedulePoint, plot_schedule, schedule_table
+from .traces import plot_run, run_report
+
+__all__ = ["SchedulePoint", "heat_pictures", "labelled_grid", "plot_run", "plot_schedule", "run_report", "schedule_table"]
