@@ -19,7 +19,7 @@ from .jacobian import JacobianError, finite_difference, forward, reverse
 from .rectifier import Prediction, Rectifier
 from .rectify import ENGINES, FORMS, Rectified, Settings, carry, rectify, rectify_by_factor, schedule_factor
 from .sampling import flow_sigmas, karras_sigmas, sample_ddpm, sample_euler, sample_heun
-from .schedule import AXES, Constant, Cosine, Curve, Interval, Linear, SigmaInterval, sigma_position, step_position
+from .schedule import AXES, Constant, Cosine, Curve, Drawn, Interval, Linear, SigmaInterval, TimestepInterval, sigma_position, step_position
 from .space import FLOW, VE, VP, Space, as_batch, expand, from_denoised, to_denoised
 from .trace import Row, Run, Trace
 
@@ -27,8 +27,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AXES", "ENGINES", "FLOW", "FORMS", "VE", "VP",
-    "Branches", "Calibration", "Constant", "Cosine", "Curve", "Guided", "Interval", "JacobianError", "Linear", "Measurement", "Prediction",
-    "Rectified", "Rectifier", "Row", "Run", "Settings", "SigmaInterval", "Space", "Trace",
+    "Branches", "Calibration", "Constant", "Cosine", "Curve", "Drawn", "Guided", "Interval", "JacobianError", "Linear", "Measurement", "Prediction",
+    "Rectified", "Rectifier", "Row", "Run", "Settings", "SigmaInterval", "Space", "TimestepInterval", "Trace",
     "as_batch", "calibrate", "carry", "classifier_guidance", "expand", "finite_difference", "flow_sigmas", "forward", "from_denoised",
     "karras_sigmas", "rectify", "rectify_by_factor", "reverse", "sample_ddpm", "sample_euler", "sample_heun",
     "schedule_factor", "sigma_position", "step_position", "to_denoised",

@@ -6,11 +6,14 @@ variable p is linear in is the axis, and it matters: the REG authors' three code
 - `step`: the index in the list of noise levels, i / (n - 1).
 - `timestep`: the model's training time, 1 - t/T (what ComfyUI calls percent).
 - `sigma`: the noise level itself, 1 - sigma / sigma_max.
+
+The authors' own variables, which differ from these by their ends, come with their definitions: presets.py.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +109,7 @@ class Curve:
 
     @classmethod
     def parse(cls, text: str) -> Curve:
-        """"0:0, 0.5:1.5, 1:1" -> Curve. Raises ValueError with the piece that could not be read."""
+        """ "0:0, 0.5:1.5, 1:1" -> Curve. Raises ValueError with the piece that could not be read."""
         points = []
         for piece in text.replace(";", ",").replace("\n", ",").split(","):
             if not piece.strip():
@@ -128,7 +131,34 @@ class Curve:
         return left[1]
 
 
-Schedule = Constant | Linear | Cosine | Interval | SigmaInterval | Curve
+@dataclass(frozen=True)
+class TimestepInterval:
+    """1 where low <= t <= high, else 0: the interval in training steps 0..999, as DiT states it. Takes t, not p."""
+
+    high: float
+    low: float = 0.0
+
+    def __post_init__(self):
+        if math.isnan(self.high) or math.isnan(self.low) or not 0 <= self.low <= self.high:
+            raise ValueError(f"want 0 <= timestep_end <= timestep_start, got timestep_start={self.high}, timestep_end={self.low}")
+
+    def __call__(self, t: float) -> float:
+        return float(within(round(t, 3), self.low, self.high))  # t comes from a float32 sigma, which gives it to about 1e-5
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A curve drawn elsewhere: any function of the position. Raises ValueError where it is not finite."""
+
+    function: Callable[[float], float]
+
+    def __call__(self, p: float) -> float:
+        value = float(self.function(p))
+        _finite(multiplier=value)
+        return value
+
+
+Schedule = Constant | Linear | Cosine | Interval | SigmaInterval | TimestepInterval | Curve | Drawn
 
 
 def within(value: float, low: float, high: float) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reg_core import Constant, Cosine, Curve, Interval, Linear, SigmaInterval, sigma_position, step_position
-from reg_core.schedule import within
+from reg_core.schedule import Drawn, TimestepInterval, within
 
 
 def test_formulas():
@@ -30,12 +30,24 @@ def test_curve():
     assert [curve(p) for p in (0, 0.2, 0.4, 0.6, 0.8, 1)] == pytest.approx([1, 1, 2, 3, 1.5, 0])
 
 
+def test_intervals_in_training_steps_forgive_what_float32_sigmas_lose():
+    dit = TimestepInterval(502, 205)
+    assert [dit(t) for t in (502.5, 502.0001, 502, 204.9999, 204.99)] == [0, 1, 1, 1, 0]
+
+
+def test_drawn_curves_are_asked_at_the_position_and_must_be_finite():
+    assert Drawn(lambda p: p * p)(0.5) == 0.25
+    with pytest.raises(ValueError, match="multiplier must be finite, got inf"):
+        Drawn(lambda p: math.inf)(0.5)
+
+
 @pytest.mark.parametrize(
     "make,match",
     [
         (lambda: Curve.parse("0:1, x:2"), "x:2"), (lambda: Curve.parse("0.5:1, 0.4:2"), "0.4"), (lambda: Curve.parse("0:1, 1.5:2"), "1.5"),
         (lambda: Curve.parse("0:nan"), "nan"), (lambda: Curve.parse(" "), "at least one point"), (lambda: Cosine(0), "0"), (lambda: Cosine(math.nan), "nan"),
         (lambda: Interval(0.8, 0.2), "0.8"), (lambda: Interval(0, 1.2), "1.2"), (lambda: SigmaInterval(0.1, 0.5), "0.5"), (lambda: Linear(math.inf, 1), "inf"),
+        (lambda: TimestepInterval(200, 300), "300"),
     ],
 )  # fmt: skip
 def test_bad_values_are_named(make, match):
