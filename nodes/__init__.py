@@ -4,13 +4,18 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from .autoguidance import REGAutoguidance, REGReferenceModel, REGWeakModel
+from .calibrate import REGCalibrate, REGLoadCalibration
 from .demo import REGDemoDecode, REGDemoLatent, REGDemoModel, REGDemoPrompt
 from .guidance import REGGuidance
+from .plots import REGSchedulePlot, REGTracePlot
 from .reward import REGRewardDigit, REGRewardGuidance, REGRewardImage, REGRewardLatent
 from .schedules import REGScheduleCosine, REGScheduleCurve, REGScheduleInterval, REGScheduleLinear
+from .sweep import REGGrid, REGSweep
 
 NODES = [
     REGGuidance,
+    REGCalibrate,
+    REGLoadCalibration,
     REGScheduleLinear,
     REGScheduleCosine,
     REGScheduleInterval,
@@ -22,6 +27,10 @@ NODES = [
     REGRewardDigit,
     REGRewardLatent,
     REGRewardImage,
+    REGTracePlot,
+    REGSchedulePlot,
+    REGSweep,
+    REGGrid,
     REGDemoModel,
     REGDemoPrompt,
     REGDemoLatent,

@@ -4,9 +4,9 @@ import math
 
 from comfy_api.latest import io
 
-from ..reg_core.rectify import ENGINES, FORMS, Settings
+from ..reg_core.rectify import ENGINES, FORMS, MEMORY, Settings
 from .hook import rectified_model
-from .schema import Trace, advanced, with_aliases
+from .schema import Calibration, Trace, advanced, with_aliases
 
 
 class REGGuidance(io.ComfyNode):
@@ -25,7 +25,8 @@ class REGGuidance(io.ComfyNode):
                     options=list(FORMS),
                     default="row_sum",
                     tooltip="row_sum: the paper's formula, an elementwise factor. scalar: one factor per image, keeps CFG's direction. "
-                    "product: the full chain rule. schedule: a factor of the noise level alone, free. off: plain guidance.",
+                    "product: the full chain rule. schedule: a factor of the noise level alone, free. calibrated: the same from a measured "
+                    "table (connect one), free. off: plain guidance.",
                 ),
                 advanced(
                     io.Combo.Input(
@@ -67,10 +68,11 @@ class REGGuidance(io.ComfyNode):
                 advanced(
                     io.Int.Input(
                         "refresh",
-                        default=1,
-                        min=1,
+                        default=4,
+                        min=0,
                         max=100,
-                        tooltip="Compute the correction at every k-th model call and reuse it in between. 1 = always fresh; 2 to 4 cost less.",
+                        tooltip="Compute the correction at every k-th model call and carry it along in between. 1 = always fresh, costs most; "
+                        "0 = automatic: as often as the correction moves.",
                     )
                 ),
                 advanced(
@@ -83,6 +85,33 @@ class REGGuidance(io.ComfyNode):
                         tooltip="Standard deviation of the clean latents, in the sampler's units; used by form 'schedule' alone. About 1 for most models.",
                     )
                 ),
+                advanced(
+                    io.Float.Input(
+                        "skip_below",
+                        default=0.0,
+                        min=0.0,
+                        max=10.0,
+                        step=0.01,
+                        optional=True,
+                        tooltip="Run without guidance, at half the cost of a step, where the rectified weight (cfg - 1) |Rg| / |g| is below this. "
+                        "0 = never; 0.1 to 0.3 make REG cheaper than CFG on models whose correction vanishes in noise. No unit.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "memory",
+                        options=list(MEMORY),
+                        default="auto",
+                        optional=True,
+                        tooltip="What engine 'reverse' keeps for its backward pass. resident: everything, fastest. checkpoint: the borders of "
+                        "blocks, about a forward pass slower. auto: what fits.",
+                    )
+                ),
+                Calibration.Input(
+                    "calibration",
+                    optional=True,
+                    tooltip="The table of form 'calibrated', from REG Calibrate or REG Load Calibration. Other forms leave it unused.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with rectified guidance."),
@@ -92,11 +121,24 @@ class REGGuidance(io.ComfyNode):
         return with_aliases(schema, "REG", "rectified gradient guidance", "rectified cfg", "guidance")
 
     @classmethod
-    def execute(cls, model, form, engine, strength, start_percent, end_percent, refresh, data_std) -> io.NodeOutput:
+    def execute(
+        cls, model, form, engine, strength, start_percent, end_percent, refresh, data_std, skip_below=0.0, memory="auto", calibration=None
+    ) -> io.NodeOutput:
         for name, value in (("start_percent", start_percent), ("end_percent", end_percent)):
             if not (math.isfinite(value) and 0 <= value <= 1):
                 raise ValueError(f"REGGuidance: {name} must be between 0 and 1, got {value}")
         if start_percent > end_percent:
             raise ValueError(f"REGGuidance: start_percent {start_percent} is after end_percent {end_percent}")
-        settings = Settings(form=form, engine=engine, strength=strength, refresh=refresh, data_std=data_std)
+        if form == "calibrated" and calibration is None:
+            raise ValueError("REGGuidance: form 'calibrated' needs a table: connect REG Calibrate or REG Load Calibration")
+        settings = Settings(
+            form=form,
+            engine=engine,
+            strength=strength,
+            refresh=refresh,
+            data_std=data_std,
+            skip_below=skip_below,
+            memory=memory,
+            calibration=calibration if form == "calibrated" else None,
+        )
         return io.NodeOutput(*rectified_model(model, settings, start_percent, end_percent))

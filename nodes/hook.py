@@ -14,20 +14,26 @@ from ..reg_core.rectifier import Rectifier
 from ..reg_core.rectify import Settings
 from ..reg_core.trace import Row, Run, Trace
 from .host import Interrupted, ModelBranches, WrappersMP, alpha_and_s, clone_options, log
+from .host_runs import model_kind
 
 KEY = "reg"  # of our wrappers on a MODEL
 RUN = "reg_run"  # of the run's state in the guider's own copy of model_options
 
 
-def rectified_model(model, settings: Settings, start_percent: float, end_percent: float):
-    """A clone of MODEL whose guidance is rectified, and the trace its sampling runs will fill. The last one applied wins."""
+def rectified_model(model, settings: Settings, start_percent: float = 0.0, end_percent: float = 1.0, observe=None):
+    """A clone of MODEL whose guidance is rectified, and the trace its sampling runs will fill. The last one applied wins.
+
+    `observe`: see Rectifier. Raises ValueError for a calibration table of another kind of model.
+    """
+    if settings.calibration is not None:
+        settings.calibration.check(*model_kind(model)[:3])
     patched = model.clone()
     trace = Trace()
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
         patched.remove_wrappers_with_key(kind, KEY)
     if not settings.enabled:
         return patched, trace
-    hook = _Hook(settings, start_percent, end_percent, trace)
+    hook = _Hook(settings, start_percent, end_percent, trace, observe)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hook.outer_sample)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, hook.predict_noise)
     return patched, trace
@@ -36,10 +42,11 @@ def rectified_model(model, settings: Settings, start_percent: float, end_percent
 class _Hook:
     """The two wrappers of one patched MODEL. Holds settings only; what belongs to a run lives in the run."""
 
-    def __init__(self, settings, start_percent, end_percent, trace):
+    def __init__(self, settings, start_percent, end_percent, trace, observe):
         self.settings = settings
         self.percents = (start_percent, end_percent)
         self.trace = trace
+        self.observe = observe
 
     def outer_sample(self, executor, *args, **kwargs):
         guider = executor.class_obj
@@ -61,7 +68,7 @@ class _Hook:
             sigma_end=0.0 if end >= 1 else float(sampling.percent_to_sigma(end)),
         )
         run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
-        return Rectifier(settings, run=run, fatal=(Interrupted,))
+        return Rectifier(settings, run=run, fatal=(Interrupted,), observe=self.observe)
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         guider, model_options = executor.class_obj, model_options or {}
@@ -98,11 +105,14 @@ class _Call:
         cfg = float(getattr(self.guider, "cfg", math.nan))
         note = self._why_not(conds, cfg, sigma)
         branches = ModelBranches(model, conds, self.given)
+        branches.memory = self.rectifier.settings.memory
         if note is not None:
             self.rectifier.run.add(Row(_sigma=sigma, cfg=cfg, note=note))
             return branches.evaluate(conds, x, sigma)
         alpha, s = alpha_and_s(model.model_sampling, sigma, x)
-        prediction = self.rectifier(branches, x, sigma, cfg - 1, alpha, s)
+        # Whoever switches ComfyUI's own shortcut at cfg 1 off wants the unconditional prediction for itself.
+        may_skip = not self.given.get("disable_cfg1_optimization", False)
+        prediction = self.rectifier(branches, x, sigma, cfg - 1, alpha, s, may_skip)
         self.uncond = prediction.reference
         return [prediction.denoised, (prediction.denoised - prediction.rectified).to(prediction.denoised.dtype)]
 

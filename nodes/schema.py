@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 Trace = io.Custom("REG_TRACE")
 Reward = io.Custom("REG_REWARD")
+Calibration = io.Custom("REG_CALIBRATION")
 
 
 def advanced(widget):

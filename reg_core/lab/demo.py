@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..guided import Guided
+from ..calibration import Calibration
+from ..guided import Guided, calibrate
 from ..rectify import ENGINES, FORMS, Settings
 from ..sampling import karras_sigmas, sample_heun
 from ..trace import Run
@@ -56,13 +57,21 @@ class Counted:
         return self.denoiser(x, sigma)
 
 
-def sample(model, classifier, real, form: str, cfg: float, labels: Tensor, noise: Tensor, steps: int, engine: str = "auto") -> Result:
+def measure(model, cfg: float, steps: int, seed: int) -> Calibration:
+    """The table of form `calibrated` at one cfg, from four images of each digit and a noise of their own."""
+    labels = torch.arange(10).repeat(4)
+    noise = SIGMA_MAX * torch.randn(len(labels), *IMAGE_SHAPE, generator=torch.Generator().manual_seed(seed + 1000))
+    sigmas = karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX)
+    return calibrate(lambda x, sigma: model(x, sigma, labels), model, [noise], sigmas, cfg - 1, "scalar", model="digits")
+
+
+def sample(model, classifier, real, form: str, cfg: float, labels: Tensor, noise: Tensor, steps: int, engine: str = "auto", table=None) -> Result:
     """Heun steps from `noise` [B, 1, 8, 8] (unit variance) to images of `labels` [B] with guidance of strength `cfg`.
 
-    `real` [N, 64]: the classifier's features of the real digits.
+    `real` [N, 64]: the classifier's features of the real digits. `table`: the Calibration of form `calibrated`.
     """
     cond, uncond = Counted(lambda x, sigma: model(x, sigma, labels)), Counted(lambda x, sigma: model(x, sigma))
-    guided = Guided(cond, uncond, cfg - 1, Settings(form=form, engine=engine, data_std=SIGMA_DATA))
+    guided = Guided(cond, uncond, cfg - 1, Settings(form=form, engine=engine, data_std=SIGMA_DATA, calibration=table))
     sigmas = karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX)
     begin = time.perf_counter()
     images = sample_heun(guided, SIGMA_MAX * noise, sigmas)
@@ -158,7 +167,8 @@ def main(argv=None) -> list[Result]:
     results = []
     for form, cfg in (bar := tqdm(jobs, unit="run")):
         bar.set_description(f"{NAMES[form]} at cfg {cfg:g}")
-        results.append(sample(model, classifier, real, form, cfg, labels, noise, args.steps, args.engine))
+        table_of_c = measure(model, cfg, args.steps, args.seed) if form == "calibrated" else None
+        results.append(sample(model, classifier, real, form, cfg, labels, noise, args.steps, args.engine, table_of_c))
     args.out.mkdir(parents=True, exist_ok=True)
     grid(results).save(args.out / "grid.png")
     middle = args.cfg[len(args.cfg) // 2]

@@ -27,7 +27,7 @@ def test_results_are_of_the_same_noise_and_cost_what_they_say(run):
     by = {(r.form, r.cfg): r for r in results}
     calls = 2 * 6 - 1
     for (form, cfg), r in by.items():
-        assert r.rows == calls * (2 if form in ("off", "schedule") else 3), form
+        assert r.rows == calls * (2 if form in ("off", "schedule", "calibrated") else 3), form
         labels = torch.arange(10).repeat(2)
         assert r.accuracy == pytest.approx((load_digits_classifier()(r.images).argmax(1) == labels).float().mean().item())
         assert 1 < r.effective_cfg < cfg or form == "off"
@@ -37,7 +37,7 @@ def test_results_are_of_the_same_noise_and_cost_what_they_say(run):
 
 def test_the_table_has_every_run(run):
     text = demo.table(run[1])
-    assert len(text.splitlines()) == 2 + 10 and "REG row_sum" in text and "schedule" in text
+    assert len(text.splitlines()) == 2 + 12 and "REG row_sum" in text and "schedule" in text
 
 
 @pytest.mark.parametrize("bad", [["--per-digit", "0"], ["--steps", "1"], ["--forms", "rowsum"], ["--engine", "jvp"]])

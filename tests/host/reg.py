@@ -6,9 +6,9 @@ import comfy.samplers
 import torch
 
 
-def apply(pack, model, form="row_sum", engine="auto", strength=1.0, start=0.0, end=1.0, refresh=1, data_std=1.0):
+def apply(pack, model, form="row_sum", engine="auto", strength=1.0, start=0.0, end=1.0, refresh=1, data_std=1.0, **more):
     """REGGuidance's outputs (model, trace)."""
-    return pack.nodes["REGGuidance"].execute(model, form, engine, strength, start, end, refresh, data_std).result
+    return pack.nodes["REGGuidance"].execute(model, form, engine, strength, start, end, refresh, data_std, **more).result
 
 
 @contextmanager

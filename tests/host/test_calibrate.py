@@ -1,0 +1,137 @@
+"""Calibration, skipping and automatic refresh in real sampling runs. Oracles: the trained digits model, whose correction
+
+vanishes in noise; runs with every correction fresh; counted model rows; ComfyUI's own cfg function.
+"""
+
+import math
+
+import pytest
+import torch
+
+from . import reg, tiny
+
+OPTIONS = dict(cfg=4.0, steps=18, batch=8, sampler="heun", scheduler="karras")
+
+
+@pytest.fixture(scope="module")
+def digits(pack):
+    def run(name, **values):
+        return pack.nodes[name].execute(**values).result[0]
+
+    prompts = {d: run("REGDemoPrompt", digit=d) for d in ("3", "any digit")}
+    return tiny.Tiny("digits", run("REGDemoModel", variant="digits"), (1, 8, 8), prompts["3"], prompts["any digit"])
+
+
+def calibrate(pack, t, model=None, **changes):
+    values = dict(
+        model=model or t.patcher, positive=t.positive, negative=t.negative, latent_image=t.empty_latent(4), form="scalar", per_channel=False,
+        cfg=4.0, steps=18, runs=2, seed=5, filename_prefix="", sampler_name="euler", scheduler="karras", engine="auto",
+    )  # fmt: skip
+    return pack.nodes["REGCalibrate"].execute(**{**values, **changes}).result
+
+
+def test_a_table_replaces_the_probe(host, pack, digits):
+    table, text = calibrate(pack, digits)
+    assert (table.prediction, table.latent, table.form) == ("edm", "_DigitsLatent", "scalar") and "c from 0.00" in text
+    model, trace = reg.apply(pack, digits.patcher, "calibrated", calibration=table)
+    with reg.counted(digits.patcher) as rows:
+        out = tiny.sample(digits, model, **OPTIONS)
+    assert rows["rows"] == 35 * 8 * 2 and trace.last.extra_rows == 0
+    full, measured = reg.apply(pack, digits.patcher, "scalar")
+    want = tiny.sample(digits, full, **OPTIONS)
+    plain = tiny.sample(digits, **OPTIONS)
+    assert reg.relative(out, want) < 0.3 * reg.relative(plain, want), "nearer to what it was measured on than plain guidance"
+    for row, fresh in zip(trace.last.rows, measured.last.rows, strict=True):
+        assert row.correction_mean == pytest.approx(fresh.correction_mean, abs=0.12)
+
+
+def test_the_file_is_found_and_loaded(host, pack, digits):
+    name = "reg_calibration/of digits"
+    table, text = calibrate(pack, digits, filename_prefix=name, steps=4, runs=1)
+    again, _ = calibrate(pack, digits, filename_prefix=name, steps=4, runs=1)
+    load = pack.nodes["REGLoadCalibration"]
+    options = load.define_schema().inputs[0].options
+    mine = sorted(o for o in options if o.startswith("of digits"))
+    assert len(mine) == 2, "numbered: the second does not overwrite the first"
+    loaded = load.execute(mine[0]).result[0]
+    assert torch.equal(loaded.factor, table.factor) and loaded.notes["cfg"] == "4.0"
+    assert load.fingerprint_inputs(mine[0]) != load.fingerprint_inputs(mine[1])
+    with pytest.raises(FileNotFoundError, match="absent.safetensors"):
+        load.execute("absent.safetensors")
+
+
+def test_several_prompts_are_pooled(host, pack, digits):
+    other = pack.nodes["REGDemoPrompt"].execute(digit="8").result[0]
+    one, _ = calibrate(pack, digits, steps=5, runs=1, latent_image=digits.empty_latent(2))
+    two, _ = calibrate(pack, digits, steps=5, runs=1, latent_image=digits.empty_latent(2), positive_3=other)
+    assert one.notes["runs"] == 1 and two.notes["runs"] == 2
+    assert torch.equal(one.sigma, two.sigma) and not torch.equal(one.factor, two.factor)
+
+
+@pytest.mark.parametrize("arch", ["sd3", "wan"])
+def test_channels_of_other_latents(host, pack, arch):
+    t = tiny.build(arch)
+    table, _ = calibrate(pack, t, steps=3, runs=1, per_channel=True, form="row_sum", latent_image=t.empty_latent(1), scheduler="simple")
+    assert table.channels == t.latent_shape[0] and table.prediction == "flow" and torch.isfinite(table.factor).all()
+    model, trace = reg.apply(pack, t.patcher, "calibrated", calibration=table)
+    assert torch.isfinite(tiny.sample(t, model, batch=2)).all() and len(trace.last.active) == 3
+
+
+def test_a_table_of_another_model_is_refused(host, pack, digits):
+    table, _ = calibrate(pack, digits, steps=3, runs=1)
+    with pytest.raises(ValueError, match="'edm', the model has 'flow'"):
+        reg.apply(pack, tiny.build("sd3").patcher, "calibrated", calibration=table)
+    with pytest.raises(ValueError, match="needs a table"):
+        reg.apply(pack, digits.patcher, "calibrated")
+    model, _ = reg.apply(pack, digits.patcher, "row_sum", calibration=table)  # a table left connected does no harm
+    assert torch.isfinite(tiny.sample(digits, model)).all()
+
+
+def test_measuring_without_guidance_is_an_error(host, pack, digits):
+    with pytest.raises(ValueError, match="no guided model call"):
+        calibrate(pack, digits, cfg=1.0, steps=2, runs=1)
+
+
+def test_every_prediction_type_has_its_name(host, pack):
+    name = pack.import_("nodes.host_runs").prediction_type
+    expected = {"sd15": "eps", "sd21v": "v", "sdxl": "eps", "sd3": "flow", "flux": "flow", "wan": "flow"}
+    assert {arch: name(tiny.build(arch).patcher.get_model_object("model_sampling")) for arch in expected} == expected
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "schedule"])
+def test_skipping_costs_less_than_plain_guidance(host, pack, digits, form):
+    model, trace = reg.apply(pack, digits.patcher, form, refresh=4, data_std=0.75, skip_below=0.2)
+    with reg.counted(digits.patcher) as rows:
+        out = tiny.sample(digits, model, **OPTIONS)
+    skipped = [r.sigma for r in trace.last.rows if r.skipped]
+    assert rows["rows"] == 8 * (70 + trace.last.extra_rows) < 8 * 70
+    assert len(skipped) > 6 and min(skipped) > 0.75, "where sigma is above the data's own deviation"
+    want = tiny.sample(digits, reg.apply(pack, digits.patcher, form, data_std=0.75)[0], **OPTIONS)
+    assert reg.relative(out, want) < 0.2 * reg.relative(tiny.sample(digits, **OPTIONS), want)
+
+
+def test_nothing_is_skipped_from_whoever_needs_the_unconditional_prediction(host, pack, digits):
+    """CFG++ renoises with it: ComfyUI's samplers of that kind switch the shortcut at cfg 1 off, and this one with it."""
+    model, trace = reg.apply(pack, digits.patcher, "schedule", data_std=0.75, skip_below=0.2)
+    tiny.sample(digits, model, **{**OPTIONS, "sampler": "euler_cfg_pp", "cfg": 1.8})
+    assert trace.last.skipped == 0 and len(trace.last.active) == 18
+
+
+def test_automatic_refresh_looks_less_often_and_stays_near(host, pack, digits):
+    fresh = tiny.sample(digits, reg.apply(pack, digits.patcher)[0], **OPTIONS)
+    model, trace = reg.apply(pack, digits.patcher, refresh=0)
+    out = tiny.sample(digits, model, **OPTIONS)
+    assert 4 <= sum(r.fresh for r in trace.last.rows) <= 25
+    assert reg.relative(out, fresh) < 0.1 * reg.relative(tiny.sample(digits, **OPTIONS), fresh) + 0.02
+
+
+def test_the_trace_has_a_band_and_a_map(host, pack, digits):
+    model, trace = reg.apply(pack, digits.patcher)
+    tiny.sample(digits, model, **OPTIONS)
+    run = trace.last
+    assert run.heat.shape == (8, 8, 8)
+    mean = sum(r.correction_mean for r in run.rows) / len(run.rows)
+    assert float(run.heat.mean()) == pytest.approx(mean, rel=1e-3)
+    for row in run.rows:
+        assert row.correction_min <= row.correction_low <= row.correction_high <= row.correction_max
+    assert any(row.correction_high - row.correction_low > 0.05 for row in run.rows) and math.isnan(run.rows[0].moved)
