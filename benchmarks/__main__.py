@@ -1,0 +1,141 @@
+"""Measures what REG costs here and writes docs/cost.md, its plot, and benchmarks/results/<suite>.json.
+
+    python -m benchmarks                   the CUDA suite where there is a CUDA device, else the CPU suite
+    python -m benchmarks --suite tiny      all of it on toys, in seconds: is the machinery sound?
+    python -m benchmarks --case sd15_v_256 one case only, printed and not kept
+    python -m benchmarks --page            the page again, from the results that are there
+
+Every mode is sampled in turn, in one process. A CUDA machine needs ComfyUI's tree (COMFYUI_PATH), torch, and
+what `python -m benchmarks --imports` lists. `nox -s bench` is the same with an environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import host, report
+from .measure import run_case, runs_of
+from .models import build
+from .suites import SUITES
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "benchmarks" / "results"
+
+
+def machine(device: str) -> dict:
+    """What the figures depend on, in words that name no machine of anybody's."""
+    import comfyui_version
+
+    cpu = re.search(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else (cpu[1].strip() if cpu else platform.processor() or platform.machine()),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "comfyui": comfyui_version.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _read(path):
+    return Path(path).read_text() if Path(path).exists() else ""
+
+
+def run(suite: str, cases, device: str) -> dict:
+    """The whole suite; models are built once for cases in a row that share one."""
+    pack = host.start(cpu=device == "cpu")
+    about, begin, measured = machine(device), time.perf_counter(), []
+    subject = key = None
+    with tqdm(total=sum(runs_of(case, device) for case in cases), unit="run") as bar:
+
+        def progress(title):
+            bar.set_description(title)
+            bar.update()
+
+        for case in cases:
+            if key != (case.network, case.dtype):
+                subject = None  # let go of the last one before the next is made
+                _unload()
+                subject, key = build(case.network, pack, getattr(torch, case.dtype)), (case.network, case.dtype)
+            measured.append(run_case(case, pack, device, subject, progress))
+    return {"suite": suite, "kind": device, "machine": about, "minutes": (time.perf_counter() - begin) / 60, "cases": measured}
+
+
+def _unload():
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+
+
+def main(given=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--case", action="append", help="only this case of the suite (may be given again); prints, keeps nothing")
+    parser.add_argument("--mode", action="append", help="with --case: only these modes beside plain guidance")
+    parser.add_argument("--steps", type=int, help="with --case: so many steps")
+    parser.add_argument("--out", type=Path, help="a folder for the page, plot and results, in place of the repository's")
+    parser.add_argument("--page", action="store_true", help="write the page from kept results, measure nothing")
+    parser.add_argument("--imports", action="store_true", help="list the distributions that a machine needs, measure nothing")
+    given = parser.parse_args(given)
+    if given.imports:
+        host.start(cpu=not torch.cuda.is_available())
+        print("\n".join(host.imported()))
+        return 0
+    results, docs = (given.out, given.out) if given.out else (RESULTS, REPO / "docs")
+    if not given.page:
+        try:
+            cases = _chosen(given)
+        except ValueError as error:
+            parser.error(str(error))
+        device = "cuda" if given.suite == "cuda" else "cpu"
+        result = run(given.suite, cases, device)
+        print(report.section(result))
+        if given.case:
+            return 0
+        if given.suite == "tiny" and not given.out:
+            return 0  # figures of toys are nobody's figures
+        results.mkdir(parents=True, exist_ok=True)
+        (results / f"{given.suite}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(report.write(results, docs))
+    return 0
+
+
+def _chosen(given):
+    if given.suite == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--suite cuda: PyTorch sees no CUDA device here")
+    cases = SUITES[given.suite]
+    if given.case:
+        known = [case.name for case in cases]
+        if unknown := set(given.case) - set(known):
+            raise ValueError(f"--case: no {', '.join(sorted(unknown))} in suite {given.suite}, which has {', '.join(known)}")
+        cases = [case for case in cases if case.name in given.case]
+    return [_cut(case, given) for case in cases]
+
+
+def _cut(case, given):
+    from dataclasses import replace
+
+    from .suites import CFG, MODES
+
+    if (given.mode or given.steps) and not given.case:
+        raise ValueError("--mode and --steps go with --case: a kept table has them all")
+    if unknown := set(given.mode or ()) - MODES.keys():
+        raise ValueError(f"--mode: no {', '.join(sorted(unknown))}, there is {', '.join(MODES)}")
+    if given.steps is not None and given.steps < 1:
+        raise ValueError(f"--steps must be 1 or more, got {given.steps}")
+    modes = case.modes if not given.mode else (CFG, *(name for name in MODES if name in given.mode and name != CFG))
+    return replace(case, modes=modes, steps=given.steps or case.steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The page about cost, from the results that are kept: nothing on it is typed in by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .suites import CFG, MODES
+
+# Stated by the authors of REG for their own code, each as a ratio to plain guidance, and SDXL at 1024 in GB.
+AUTHORS_TIME, AUTHORS_MEMORY, AUTHORS_SDXL = (1.21, 1.88), (1.21, 2.82), (6.91, 19.49)
+GB, MB = 1e9, 1e6
+KINDS = ("cuda", "cpu", "tiny")
+
+HEAD = f"""# What REG costs
+
+Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as JSON in `benchmarks/results/`; not edited by hand.
+
+- **One process, modes in turn.** Every mode is a whole sampling run of ComfyUI's own (KSampler's call, in inference mode, with the pack
+  loaded), same model, noise, sampler and steps. Rounds go back and forth through the modes; a ratio is taken to the plain run of the same
+  round: **median** (lowest to highest round).
+- **Time** is the sampler's loop divided by its steps, loading left out.
+- **Peak memory** is of the weights and all that comes on top during the run; *activations* is what comes on top. It has a round of its own,
+  so that measuring slows nothing. On a CPU: resident memory, the allocator told to give back what is free. On CUDA: PyTorch's allocator.
+- **Rows** are rows of the model's batch for each image and step, forward passes only: plain guidance takes 2.
+- **Outside** is the time that REG spends outside of model calls, of a plain step (not told of reverse mode, whose backward pass is outside by nature).
+- **Reads** are the reads of tensor values by the host for each step, beyond those of plain guidance; on a GPU each waits for the device.
+  **Waits** are the waits that CUDA reports.
+- Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped, and what automatic refresh chooses,
+  depends on the Jacobian. For that, see v prediction, where the random network is close to a denoiser, and the digits, a trained one. A
+  random eps network has J near the identity at all noise levels, so nothing is ever skipped.
+- A target that is missed is marked **over**.
+
+The authors state for their code {AUTHORS_TIME[0]} to {AUTHORS_TIME[1]} times the time and {AUTHORS_MEMORY[0]} to {AUTHORS_MEMORY[1]} times the
+peak memory of plain guidance over all their models (SDXL at 1024: {AUTHORS_SDXL[0]} to {AUTHORS_SDXL[1]} GB, of whole processes, on a GPU).
+Their method is what "reverse" is here.
+"""
+
+
+def write(results: Path, docs: Path) -> str:
+    """docs/cost.md and its plots from results/*.json; returns a line that says so. Raises FileNotFoundError without results."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    found.sort(key=lambda result: KINDS.index(result["suite"]))
+    if not found:
+        raise FileNotFoundError(f"no results in {results}: run the benchmark first")
+    page = [HEAD]
+    for result in found:
+        page.append(section(result))
+        picture = plot(result, docs / "images")
+        if picture:
+            page.append(f"![Cost against latent size, batch and steps](images/{picture.name})\n")
+    if not any(result["suite"] == "cuda" for result in found):
+        page.append("## CUDA\n\nNot measured yet: no GPU was at hand. `python -m benchmarks` measures it where PyTorch sees one.\n")
+    (docs / "cost.md").write_text("\n".join(page), encoding="utf-8")
+    return f"wrote {docs / 'cost.md'}"
+
+
+def section(result: dict) -> str:
+    """One suite: the machine, then a table for each model."""
+    about = result["machine"]
+    threads = f", {about['threads']} threads" if result["kind"] == "cpu" else ""
+    lines = [f"## {about['device']}{threads}", ""]
+    lines += [f"torch {about['torch']}, ComfyUI {about['comfyui']}, Python {about['python']}, {about['date']}; {result['minutes']:.0f} minutes.", ""]
+    for case in result["cases"]:
+        if not case["axis"]:
+            lines += [*table(case, result["kind"]), ""]
+    scaled = [case for case in result["cases"] if case["axis"]]
+    if scaled:
+        lines += ["### Against latent size, batch and steps", "", _scaling_words(scaled), "", *_scaling_table(scaled), ""]
+    return "\n".join(lines)
+
+
+def table(case: dict, kind: str) -> list[str]:
+    """The Markdown table of one case, with its heading and footnotes."""
+    waits = ["waits"] if kind == "cuda" else []
+    titles = ["mode", "s/step", "time", "at most", "peak memory", "ratio", "at most", "activations", "rows", "outside", "reads", *waits]
+    rows, notes = [], []
+    for name, mode in case["modes"].items():
+        marks = "".join(f" ({_footnote(notes, note)})" for note in mode["notes"])
+        cells = [mode["title"] + marks, _seconds(mode["seconds"]), _spread(mode["time"])]
+        cells += [_target(mode, "time", mode["time"]["median"]), _memory(mode["peak"], GB), _number(mode["memory"])]
+        cells += [_target(mode, "memory", mode["memory"]), _memory(mode["activations"], MB), f"{mode['rows']:.2f}"]
+        cells += ["" if mode["outside"] is None or name == CFG else f"{100 * mode['outside']:.2f} %", f"{mode['reads']:.1f}"]
+        rows.append(cells + [f"{mode['waits']:.1f}" for _ in waits])
+    words = (
+        f"{case['sampler']}, {case['scheduler']}, {case['steps']} steps, cfg {case['cfg']:g}, {case['rounds']} rounds, {case['dtype']}; "
+        f"latent {' x '.join(map(str, (case['batch'], *case['size'])))}, weights {case['weights'] / GB:.2f} GB."
+    )
+    lines = [titles, ["---"] * len(titles), *rows]
+    return [f"### {case['title']}", "", words, "", *("| " + " | ".join(line) + " |" for line in lines), *_listed(notes)]
+
+
+def _footnote(notes, note):
+    if note not in notes:
+        notes.append(note)
+    return notes.index(note) + 1
+
+
+def _listed(notes):
+    return ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))] if notes else []
+
+
+def _target(mode, what, value):
+    """The highest ratio wanted, and whether it was missed."""
+    most = mode["targets"][what]
+    if most is None or value is None:
+        return ""
+    return f"{most:.2f}" if value <= most else f"{most:.2f} **over**"
+
+
+def _number(value):
+    return "not measured" if value is None else f"{value:.2f}"
+
+
+def _memory(value, unit):
+    return "not measured" if value is None else f"{value / unit:.2f} GB" if unit == GB else f"{value / unit:.0f} MB"
+
+
+def _spread(ratio):
+    low, high = f"{ratio['low']:.2f}", f"{ratio['high']:.2f}"
+    return f"**{ratio['median']:.2f}**" + (f" ({low} to {high})" if low != high else "")
+
+
+def _seconds(spread):
+    value = spread["median"]
+    return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
+
+
+# Scaling
+
+
+def _scaling_words(cases):
+    first = cases[0]
+    return (
+        f"{first['network']}, {first['sampler']}, {first['scheduler']}, {first['steps']} steps unless said; time and peak memory as ratios to plain guidance."
+    )
+
+
+def _scaling_table(cases):
+    names = [name for name in MODES if name != CFG and any(name in case["modes"] for case in cases)]
+    rows = [["", "plain s/step", *(MODES[name].title for name in names)], ["---"] * (2 + len(names))]
+    for case in cases:
+        row = [f"{case['axis']} {_position(case)}", _seconds(case["modes"][CFG]["seconds"])]
+        for name in names:
+            mode = case["modes"].get(name)
+            row.append("" if mode is None else f"{mode['time']['median']:.2f}, {_number(mode['memory'])}")
+        rows.append(row)
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _position(case):
+    """Where a case stands on its axis: pixels, images or steps."""
+    return {"size": case["size"][-1] * 8, "batch": case["batch"], "steps": case["steps"]}[case["axis"]]
+
+
+def plot(result: dict, folder: Path) -> Path | None:
+    """Time and memory ratios over each axis as cost-<suite>.png; None without such cases."""
+    cases = [case for case in result["cases"] if case["axis"]]
+    if not cases:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    axes_names = list(dict.fromkeys(case["axis"] for case in cases))
+    labels = {"size": "width and height in pixels", "batch": "images at once", "steps": "steps"}
+    figure, grid = plt.subplots(2, len(axes_names), figsize=(4.2 * len(axes_names), 6.2), squeeze=False, sharey="row", layout="constrained")
+    for column, axis in enumerate(axes_names):
+        along = sorted((case for case in cases if case["axis"] == axis), key=_position)
+        for name in MODES:
+            points = [(_position(case), case["modes"][name]) for case in along if name in case["modes"]]
+            if not points:
+                continue
+            at, title = [p for p, _ in points], MODES[name].title.replace("`", "")
+            middle = [mode["time"]["median"] for _, mode in points]
+            edges = [[abs(mode["time"][edge] - mode["time"]["median"]) for _, mode in points] for edge in ("low", "high")]
+            grid[0, column].errorbar(at, middle, yerr=edges, marker="o", capsize=3, label=title)
+            if all(mode["memory"] is not None for _, mode in points):
+                grid[1, column].plot(at, [mode["memory"] for _, mode in points], marker="o", label=title)
+        for row, what in enumerate(("time / plain guidance", "peak memory / plain guidance")):
+            grid[row, column].set(xlabel=labels[axis], ylabel=what if column == 0 else "", xscale="log")
+            grid[row, column].set_xticks([_position(case) for case in along], [str(_position(case)) for case in along], minor=False)
+            grid[row, column].minorticks_off()
+            grid[row, column].grid(alpha=0.3)
+    handles = {label: handle for panel in grid[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(f"{cases[0]['network']}, {result['machine']['device']}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"cost-{result['suite']}.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

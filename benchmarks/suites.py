@@ -1,0 +1,121 @@
+"""Which ways of guiding are compared, on which models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+CFG = "cfg"  # the baseline of every ratio
+SKIP_BELOW = 0.1  # of the skipping rows: rectified weight (cfg - 1) |R g| / |g|
+ALWAYS = {"refresh": 1, "skip_below": 0.0}
+REVERSE = ALWAYS | {"engine": "reverse"}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Inputs of REGGuidance that differ from what it ships with (None: plain guidance), and the ratios to reach."""
+
+    title: str
+    inputs: dict | None
+    time: dict = field(default_factory=dict)  # {device: highest ratio to plain guidance}
+    memory: dict = field(default_factory=dict)
+
+
+def _same(ratio):
+    return {"cpu": ratio, "cuda": ratio}
+
+
+MODES = {
+    CFG: Mode("plain guidance", None),
+    "schedule": Mode("`schedule`", {"form": "schedule"}, _same(1.01), _same(1.01)),
+    "calibrated": Mode("`calibrated`", {"form": "calibrated"}, _same(1.01), _same(1.01)),
+    "default": Mode("as shipped (`row_sum`)", {}, _same(1.15), _same(1.10)),
+    "skipping": Mode(f"as shipped, `skip_below` {SKIP_BELOW}", {"skip_below": SKIP_BELOW}, _same(0.90), _same(1.05)),
+    "every_call": Mode("`row_sum`, probe at every call", ALWAYS, _same(1.50), _same(1.15)),
+    "scalar": Mode("`scalar`, probe at every call", ALWAYS | {"form": "scalar"}),
+    "product": Mode("`product`, probe at every call", ALWAYS | {"form": "product"}),
+    "reverse_checkpoint": Mode("reverse, checkpointed", REVERSE | {"memory": "checkpoint"}, {"cpu": 2.2, "cuda": 1.7}, _same(1.35)),
+    "reverse_resident": Mode("reverse, resident", REVERSE | {"memory": "resident"}, {"cpu": 2.0, "cuda": 1.5}),
+    "forward": Mode("forward", ALWAYS | {"engine": "forward"}, _same(2.7), _same(1.6)),
+}
+ALL = tuple(MODES)
+USUAL = (CFG, "schedule", "default", "skipping", "every_call")
+SCALED = (CFG, "default", "every_call", "reverse_checkpoint")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model at one size, sampled with every mode in turn, `rounds` times, after a round that measures memory."""
+
+    name: str
+    title: str
+    network: str  # see models.build
+    size: tuple  # of the latent [C, H, W]
+    modes: tuple = ALL
+    batch: int = 1
+    steps: int = 8
+    rounds: int = 3
+    cfg: float = 7.0
+    sampler: str = "euler"
+    scheduler: str = "karras"
+    dtype: str = "float32"
+    memory_steps: int = 2  # the first noise levels and the last: a probe, a reuse or a skip
+    axis: str = ""  # part of the plot over this
+
+
+def _latent(pixels: int) -> tuple:
+    return (4, pixels // 8, pixels // 8)
+
+
+_DIGITS = Case("digits", "Digits (the demo model), 8x8, batch 256", "digits", (1, 8, 8), batch=256, steps=20, rounds=7, cfg=4.0, memory_steps=20)
+CPU = (
+    Case("sd15_v_256", "SD1.5 (860 M), v, 256x256 pixels", "sd15_v", _latent(256), rounds=2),
+    Case("sd15_eps_256", "SD1.5 (860 M), eps, 256x256 pixels", "sd15", _latent(256), USUAL, rounds=1),
+    Case("sd15_v_512", "SD1.5 (860 M), v, 512x512 pixels", "sd15_v", _latent(512), steps=4, rounds=1),
+    _DIGITS,
+    replace(
+        _DIGITS, name="digits_autoguidance", title="Digits, autoguidance: the second row is another model, no batch of three", network="digits_autoguidance"
+    ),
+)
+
+
+def _cuda(name, title, network, pixels, batch, modes=ALL):
+    size = f"{pixels}x{pixels} pixels, batch {batch}, fp16"
+    return Case(f"{name}_{pixels}_b{batch}", f"{title}, {size}", network, _latent(pixels), modes, batch, rounds=5, dtype="float16", memory_steps=8)
+
+
+CUDA = (
+    _cuda("sd15_eps", "SD1.5, eps", "sd15", 512, 1),
+    _cuda("sd15_eps", "SD1.5, eps", "sd15", 512, 5),
+    _cuda("sd15_v", "SD1.5, v", "sd15_v", 512, 1, USUAL),
+    _cuda("sd21_v", "SD2.1, v", "sd21_v", 768, 1),
+    _cuda("sd21_v", "SD2.1, v", "sd21_v", 768, 5),
+    _cuda("sdxl_eps", "SDXL, eps", "sdxl", 1024, 1),
+    _cuda("sdxl_eps", "SDXL, eps", "sdxl", 1024, 5),
+    _cuda("sdxl_v", "SDXL, v", "sdxl_v", 1024, 1, USUAL),
+)
+
+
+def _scaling(network, sizes, batches, steps, size, rounds, **more):
+    base = Case("", "", network, _latent(size), SCALED, steps=4, rounds=rounds, **more)
+    cases = [replace(base, size=_latent(n), axis="size", name=f"size_{n}") for n in sizes]
+    cases += [replace(base, batch=n, axis="batch", name=f"batch_{n}") for n in batches]
+    cases += [replace(base, steps=n, axis="steps", name=f"steps_{n}", modes=(*SCALED, "skipping")) for n in steps]
+    return tuple(replace(case, title=f"scaling: {case.axis} {case.name.split('_')[1]}") for case in cases)
+
+
+# The small variant (77 M) has SD1.5's layers at 96 channels in place of 320.
+CPU_SCALING = _scaling("sd15_small_v", (128, 256, 384, 512), (1, 2, 4, 8), (2, 4, 8, 16, 32), 128, rounds=2)
+CUDA_SCALING = _scaling("sd15_v", (256, 512, 768, 1024, 1536), (1, 2, 4, 8, 16), (2, 4, 8, 16, 32, 64), 512, rounds=3, dtype="float16")
+
+# The CUDA suite's path on a CPU, in seconds: so that it cannot rot where there is no GPU.
+_SHRUNK = dict(size=(4, 8, 8), steps=2, rounds=1, dtype="float32", memory_steps=2)
+_FEW = (CFG, "default", "reverse_checkpoint")
+TINY = (
+    replace(CUDA[0], network="tiny_sd15", name="tiny_eps", title="tiny SD1.5, eps", **_SHRUNK),
+    replace(CUDA[3], network="tiny_sd21_v", name="tiny_v", title="tiny SD2.1, v", modes=_FEW, **_SHRUNK),
+    replace(CUDA[6], network="tiny_sdxl", name="tiny_sdxl", title="tiny SDXL, batch 5", modes=_FEW, **_SHRUNK),
+    replace(_DIGITS, name="tiny_digits", title="digits", batch=4, steps=12, rounds=2, modes=USUAL, memory_steps=12),
+    replace(CPU_SCALING[0], network="tiny_sd15", name="size_64", title="scaling: size 64", **_SHRUNK),
+    replace(CPU_SCALING[1], network="tiny_sd15", name="size_128", title="scaling: size 128", **_SHRUNK | {"size": (4, 16, 16)}),
+)
+SUITES = {"cpu": CPU + CPU_SCALING, "cuda": CUDA + CUDA_SCALING, "tiny": TINY}

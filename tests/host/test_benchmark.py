@@ -1,0 +1,88 @@
+"""The benchmark runs: the CPU's path and the GPU's, on toys. No figure of time is looked at."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import measure, models
+from benchmarks.suites import CFG, TINY
+
+from .setup_host import REPO, host_path
+
+# Passes of the network for each image and step, counted on paper. Derivatives are checked by a finite difference
+# at some of the steps; what is shipped probes at some of them.
+ROWS = {
+    CFG: (2, 2), "schedule": (2, 2), "calibrated": (2, 2), "every_call": (3, 3), "scalar": (3, 3), "product": (3, 3),
+    "reverse_checkpoint": (2, 3), "reverse_resident": (2, 3), "forward": (2, 3), "default": (2, 3), "skipping": (1, 3),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(os.environ.get("REG_TEST_ATTENTION") == "pytorch", reason="the benchmark chooses its attention itself")
+def test_tiny_suite_from_the_command_line(tmp_path):
+    """Oracle: rows counted on paper, the axes of the suite, and that nothing fell back."""
+    env = os.environ | {"COMFYUI_PATH": str(host_path())}
+    command = [sys.executable, "-m", "benchmarks", "--suite", "tiny", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "tiny.json").read_text())
+    assert [case["name"] for case in result["cases"]] == [case.name for case in TINY]
+    for case in result["cases"]:
+        for name, mode in case["modes"].items():
+            low, high = ROWS[name]
+            assert low <= mode["rows"] <= high, (case["name"], name, mode["rows"])
+            assert not mode["notes"], (case["name"], name, mode["notes"])
+            assert mode["seconds"]["low"] > 0 and (mode["peak"] is None or mode["peak"] > case["weights"])
+    digits = next(case["modes"] for case in result["cases"] if case["name"] == "tiny_digits")
+    assert digits["skipping"]["rows"] < digits["default"]["rows"] < digits["every_call"]["rows"]
+    assert "as shipped" in (tmp_path / "cost.md").read_text() and (tmp_path / "images" / "cost-tiny.png").is_file()
+
+
+def test_cuda_path_without_cuda(pack, monkeypatch):
+    """The GPU's rounds and columns on a CPU. Oracle: the readings that torch.cuda is made to give below."""
+    readings = {"memory_allocated": 1000, "max_memory_allocated": 1750, "get_sync_debug_mode": 0}
+    for name, value in readings.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    case = dataclasses.replace(TINY[0], modes=(CFG, "schedule"))
+    titles = []
+    found = measure.run_case(case, pack, "cuda", progress=titles.append)
+    assert len(titles) == measure.runs_of(case, "cuda") == 2 * 3
+    for mode in found["modes"].values():
+        assert mode["activations"] == 750 and mode["peak"] == 750 + found["weights"]
+        assert mode["waits"] == 0 and mode["cleared"] == 0 and mode["outside"] is not None
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("sd15", 859_520_964), ("sd21_v", 865_910_724), ("sdxl", 2_567_463_684)])
+def test_full_size_is_full_size(name, parameters):
+    """Oracle: the published sizes of the three U-Nets."""
+    model = models.network(name, device="meta")
+    assert sum(p.numel() for p in model.diffusion_model.parameters()) == parameters
+
+
+def test_filled_weights_are_those_of_a_network_at_start():
+    """Oracle: what is asked for. Variance 1 / fan-in, so unit variance in gives unit variance out; no tensor left out."""
+    with torch.inference_mode():
+        model = models.network("tiny_sd15")
+        for tensor in model.diffusion_model.state_dict().values():
+            tensor.fill_(float("nan"))
+        models.fill(model.diffusion_model)
+        for key, tensor in model.diffusion_model.state_dict().items():
+            assert torch.isfinite(tensor).all(), key
+            if tensor.ndim >= 2 and tensor.numel() > 20_000:
+                assert float(tensor.std() * tensor[0].numel() ** 0.5) == pytest.approx(1, abs=0.05), key
+
+
+def test_unknown_input_is_named(pack, monkeypatch):
+    from benchmarks.suites import MODES, Mode
+
+    monkeypatch.setitem(MODES, "wrong", Mode("wrong", {"refrseh": 2}))
+    case = dataclasses.replace(TINY[0], modes=(CFG, "wrong"))
+    with pytest.raises(ValueError, match="mode wrong: REGGuidance has no input refrseh"):
+        measure.run_case(case, pack, "cpu")
