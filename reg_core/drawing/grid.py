@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from .canvas import Canvas, text_width, theme_of, to_tensor, wrap
 
 SEPARATOR = " | "  # "row heading | column heading"
 GAP = 8
+BETWEEN = 2  # images of one batch
 MOST_PIXELS = 16384 * 16384
 
 
@@ -29,34 +29,35 @@ def labelled_grid(images: list[Tensor], labels: list[str], columns: int = 0, the
         raise ValueError(f"columns must be 0 (automatic) or more, got {columns}")
     colors = theme_of(theme)
     background = to_tensor(Canvas(1, 1, colors).picture())[0, 0, 0]
-    cells = [_cell(image, i, background) for i, image in enumerate(images)]
-    height, width = (max(c.shape[axis] for c in cells) for axis in (0, 1))
+    blocks = [_block(image, i) for i, image in enumerate(images)]
+    height, width = (max(block[axis] for block in blocks) for axis in (2, 3))
     table = _table(labels)
     if table and columns not in (0, len(table[1])):
         table = None
-    columns = min(len(cells), len(table[1]) if table else columns or math.ceil(math.sqrt(len(cells))))
+    columns = min(len(images), len(table[1]) if table else columns or math.ceil(math.sqrt(len(images))))
     size = min(48, max(14, round(min(height, width) / 12)))
-    width = max(width, *(min(180, math.ceil(text_width(word, size))) for label in labels for word in str(label).split() or [""]))
-    rows = math.ceil(len(cells) / columns)
+    names = table[1] if table else labels
+    width = max(width, *(min(10 * size, math.ceil(text_width(str(name), size))) for name in names))
+    rows = math.ceil(len(images) / columns)
     side = min(320, max(math.ceil(text_width(name, size)) for name in table[0]) + 2 * GAP) if table else GAP
-    captions = None if table else [wrap(label, size, width) for label in labels]
-    heads = [wrap(name, size, width) for name in table[1]] if table else []
+    written = [wrap(name, size, width) for name in names]
     line = round(size * 1.3)
-    head = line * max(len(h) for h in heads) + GAP if table else 0
-    caption = 0 if table else line * max(len(c) for c in captions)
+    head = line * max(len(lines) for lines in written) + GAP if table else 0
+    caption = 0 if table else line * max(len(lines) for lines in written)
     step = (height + caption + GAP, width + GAP)
     total = (head + GAP + rows * step[0], side + columns * step[1])
     if total[0] * total[1] > MOST_PIXELS:
         raise ValueError(f"the sheet would be {total[1]} x {total[0]} px, more than {MOST_PIXELS} in all: fewer or smaller images, please")
 
     sheet = background.repeat(*total, 1)
-    for i, cell in enumerate(cells):
+    for i, image in enumerate(images):
         top, left = head + GAP + (i // columns) * step[0], side + (i % columns) * step[1]
-        if captions:
-            _write(sheet, top, left, width, captions[i], size, line, colors)
+        if not table:
+            _write(sheet, top, left, width, written[i], size, line, colors)
+        cell = _cell(image, blocks[i], background)
         y, x = top + caption + (height - cell.shape[0]) // 2, left + (width - cell.shape[1]) // 2
         sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
-    for j, lines in enumerate(heads):
+    for j, lines in enumerate(written if table else []):
         _write(sheet, GAP, side + j * step[1], width, lines, size, line, colors)
     for i, name in enumerate(table[0] if table else []):
         lines = wrap(name, size, side - GAP)
@@ -65,21 +66,27 @@ def labelled_grid(images: list[Tensor], labels: list[str], columns: int = 0, the
     return sheet[None]
 
 
-def _cell(image: Tensor, index: int, background: Tensor) -> Tensor:
-    """[B, h, w, C] -> [H, W, 3]: the batch side by side in a near-square block."""
+def _block(image: Tensor, index: int) -> tuple[int, int, int, int]:
+    """(down, across, height, width) of the near-square block that shows a batch [B, h, w, C]."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(f"image {index + 1}: want [batch, height, width, channels], got {list(image.shape)}")
-    image = image.detach().float().cpu()
-    image = (image[..., :3] if image.shape[-1] > 1 else image.expand(*image.shape[:3], 3)).nan_to_num(0.0).clamp(0, 1)
     count, h, w, _ = image.shape
     across = math.ceil(math.sqrt(count))
     down = math.ceil(count / across)
-    gap = 2 if count > 1 else 0
-    block = background.repeat(down * (h + gap) - gap, across * (w + gap) - gap, 1)
-    for i in range(count):
-        y, x = (i // across) * (h + gap), (i % across) * (w + gap)
-        block[y : y + h, x : x + w] = image[i]
-    return block
+    return down, across, down * (h + BETWEEN) - BETWEEN, across * (w + BETWEEN) - BETWEEN
+
+
+def _cell(image: Tensor, block, background: Tensor) -> Tensor:
+    """[B, h, w, C] -> [H, W, 3]: the batch side by side."""
+    image = image.detach().float().cpu()
+    image = (image[..., :3] if image.shape[-1] > 1 else image.expand(*image.shape[:3], 3)).nan_to_num(0.0).clamp(0, 1)
+    _, across, height, width = block
+    _, h, w, _ = image.shape
+    cell = background.repeat(height, width, 1)
+    for i, one in enumerate(image):
+        y, x = (i // across) * (h + BETWEEN), (i % across) * (w + BETWEEN)
+        cell[y : y + h, x : x + w] = one
+    return cell
 
 
 def _table(labels):

@@ -92,11 +92,12 @@ def _bar(low, high, width, colors):
     """A colour bar with its ticks, [1, BAR, width, 3]."""
     canvas = Canvas(width, BAR, colors)
     size = 18 if width >= 360 else 14
-    left, right = 34, width - 34
+    margin = 34 if width >= 160 else 2
+    left, right = margin, max(width - margin, margin + 1)
     shades = colorize(torch.linspace(0, 1, right - left))
     for i, (r, g, b) in enumerate((255 * shades).round().int().tolist()):
         canvas.rectangle((left + i, 8, left + i + 1, 26), (r, g, b))
-    for value in linear_ticks(low, high, max(2, width // 110)):
+    for value in linear_ticks(low, high, max(2, width // 110)) if width >= 100 else ():
         x = left + (value - low) / (high - low) * (right - left)
         canvas.line([(x, 26), (x, 31)], colors.faint, 2)
         canvas.text(x, 33, f"{value:.4g}", size, colors.text, "ma")

@@ -15,7 +15,7 @@ AXES = ("sigma", "step")
 WIDTH = 1024
 LEFT, RIGHT, PANEL, GAP = 104, 24, 208, 58
 HEAD, LINE = 30, 28
-NOTHING = "Nothing has been sampled with this model yet. Connect the latent that comes out of the sampler, so that the plot waits for it."
+NOTHING = "No sampling run to show: the form is off, or nothing was sampled with this model yet. Connect the latent that comes out of its sampler."
 
 
 def plot_run(run: Run | None, axis: str = "sigma", theme: str = "dark", title: str = "") -> Image.Image:

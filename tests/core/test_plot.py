@@ -1,0 +1,343 @@
+"""Pictures, read back: curves by the pixels between the grid lines, heat maps by their brightness, sheets by their crops."""
+
+import math
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from reg_core.drawing import SchedulePoint, heat_pictures, labelled_grid, plot_run, plot_schedule, run_report, schedule_table
+from reg_core.drawing import canvas as pages
+from reg_core.drawing.axes import Scale, linear_ticks, log_ticks, scale_for
+from reg_core.drawing.canvas import THEMES, mix, text_width, wrap
+from reg_core.trace import Row, Run
+
+
+def rgb(color):
+    return numpy.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+
+
+def near(picture, color, tolerance=24):
+    """Mask [H, W] of the pixels of a colour."""
+    return (abs(numpy.asarray(picture).astype(int) - rgb(color)) <= tolerance).all(-1)
+
+
+def lines(mask, axis, share=0.4):
+    """Positions of straight lines through most of a mask: axis 1 = horizontal lines (rows), 0 = vertical ones."""
+    full = numpy.flatnonzero(mask.mean(axis) > share)
+    groups = numpy.split(full, numpy.flatnonzero(numpy.diff(full) > 1) + 1)
+    return [float(g.mean()) for g in groups if len(g)]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Every text that is drawn."""
+    texts = []
+    draw = pages.Canvas.text
+    monkeypatch.setattr(pages.Canvas, "text", lambda self, x, y, text, *rest, **more: (texts.append(text), draw(self, x, y, text, *rest, **more))[1])
+    return texts
+
+
+def a_run(means, **more):
+    rows = []
+    for i, mean in enumerate(means):
+        values = {name: entries[i] for name, entries in more.items()}
+        rows.append(
+            Row(
+                **{
+                    "sigma": 10.0 / (i + 1), "cfg": 5.0, "engine": "finite_difference", "product": "J 1", "fresh": True, "guidance_norm": 2.0,
+                    "rectified_norm": 2.0 * mean, "correction_mean": mean, "correction_low": mean - 0.1, "correction_high": mean + 0.2, "extra_rows": 1,
+                } | values
+            )
+        )  # fmt: skip
+    return Run("row_sum", "auto", 1.0, rows)
+
+
+def first_panel(picture, theme):
+    """Top and bottom of the first panel: the first 100 rows and more without a stretch of background (titles lie on it)."""
+    behind = near(picture, theme.background, 3)[:, 500:1000].mean(1) > 0.3
+    (edges,) = numpy.nonzero(numpy.diff(behind.astype(int)))
+    return next((int(a) + 1, int(b) + 1) for a, b in zip(edges, edges[1:], strict=False) if b - a > 100)
+
+
+@pytest.mark.parametrize("name", THEMES)
+@pytest.mark.parametrize("axis", ["step", "sigma"])
+def test_the_curve_passes_where_the_numbers_say(name, axis):
+    """Decoded from the picture alone: its grid lines at 0, 0.5, 1 and at the labelled x values, and the curve's colour."""
+    theme = THEMES[name]
+    means = [0.05, 0.1, 0.3, 0.25, 0.6, 0.8, 0.9, 0.4, 1.0, 0.7]
+    sigmas = [100 * 10 ** (-i / 3) for i in range(10)]  # 100 to 0.1: a logarithmic axis
+    picture = plot_run(a_run(means, sigma=sigmas, correction_low=[math.nan] * 10), axis, name)
+    top, bottom = first_panel(picture, theme)
+    panel = picture.crop((104, top, 1000, bottom))
+    one, half, zero = lines(near(panel, theme.grid, 20) | near(panel, theme.faint, 20), 1)
+    assert one < half < zero and abs((zero - half) - (half - one)) < 1.5
+    xs = lines(near(panel, theme.grid, 20), 0)
+    if axis == "step":
+        assert len(xs) == 5  # 2, 4, 6, 8, 10
+        columns = [numpy.interp(i + 1, [2, 10], [xs[0], xs[-1]]) if i else xs[0] - (xs[1] - xs[0]) / 2 for i in range(10)]
+    else:
+        assert len(xs) == 7  # 100, 30, 10, 3, 1, 0.3, 0.1 from left to right
+        columns = [xs[0] + i / 9 * (xs[-1] - xs[0]) for i in range(10)]
+    blue = near(panel, theme.series[0], 40)
+    for column, mean in zip(columns, means, strict=True):
+        rows = numpy.flatnonzero(blue[:, round(column)])
+        assert len(rows), "the curve is there"
+        assert (zero - rows.mean()) / (zero - one) == pytest.approx(mean, abs=0.02)
+
+
+def test_band_gaps_and_inactive_calls():
+    theme = THEMES["dark"]
+    means = [0.2] * 4 + [0.5] * 4
+    engine = ["finite_difference"] * 4 + ["none"] * 2 + ["finite_difference"] * 2
+    run = a_run(means, engine=engine, correction_low=[0.0] * 8, correction_high=[0.4] * 4 + [0.9] * 4)
+    picture = plot_run(run, "step")
+    top, bottom = first_panel(picture, theme)
+    panel = picture.crop((104, top, 1000, bottom))
+    one, half, zero = lines(near(panel, theme.grid, 20) | near(panel, theme.faint, 20), 1)
+    pixel = (panel.width) / 8
+    fill, line = near(panel, mix(theme.series[0], theme.panel, 0.35), 8), near(panel, theme.series[0], 40)
+    column = round(2 * pixel)  # between calls 2 and 3: inside the first stretch
+    rows = numpy.flatnonzero(fill[:, column])
+    assert (zero - rows.max()) / (zero - one) == pytest.approx(0.0, abs=0.03)
+    assert (zero - rows.min()) / (zero - one) == pytest.approx(0.4, abs=0.03)
+    gap = slice(round(4.2 * pixel), round(5.8 * pixel))
+    assert not fill[:, gap].any() and not line[:, gap].any(), "nothing was rectified there: no curve"
+    assert line[:, round(7 * pixel)].any()
+
+
+def test_marks_say_what_became_of_every_call(written):
+    theme = THEMES["light"]
+    run = a_run(
+        [0.5] * 6,
+        engine=["finite_difference"] * 3 + ["none"] * 3,
+        fresh=[True, False, True, False, False, False],
+        note=["", "", "engine reverse failed", "", "", "outside start and end"],
+        skipped=[False, False, False, True, False, False],
+    )
+    picture = plot_run(run, "step", "light")
+    green = theme.series[2]
+    kinds = [green, mix(green, theme.panel, 0.4), theme.warning, mix(theme.faint, theme.panel, 0.3), theme.faint, theme.faint]
+    width = (1000 - 104) / 6
+    strip = int(numpy.flatnonzero(near(picture, green, 3)[:, 104 + round(width / 2)]).max())
+    for i, color in enumerate(kinds):
+        assert near(picture, color, 3)[strip, 104 + round((i + 0.5) * width)], i
+    text = "\n".join(written)
+    assert all(word in text for word in ("computed", "reused", "fallback", "skipped", "plain", "engine reverse failed", "outside start and end"))
+
+
+def test_headings_tell_the_run(written):
+    run = a_run([0.5, 0.25], seconds=[0.5, 0.25], extra_rows=[1, 2])
+    run.remark("engine forward failed: finite differences from here on")
+    plot_run(run, title="my title")
+    text = "\n".join(written)
+    assert "my title" in text and "finite_difference J 1" in text and "active in 2 of 2 model calls" in text
+    assert "3 extra model rows" in text and "0.75 s" in text and "engine forward failed" in text
+    assert "effective cfg 2.50" in text  # 1 + 4 * (0.5 + 0.25) / 2
+
+
+def test_runs_without_anything_to_show_are_pictures_too(written):
+    assert plot_run(None).width == 1024 and "No sampling run to show" in "\n".join(written)
+    plot_run(Run())
+    idle = Run("row_sum", _rows=[Row(sigma=s, cfg=1.0, note="cfg 1: no guidance to rectify") for s in (3.0, 1.0)])
+    plot_run(idle)
+    text = "\n".join(written)
+    assert "REG changed nothing in this run" in text and "cfg 1: no guidance to rectify (2 calls)" in text
+    nothing = a_run([math.nan] * 3, guidance_norm=[0.0] * 3, cfg=[math.nan] * 3, sigma=[math.nan, 0.0, math.inf])
+    for axis in ("sigma", "step"):
+        assert plot_run(nothing, axis).size[0] == 1024
+    one = a_run([0.5])
+    assert plot_run(one, "sigma").size == plot_run(one, "step").size
+    assert plot_run(a_run([0.5] * 1200), "step").height < 1400
+    assert "No sampling run" in run_report(None) and "note: n" in run_report(Run(notes=["n"]))
+
+
+def test_restart_samplers_and_flat_curves_keep_their_place():
+    """Noise that goes up again, the same noise twice, constant and negative values: always inside the picture."""
+    run = a_run([1.0] * 5, sigma=[5.0, 5.0, 2.0, 4.0, 0.0], cfg=[0.0] * 5, rectified_norm=[0.0] * 5, guidance_norm=[0.0] * 5)
+    assert plot_run(run, "sigma", "light").size[0] == 1024
+
+
+@pytest.mark.parametrize("call", [lambda: plot_run(a_run([1.0]), "time"), lambda: plot_run(None, theme="pink")])
+def test_bad_choices_are_named(call):
+    with pytest.raises(ValueError, match="'time'|'pink'"):
+        call()
+
+
+def test_scales_and_ticks():
+    assert Scale(1, 100, True)(10) == pytest.approx(0.5) and Scale(0, 4, reverse=True)(1) == 0.75
+    assert math.isnan(Scale(1, 100, True)(0)) and math.isnan(Scale(0, 1)(math.inf))
+    assert linear_ticks(0, 1, 6) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0]) and linear_ticks(-3, 7, 5) == pytest.approx([-2, 0, 2, 4, 6])
+    assert log_ticks(0.9, 120, 8) == pytest.approx([1, 2, 5, 10, 20, 50, 100]) and log_ticks(0.01, 1000, 6) == pytest.approx([0.01, 0.1, 1, 10, 100, 1000])
+    generator = numpy.random.default_rng(0)
+    for _ in range(300):
+        low, span, most = generator.normal() * 10 ** generator.uniform(-6, 6), 10 ** generator.uniform(-6, 6), int(generator.integers(2, 9))
+        ticks = linear_ticks(low, low + span, most)
+        assert 1 <= len(ticks) <= most and low - 1e-6 * span <= ticks[0] and ticks[-1] <= low + span * (1 + 1e-6)
+        step = (ticks[1] - ticks[0]) if len(ticks) > 1 else 1.0
+        assert min(abs(float(f"{step:e}"[:6]) - d) for d in (1, 2, 5, 10)) < 1e-2
+    assert scale_for([1.0, 1000.0]).log and not scale_for([1.0, 2.0]).log and not scale_for([-1.0, 1000.0]).log
+    assert scale_for([]).low < scale_for([]).high and scale_for([3.0, 3.0]).low < 3 < scale_for([3.0, 3.0]).high
+
+
+def test_wrapped_text_fits_and_loses_nothing():
+    text = "outside start and end; " * 5 + "x" * 200
+    parts = wrap(text, 20, 300)
+    assert all(text_width(part, 20) <= 300 for part in parts) and "".join("".join(parts).split()) == "".join(text.split())
+    assert wrap("", 20, 300) == [""]
+    assert pages.font(20, "plain") is pages.font(20) and text_width("猫 é σ", 20) > 0
+
+
+# Schedules
+
+
+def test_schedule_curve_and_table(written):
+    theme = THEMES["dark"]
+    points = [SchedulePoint(10.0 - i, i / 8, 1 + i, active=3 <= i < 7, factor=0.5 if 3 <= i < 7 else math.nan) for i in range(9)]
+    picture = plot_schedule(points, "step", lines=["two schedules"])
+    top, bottom = first_panel(picture, theme)
+    panel = picture.crop((104, top, 1000, bottom))
+    levels = lines(near(panel, theme.grid, 20), 1)
+    assert len(levels) == 5  # 8, 6, 4, 2, 0
+    for i, point in enumerate(points):
+        column = round((i + 0.5) / 9 * panel.width)
+        for color, value in ((theme.series[0], point.rectified), (theme.series[1], point.weight)):
+            rows = numpy.flatnonzero(near(panel, color, 40)[:, column])
+            if value in (0.0,) or (color == theme.series[1] and not point.active):
+                continue  # one curve hides the other, or the axis
+            assert (levels[-1] - rows.mean()) / (levels[-1] - levels[0]) * 8 == pytest.approx(value, abs=0.15), (i, color)
+    marked = near(panel, mix(theme.series[2], theme.panel, 0.25), 6)[-6]
+    assert marked[round(3.1 / 9 * panel.width)] and not marked[round(2.5 / 9 * panel.width)] and not marked[round(7.8 / 9 * panel.width)]
+    assert "two schedules" in written and "times c(sigma) of REG" in written
+    table = schedule_table(points).splitlines()
+    assert len(table) == 10 and table[5].split() == ["5", "6", "0.500", "5", "4", "yes", "0.500", "2"]
+    for axis in ("sigma", "timestep"):
+        assert plot_schedule(points[:1], axis, "light").width == 1024
+    unknown = SchedulePoint(1.0, 0.5, 4.0, active=True)
+    assert math.isnan(unknown.rectified) and plot_schedule([unknown] * 2, "sigma")
+    with pytest.raises(ValueError, match="'time'"):
+        plot_schedule(points, "time")
+    with pytest.raises(ValueError, match="no steps"):
+        plot_schedule([])
+
+
+# Heat maps
+
+
+def luma(t):
+    return t @ torch.tensor([0.299, 0.587, 0.114])
+
+
+def correlation(a, b):
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+
+def test_heat_map_is_the_map(written):
+    heat = torch.rand(3, 6, 9) * 0.4 + 0.3
+    pictures, remark = heat_pictures(heat)
+    scale = pictures.shape[2] // 9
+    assert remark == "" and pictures.shape == (3, 6 * scale + 56, 9 * scale, 3) and 6 * scale >= 256
+    blocks = luma(pictures[:, : 6 * scale]).unfold(1, scale, scale).unfold(2, scale, scale)
+    assert blocks.flatten(3).std(-1).max() < 1e-6, "a latent pixel is one square"
+    assert correlation(blocks.mean((-1, -2)), heat) > 0.97
+    assert any(0.3 <= float(t) <= 0.7 for t in written if t.replace(".", "").isdigit()), "the bar is labelled"
+
+
+def test_heat_lies_over_its_image():
+    heat = torch.rand(2, 4, 4)
+    images = torch.rand(2, 64, 48, 3)
+    pictures, remark = heat_pictures(heat, images)
+    assert remark == "" and pictures.shape == (2, 64 + 56, 48, 3) and 0 <= pictures.min() and pictures.max() <= 1
+    below = luma(pictures[:, :64])
+    smooth = torch.nn.functional.interpolate(heat[:, None], (64, 48), mode="bilinear")[:, 0]
+    assert correlation(below, smooth) > 0.7
+    white, _ = heat_pictures(heat, torch.ones(2, 64, 48, 3))
+    black, _ = heat_pictures(heat, torch.zeros(2, 64, 48, 3))
+    assert torch.allclose((white - black)[:, :64], torch.tensor(0.3), atol=1e-5)
+
+
+def test_heat_of_other_shapes():
+    video, remark = heat_pictures(torch.rand(1, 3, 4, 4), torch.rand(9, 32, 32, 3))  # a video VAE gives more frames than latents
+    assert video.shape[0] == 9 and remark == ""
+    assert heat_pictures(torch.rand(2, 3, 4, 4))[0].shape[0] == 6
+    assert heat_pictures(torch.rand(2, 50))[0].shape[0] == 2  # sound
+    sheet, remark = heat_pictures(torch.rand(4, 8, 8), torch.rand(1, 64, 64, 3))
+    assert sheet.shape[0] == 4 and "1 images given for 4" in remark
+    assert heat_pictures(torch.rand(1, 4, 4), torch.rand(1, 8, 8, 4))[0].shape[-1] == 3
+    holes = torch.full((1, 4, 4), 0.5)
+    holes[0, 0, 0] = math.nan
+    assert torch.isfinite(heat_pictures(holes)[0]).all()
+    for nothing in (None, torch.full((1, 4, 4), math.nan)):
+        picture, remark = heat_pictures(nothing, theme="light")
+        assert picture.shape == (1, 256, 512, 3) and remark == "no heat map"
+    with pytest.raises(ValueError, match=r"\[8, 8, 3\]"):
+        heat_pictures(torch.rand(1, 4, 4), torch.rand(8, 8, 3))
+    with pytest.raises(ValueError, match="300"):
+        heat_pictures(torch.rand(300, 4, 4))
+
+
+# Sheets
+
+
+def find(sheet, image):
+    """Where an image lies in a sheet, exactly; [] if it does not."""
+    h, w = image.shape[:2]
+    places = (sheet.unfold(0, h, 1).unfold(1, w, 1)[:, :, :, 0, 0] == image[0, 0]).all(-1).nonzero().tolist()
+    return [(y, x) for y, x in places if torch.equal(sheet[y : y + h, x : x + w], image)]
+
+
+def test_images_are_copied_whole_in_reading_order():
+    images = [torch.rand(1, 40 + 8 * i, 60, 3) for i in range(5)]
+    (sheet,) = labelled_grid(images, [f"number {i}" for i in range(5)], columns=2)
+    places = [find(sheet, image[0]) for image in images]
+    assert all(len(p) == 1 for p in places)
+    ((y0, x0),), ((y1, x1),), ((y2, x2),), *_ = places
+    assert x0 < x1 and x2 == x0 and y2 > y0 and places[4][0][0] > places[2][0][0]
+    assert y0 + 40 / 2 == y1 + 48 / 2, "smaller ones in the middle of their cell"
+    assert labelled_grid(images, ["" for _ in images])[0].shape[1] > 3 * 60, "automatic: 3 columns"
+
+
+def test_labels_become_headings_where_they_fill_a_table(written):
+    images = [torch.rand(1, 32, 32, 3) for _ in range(6)]
+    labels = [f"{row} | cfg {c}" for row in ("off", "row_sum") for c in (2, 4, 8)]
+    (sheet,) = labelled_grid(images, labels)
+    assert sorted(written) == ["cfg 2", "cfg 4", "cfg 8", "off", "row_sum"]
+    places = [find(sheet, image[0])[0] for image in images]
+    assert len({y for y, _ in places}) == 2 and len({x for _, x in places}) == 3
+    written.clear()
+    labelled_grid(images, labels[::-1])  # a table too, the other way round
+    labelled_grid(images, [labels[0], labels[2], labels[1], *labels[3:]])
+    assert written.count("row_sum") == 1 and sum(text.startswith("off |") for text in written) == 3, "no table: labels above the images"
+    written.clear()
+    labelled_grid(images, labels, columns=2)
+    assert len(written) >= 6
+
+
+@pytest.mark.parametrize("name", THEMES)
+def test_labels_are_drawn_over_their_image(name):
+    theme = THEMES[name]
+    image = torch.full((1, 64, 200, 3), 0.5)
+    (sheet,) = labelled_grid([image, image], ["here", ""], columns=2, theme=name)
+    pixels = Image.fromarray((255 * sheet).round().byte().numpy())
+    text = near(pixels, theme.text, 30)
+    top = find(sheet, image[0])[0][0]
+    assert text[:top, : sheet.shape[1] // 2].sum() > 20 and not text[:, sheet.shape[1] // 2 :].any() and not text[top:].any()
+
+
+def test_batches_share_a_cell_and_odd_images_do():
+    batch = torch.rand(5, 16, 24, 3)
+    (sheet,) = labelled_grid([batch, torch.rand(1, 16, 24, 1), torch.rand(1, 16, 24, 4)], ["a", "猫の写真", "two words " * 6])
+    for image in batch:
+        assert len(find(sheet, image)) == 1
+    nan = torch.full((1, 8, 8, 3), math.nan)
+    assert torch.isfinite(labelled_grid([nan], ["nan"])).all()
+    for bad, labels, columns, message in (
+        ([], [], 0, "no images"),
+        ([batch], ["a", "b"], 0, "2 labels for 1 images"),
+        ([batch], ["a"], -1, "-1"),
+        ([batch, torch.rand(8, 8, 3)], ["a", "b"], 0, r"image 2: .*\[8, 8, 3\]"),
+        ([torch.zeros(1, 1, 1, 3).expand(1, 20000, 20000, 3)], ["a"], 0, "20016 x 20078 px"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            labelled_grid(bad, labels, columns)
