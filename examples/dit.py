@@ -1,0 +1,122 @@
+"""ImageNet samples from DiT-XL/2 with CFG or REG: DDPM with learned variances, guidance on the first channels, as its authors sample.
+
+    python examples/dit.py --weights DiT-XL-2-256 --classes 207 360 --cfg 4 --form row_sum --out sheet.png
+    torchrun --nproc_per_node 8 examples/dit.py --weights DiT-XL-2-256 --seeds 0-49999 --cfg 2.5 --batch 32 --out out/dit_reg
+
+`--weights`: a folder of the diffusers layout (transformer/, vae/), such as a download of facebook/DiT-XL-2-256.
+Needs `pip install reg-guidance[diffusers]`. See docs/library.md for the paper's rows.
+"""
+
+from __future__ import annotations
+
+import imagenet
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
+
+import reg_core
+from reg_core import presets
+
+
+class DiTBranches(reg_core.Branches):
+    """D_c and D_u [B, C, H, W] of a DiT at training timestep `t`, from its noise prediction; keeps D_c's learned variance.
+
+    Both run as one batch. DiT works in variance preserving coordinates, sigma = sqrt((1 - abar) / abar).
+    """
+
+    def __init__(self, network, labels: torch.Tensor):
+        self.network, self.labels = network, labels
+        self.null = torch.full_like(labels, network.config.num_embeds_ada_norm)  # the class that was dropped in training
+        self.t = self.variance = None
+
+    def at(self, t: int) -> DiTBranches:
+        self.t, self.variance = t, None
+        return self
+
+    def predict(self, x, sigma, labels):
+        t = torch.full((len(x),), self.t, device=x.device)
+        out = self.network(x.to(self.network.dtype), timestep=t, class_labels=labels).sample.float()
+        noise, variance = out.chunk(2, dim=1)
+        return reg_core.to_denoised("eps", noise, x, sigma, reg_core.VP), variance
+
+    def cond(self, x, sigma):
+        denoised, variance = self.predict(x, sigma, self.labels)
+        if self.variance is None:  # the first call of a step is at x, later ones are probes
+            self.variance = variance.detach()
+        return denoised
+
+    def reference(self, x, sigma):
+        return self.predict(x, sigma, self.null)[0]
+
+    def both(self, x, sigma):
+        denoised, variance = self.predict(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([self.labels, self.null]))
+        self.variance = variance[: len(x)]
+        return denoised.chunk(2)
+
+    def both_and_probe(self, x, sigma, step):
+        labels = torch.cat([self.labels, self.null, self.labels])
+        denoised, variance = self.predict(torch.cat([x, x, x + step]), sigma.repeat(3), labels)
+        self.variance = variance[: len(x)]
+        return denoised.chunk(3)
+
+    def compute_dtype(self, x):
+        return self.network.dtype
+
+
+def make_scheduler(steps: int) -> DDPMScheduler:
+    """OpenAI's improved DDPM as DiT uses it: linear betas, evenly spaced and rounded timesteps, variance learned between its bounds."""
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@torch.no_grad()
+def sample(network, noise, labels, generators, cfg, settings, plan=None, steps=250, channels=3) -> tuple[torch.Tensor, reg_core.Run]:
+    """(latents [B, C, H, W], the trace). `channels`: how many are guided; REG's row sums run over all of them, as the authors' do."""
+    scheduler = make_scheduler(steps)
+    branches, rectifier = DiTBranches(network, labels), reg_core.Rectifier(settings, reg_core.VP)
+    mask = (torch.arange(noise.shape[1], device=noise.device) < channels).reshape(1, -1, 1, 1)
+    x = noise
+    for t in scheduler.timesteps.tolist():
+        abar = scheduler.alphas_cumprod[t].double()
+        sigma = reg_core.as_batch(((1 - abar) / abar).sqrt().item(), x)
+        now = cfg if plan is None else plan.scheduled(cfg, plan.schedule(presets.position(plan.axis, 0.0, None, 0.0, lambda _, t=t: 1 - t / 999)))
+        branches.at(t)
+        if now == 1:
+            denoised = branches.cond(x, sigma)
+        elif not settings.enabled:
+            denoised, reference = branches.both(x, sigma)
+            denoised = denoised + (now - 1) * mask * (denoised - reference)
+        else:
+            denoised = rectifier(branches, x, sigma, now - 1).guided((now - 1) * mask)
+        guided_noise = reg_core.from_denoised("eps", denoised, x, sigma, reg_core.VP)
+        x = scheduler.step(torch.cat([guided_noise, branches.variance], 1), t, x, generator=generators).prev_sample
+    return x, rectifier.run
+
+
+def main(argv=None) -> None:
+    parser = imagenet.options(__doc__.splitlines()[0], steps=250, data_std=1.0)
+    parser.add_argument("--weights", required=True, help="folder with transformer/ and vae/")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--guided-channels", type=int, default=3)
+    args = parser.parse_args(argv)
+    # The authors' cosine baseline without REG counts from the unconditional prediction.
+    plan = imagenet.plan(args.schedule, "dit_plain" if args.form == "off" and args.schedule[0] == "cosine" else "dit")
+    settings, shard = imagenet.settings(args), imagenet.Shard(args.device)
+    network = DiTTransformer2DModel.from_pretrained(args.weights, subfolder="transformer", torch_dtype=getattr(torch, args.dtype)).to(shard.device)
+    vae = AutoencoderKL.from_pretrained(args.weights, subfolder="vae").to(shard.device)
+    config = network.config
+    if config.out_channels != 2 * config.in_channels:
+        raise SystemExit(f"want a DiT that learned its variances, {2 * config.in_channels} channels out; this one has {config.out_channels}")
+
+    def images(noise, labels, generators):
+        latents, trace = sample(network, noise, labels, generators, args.cfg, settings, plan, args.steps, args.guided_channels)
+        if shard.rank == 0:
+            print(trace.summary())
+        return imagenet.to_bytes(torch.cat([vae.decode(row[None] / vae.config.scaling_factor).sample for row in latents]))
+
+    with torch.no_grad():
+        imagenet.run(args, (config.in_channels, config.sample_size, config.sample_size), config.num_embeds_ada_norm, shard, images)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Optional libraries that tests/core/test_examples*.py run against, imported or skipped with the reason."""
+
+import importlib
+import importlib.util
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def diffusers():
+    """The diffusers package; skips without it, or without transformers, which its text-to-image pipelines import."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
+    for name in ("diffusers", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed (pip install reg-guidance[diffusers])", allow_module_level=True)
+    _torchvision_without_operators()
+    return importlib.import_module("diffusers")
+
+
+def k_diffusion_sampling():
+    """k_diffusion.sampling alone: the package's __init__ wants training code, pinned to old versions of everything."""
+    spec = importlib.util.find_spec("k_diffusion")
+    if spec is None:
+        pytest.skip("k_diffusion is not installed")
+    _torchvision_without_operators()
+    if "k_diffusion" not in sys.modules:
+        package = types.ModuleType("k_diffusion")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["k_diffusion"] = package
+    return pytest.importorskip("k_diffusion.sampling", reason="k_diffusion's dependencies are not installed", exc_type=ImportError)
+
+
+def example(name: str):
+    """examples/NAME.py as a module; like a script it finds its neighbours."""
+    folder = str(ROOT / "examples")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
+
+
+def _torchvision_without_operators():
+    """As the host tests do: transformers imports torchvision, whose compiled part may not fit a CPU torch."""
+    if "torchvision" in sys.modules or any(type(finder).__name__ == "_BeforeTorchvision" for finder in sys.meta_path):
+        return
+    path = ROOT / "tests" / "host" / "site" / "sitecustomize.py"
+    spec = importlib.util.spec_from_file_location("reg_host_sitecustomize", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["reg_host_sitecustomize"] = module  # keeps its operator library alive

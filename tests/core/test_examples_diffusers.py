@@ -1,0 +1,309 @@
+"""REG in diffusers pipelines with tiny random networks.
+
+Oracle: the sampling loop written out with the authors' formula (their gradient of the network's sum, Eq. 21) on the same
+network and the pipeline's own scheduler; sigma comes from the scheduler, not from the code under test.
+"""
+
+import logging
+from types import SimpleNamespace
+
+import hosts
+import pytest
+import torch
+
+import reg_core
+from reg_core.integrations.diffusers import noise_level, rectified
+
+diffusers = hosts.diffusers()
+from diffusers import (  # noqa: E402
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+
+STEPS, CFG = 3, 5.0
+REVERSE = reg_core.Settings(engine="reverse")
+BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+SD = BETAS | dict(steps_offset=1, clip_sample=False)
+
+
+def rand(*shape):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def loud(module):
+    """Random weights large enough that the Jacobian is far from the identity."""
+    generator = torch.Generator().manual_seed(1)
+    for p in module.parameters():
+        p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64) * (1.5 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.2)
+    return module.double().eval()
+
+
+def unet(channels=4, **more):
+    blocks = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+    sizes = dict(sample_size=4, in_channels=channels, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=12)
+    return loud(UNet2DConditionModel(**sizes, **blocks, attention_head_dim=2, **more))
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stable_diffusion(scheduler):
+    """(pipe, its arguments, network call (x, t, cond?) -> output, the latents it starts from)"""
+    pipe = quiet(StableDiffusionPipeline(None, None, None, unet(), scheduler, None, None, requires_safety_checker=False))
+    cond, uncond, latents = rand(2, 3, 12), rand(2, 4, 12)[:, :3], rand(2, 4, 4, 4)
+    arguments = dict(prompt_embeds=cond, negative_prompt_embeds=uncond, latents=latents)
+    return pipe, arguments, lambda x, t, c: pipe.unet(x, t, encoder_hidden_states=cond if c else uncond).sample, latents
+
+
+def stable_diffusion_xl():
+    added = dict(addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=6 * 4 + 10)
+    scheduler = EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading")
+    # The pipeline asks its second text encoder for one width only.
+    encoder = SimpleNamespace(config=SimpleNamespace(projection_dim=10), dtype=torch.float64)
+    pipe = quiet(StableDiffusionXLPipeline(None, None, None, None, None, unet(**added), scheduler))
+    pipe.text_encoder_2 = encoder
+    cond, uncond, pooled, latents = rand(2, 3, 12), rand(2, 4, 12)[:, :3], [rand(2, 10), rand(2, 11)[:, :10]], rand(2, 4, 4, 4)
+    arguments = dict(prompt_embeds=cond, negative_prompt_embeds=uncond, pooled_prompt_embeds=pooled[0], negative_pooled_prompt_embeds=pooled[1])
+    times = torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2, dtype=torch.float64)
+
+    def network(x, t, c):
+        given = dict(text_embeds=pooled[0 if c else 1], time_ids=times)
+        return pipe.unet(x, t, encoder_hidden_states=cond if c else uncond, added_cond_kwargs=given).sample
+
+    return pipe, arguments | dict(latents=latents, height=32, width=32), network, latents
+
+
+def stable_diffusion_3():
+    sizes = dict(sample_size=4, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4, num_attention_heads=2, pos_embed_max_size=4)
+    network = loud(SD3Transformer2DModel(**sizes, joint_attention_dim=12, caption_projection_dim=8, pooled_projection_dim=10))
+    pipe = quiet(StableDiffusion3Pipeline(network, FlowMatchEulerDiscreteScheduler(shift=3.0), None, None, None, None, None, None, None))
+    text, pooled, latents = [rand(2, 3, 12), rand(2, 4, 12)[:, :3]], [rand(2, 10), rand(2, 11)[:, :10]], rand(2, 4, 4, 4)
+    arguments = dict(prompt_embeds=text[0], negative_prompt_embeds=text[1], pooled_prompt_embeds=pooled[0], negative_pooled_prompt_embeds=pooled[1])
+
+    def call(x, t, c):
+        i = 0 if c else 1
+        return network(hidden_states=x, timestep=t.expand(len(x)), encoder_hidden_states=text[i], pooled_projections=pooled[i]).sample
+
+    return pipe, arguments | dict(latents=latents, height=32, width=32), call, latents
+
+
+def wan(scheduler):
+    """Two network calls a step, cond first; five dimensions; float32, which the pipeline forces."""
+    network = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=12, freq_dim=8, ffn_dim=16, num_layers=2, rope_max_seq_len=32
+    )
+    network = loud(network).float()
+    pipe = quiet(WanPipeline(None, None, None, scheduler, network))
+    text, latents = [rand(2, 3, 12).float(), rand(2, 4, 12)[:, :3].float()], rand(2, 4, 2, 4, 4).float()
+    arguments = dict(prompt_embeds=text[0], negative_prompt_embeds=text[1], latents=latents, num_frames=5, height=32, width=32)
+    return pipe, arguments, lambda x, t, c: network(x, timestep=t.expand(len(x)), encoder_hidden_states=text[0 if c else 1]).sample, latents
+
+
+def class_labels():
+    """Learned variances in the output, cond first in the batch, a dataclass for output."""
+    sizes = dict(num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=2, norm_num_groups=4, sample_size=4)
+    network = loud(DiTTransformer2DModel(**sizes, num_embeds_ada_norm=1000))
+    vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0, block_out_channels=(1,)), decode=lambda x: SimpleNamespace(sample=2 * x - 1))
+    pipe = quiet(DiTPipeline(network, None, DDIMScheduler(clip_sample=False)))
+    pipe.vae = vae
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([3, 7])
+
+    def call(x, t, c):
+        y = labels if c else torch.full_like(labels, 1000)
+        return network(x, timestep=t.expand(len(x)), class_labels=y).sample[:, :4]
+
+    return pipe, dict(class_labels=[3, 7], generator=generator, output_type="pt"), call, latents
+
+
+CASES = {
+    "sd ddim": lambda: stable_diffusion(DDIMScheduler(**SD)),
+    "sd ddim v": lambda: stable_diffusion(DDIMScheduler(**SD, prediction_type="v_prediction")),
+    "sd ddim v zero snr": lambda: stable_diffusion(
+        DDIMScheduler(**SD, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    ),
+    "sd ddim x0": lambda: stable_diffusion(DDIMScheduler(**SD, prediction_type="sample")),
+    "sd euler": lambda: stable_diffusion(EulerDiscreteScheduler(**BETAS, steps_offset=1)),
+    "sd dpm++ karras": lambda: stable_diffusion(DPMSolverMultistepScheduler(**BETAS, steps_offset=1, use_karras_sigmas=True)),
+    "sdxl": stable_diffusion_xl,
+    "sd3": stable_diffusion_3,
+    "wan euler": lambda: wan(FlowMatchEulerDiscreteScheduler(shift=2.0)),
+    "wan unipc": lambda: wan(UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
+    "dit": class_labels,
+}
+
+
+def factor(scheduler, i, t, grad):
+    """J^T 1 of the network's output by its gradient: 1 - sqrt(1 - abar) grad for noise prediction (Eq. 21), and likewise."""
+    name = scheduler.config.get("prediction_type", "flow_prediction")
+    if name == "flow_prediction" or scheduler.config.get("use_flow_sigmas"):
+        sigma = scheduler.sigmas[i].double()
+        return (1 - sigma) * (1 - sigma * grad)
+    sigmas = getattr(scheduler, "sigmas", None)
+    abar = scheduler.alphas_cumprod[t.long()].double() if sigmas is None else 1 / (1 + sigmas[i].double() ** 2)
+    a, s = abar.sqrt(), (1 - abar).sqrt()
+    return {"epsilon": 1 - s * grad, "v_prediction": a * a - a * s * grad, "sample": a * grad}[name]
+
+
+def authors_loop(case, cfg=CFG):
+    pipe, _, network, x = case
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+    for i, t in enumerate(scheduler.timesteps):
+        inner = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        inner = inner.detach().requires_grad_(True)
+        cond = network(inner, t, True)
+        (grad,) = torch.autograd.grad(cond.sum(), inner)
+        with torch.no_grad():
+            out = cond + (cfg - 1) * factor(scheduler, i, t, grad) * (cond - network(inner, t, False))
+            x = scheduler.step(out, t, x).prev_sample
+    return x
+
+
+def sampled(case, cfg=CFG):
+    pipe, arguments, _, latents = case
+    if "generator" in arguments:
+        arguments["generator"].manual_seed(0)
+    more = dict(guidance_scale=cfg, num_inference_steps=STEPS)
+    return pipe(**({"output_type": "latent"} | arguments), **more)[0].to(latents.dtype)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pipeline_equals_the_authors_formula(name):
+    case = CASES[name]()
+    plain = sampled(case)
+    with rectified(case[0], REVERSE) as trace:
+        result = sampled(case)
+    expected = authors_loop(case)
+    if name == "dit":
+        expected = expected.clamp(0, 1)  # the pipeline's, after its stand-in decoder
+    scale = expected.abs().max()
+    tolerance = 2e-3 if expected.dtype == torch.float32 else 1e-4 if "zero" in name else 1e-5
+    assert (result - expected).abs().max() < tolerance * scale
+    assert (result - plain).abs().max() > 20 * tolerance * scale
+    assert len(trace.last.active) == STEPS and not any(row.note for row in trace.last.rows)
+    if name != "dit":
+        assert {row.cfg for row in trace.last.rows} == {CFG}
+    assert torch.equal(sampled(case), plain)  # nothing of the hook is left
+
+
+@pytest.mark.parametrize("name", ["sd euler", "sd3", "wan euler", "dit"])
+def test_off_is_bit_identical(name):
+    case = CASES[name]()
+    plain = sampled(case)
+    for settings in (reg_core.Settings(form="off"), reg_core.Settings(strength=0.0)):
+        with rectified(case[0], settings):
+            assert torch.equal(sampled(case), plain)
+
+
+def test_finite_differences_agree_with_a_jacobian_vector_product():
+    case = CASES["sd ddim"]()
+    pipe, arguments, network, latents = case
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(1)
+    (t,) = scheduler.timesteps
+    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        cond, product = torch.func.jvp(lambda x: network(x, t, True), (latents,), (torch.ones_like(latents),))
+        out = cond + (CFG - 1) * factor(scheduler, 0, t, product) * (cond - network(latents, t, False))
+    expected = scheduler.step(out, t, latents).prev_sample
+    with rectified(pipe, reg_core.Settings(engine="finite_difference")) as trace:
+        result = pipe(**arguments, guidance_scale=CFG, num_inference_steps=1, output_type="latent").images
+    assert (result - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert trace.last.extra_rows == 1
+
+
+def test_every_run_starts_anew():
+    case = CASES["sd ddim"]()
+    with rectified(case[0], reg_core.Settings(refresh=2)) as trace:
+        first, second = sampled(case), sampled(case)
+    assert torch.equal(first, second)
+    assert [[row.fresh for row in run.rows] for run in trace.runs] == [[True, False, True]] * 2
+
+
+def test_sigma_bounds_leave_the_other_steps_plain():
+    case = CASES["sd ddim"]()
+    with rectified(case[0], reg_core.Settings(sigma_start=2.0, sigma_end=0.1)) as trace:
+        sampled(case)
+    abar = case[0].scheduler.alphas_cumprod[case[0].scheduler.timesteps].double()
+    inside = [s for s in ((1 - abar) / abar).sqrt().tolist() if 0.1 <= s <= 2.0]
+    assert 0 < len(inside) < STEPS
+    assert [row.sigma for row in trace.last.rows] == pytest.approx(inside, rel=1e-5)
+
+
+def test_inpainting_channels_and_offloaded_forward_take_part():
+    """x carries five more channels than the output; oracle: gradient with respect to the four latent ones."""
+    network, scheduler = unet(channels=9), DDIMScheduler(**SD)
+    scheduler.set_timesteps(2)
+    t = scheduler.timesteps[1]
+    latents, held, text = rand(1, 4, 4, 4), rand(1, 5, 4, 4), [rand(1, 3, 12), rand(1, 4, 12)[:, :3]]
+    original, calls = network.forward, []
+    network.forward = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)  # what accelerate does to offload
+    pipe = SimpleNamespace(unet=network, scheduler=scheduler, guidance_scale=CFG)
+    with rectified(pipe, REVERSE, layout="uncond, cond") as trace, torch.no_grad():
+        x = torch.cat([latents, held], 1)
+        uncond, cond = network(torch.cat([x, x]), t, encoder_hidden_states=torch.cat([text[1], text[0]]), return_dict=False)[0].chunk(2)
+    assert len(calls) > 1
+    inner = latents.clone().requires_grad_(True)
+    c = original(torch.cat([inner, held], 1), t, encoder_hidden_states=text[0]).sample
+    (grad,) = torch.autograd.grad(c.sum(), inner)
+    u = original(x, t, encoder_hidden_states=text[1]).sample
+    expected = c + (CFG - 1) * factor(scheduler, 1, t, grad) * (c - u)
+    assert torch.allclose(uncond + CFG * (cond - uncond), expected, rtol=1e-5, atol=1e-6) and trace.last.active
+
+
+def test_a_compiled_network_is_called_alike():
+    class Network(torch.nn.Module):
+        def forward(self, sample, timestep, encoder_hidden_states):
+            return torch.sin(sample * (encoder_hidden_states + 1))
+
+    scheduler, text, x = DDIMScheduler(**SD), rand(2, 4, 1, 1), rand(1, 4, 4, 4).repeat(2, 1, 1, 1)
+    results = []
+    for network in (Network(), torch.compile(Network(), backend="eager")):
+        with rectified(SimpleNamespace(unet=network, scheduler=scheduler), layout="uncond, cond") as trace, torch.no_grad():
+            results.append(network(x, 500, encoder_hidden_states=text))
+        assert len(trace.last.active) == 1
+    assert torch.allclose(*results) and not torch.allclose(results[0][:1], Network()(x, 500, text)[:1])
+
+
+def test_it_says_when_it_did_nothing(caplog):
+    case = CASES["sd ddim"]()
+    with caplog.at_level(logging.WARNING), rectified(case[0]):
+        unguided = sampled(case, cfg=1.0)
+    assert "nothing was rectified" in caplog.text
+    assert torch.equal(sampled(case, cfg=1.0), unguided)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), rectified(case[0]):
+        sampled(case)
+    assert "nothing" not in caplog.text
+
+
+def test_bad_input_is_named():
+    pipe = CASES["sd ddim"]()[0]
+    with pytest.raises(ValueError, match="SimpleNamespace is not one of"), rectified(SimpleNamespace(unet=pipe.unet)):
+        pass
+    with pytest.raises(ValueError, match="got 'cond uncond'"), rectified(pipe, layout="cond uncond"):
+        pass
+    with pytest.raises(ValueError, match="has none of unet"), rectified(SimpleNamespace(), layout="separate"):
+        pass
+    with pytest.raises(ValueError, match="noise levels of EDMEulerScheduler with prediction_type 'epsilon'"):
+        noise_level(EDMEulerScheduler(), torch.tensor(0.5), 1)
+    pipe.scheduler = EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="noise levels of EulerDiscreteScheduler"), rectified(pipe):
+        sampled((pipe, *stable_diffusion(pipe.scheduler)[1:]))
