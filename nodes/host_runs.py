@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import folder_paths
 
+PREDICT_NOISE = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
 TABLES = "reg_calibration"  # folder of calibration tables
 
 
@@ -47,6 +50,23 @@ def sampler_names() -> list[str]:
 
 def scheduler_names() -> list[str]:
     return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+# What will happen in a run
+
+
+def hooks_of(model, key: str) -> list:
+    """The objects whose methods wrap PREDICT_NOISE of a MODEL under `key`, outermost first."""
+    return [wrapper.__self__ for wrapper in model.get_wrappers(PREDICT_NOISE, key)]
+
+
+def cfg_in_force(model, key: str, cfg: float, sigma, sigmas) -> float:
+    """The guider's cfg at one noise level after the PREDICT_NOISE wrappers of `key`, found by calling them around no model."""
+    guider = SimpleNamespace(model_patcher=model, cfg=cfg)
+    wrappers = model.get_wrappers(PREDICT_NOISE, key)
+    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(lambda *_: guider.cfg, guider, wrappers)
+    in_force = executor.execute(None, sigma.reshape(1), {"transformer_options": {"sample_sigmas": sigmas}}, None)
+    return round(float(in_force), 9)
 
 
 # Calibration tables on disk
