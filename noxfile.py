@@ -1,4 +1,4 @@
-"""Every way this project is checked or shown. `nox` runs the tests; `nox -s demo` the demonstration; `nox -s lint` ruff.
+"""Every way this project is checked or shown. `nox` runs the tests; `nox -s demo` the demonstration; `nox -s bench` the cost; `nox -s lint` ruff.
 
 Environments are reused, and installed again only when what they should hold changed.
 """
@@ -60,6 +60,19 @@ def test(session: nox.Session) -> None:
     session.run("pytest", "tests/core", *session.posargs)
     session.run("pytest", "tests/host", *session.posargs, env=env)
     session.run("pytest", "tests/host", *session.posargs, env=env | {"REG_TEST_ATTENTION": "pytorch"})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time and memory beside plain guidance, into docs/cost.md: on CUDA where there is a device. `nox -s bench -- --help`."""
+    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
+    install(
+        session,
+        (TORCH,),
+        (TORCHVISION, "--no-deps"),
+        (TORCH, "-e", ".[bench]", *UNLISTED, *host_requirements(Path(host))),
+    )
+    session.run("python", "-m", "benchmarks", *session.posargs, env={"COMFYUI_PATH": host})
 
 
 @nox.session
