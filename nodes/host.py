@@ -22,6 +22,8 @@ import torch
 from ..reg_core.guidance import Branches
 from ..reg_core.jacobian import JacobianError
 from .attention import differentiable_attention
+from .checkpoint import Recompute, blocks
+from .memory import ReverseMemory, divisible, rows_of
 from .thaw import control_modules, private_saved_tensors, thawed, thawed_cond
 
 WrappersMP = comfy.patcher_extension.WrappersMP
@@ -39,12 +41,16 @@ MULTIGPU_OPTIONS = ("multigpu_clones", "multigpu_thread_pool")
 
 
 class ModelBranches(Branches):
-    """The conditional and unconditional prediction of a ComfyUI model, evaluated as ComfyUI does."""
+    """The conditional and unconditional prediction of a ComfyUI model, evaluated as ComfyUI does.
 
-    def __init__(self, model, conds, model_options):
+    `bounds`: what the run has learned about its memory; without it every pass starts anew, on the safe side.
+    """
+
+    def __init__(self, model, conds, model_options, bounds: ReverseMemory | None = None):
         self.model = model
         self.conds = conds
         self.options = model_options
+        self.bounds = ReverseMemory(copies=True) if bounds is None else bounds
         self.previous = model_options.get("sampler_calc_cond_batch_function")
         wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
         self.cached = any(key in by_key for by_key in wrappers.values() for key in STATEFUL_WRAPPERS)
@@ -61,6 +67,9 @@ class ModelBranches(Branches):
     def both(self, x, sigma):
         denoised, reference = self.evaluate(self.conds, x, sigma)
         return denoised, reference
+
+    def only(self, x, sigma):
+        return self.evaluate([self.conds[0], None], x, sigma)[0]
 
     def reference(self, x, sigma):
         return self.evaluate([None, self.conds[1]], x, sigma)[1]
@@ -92,26 +101,84 @@ class ModelBranches(Branches):
         dtype = self.model.manual_cast_dtype or self.model.get_dtype()
         return dtype if dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16) else torch.bfloat16
 
+    def reverse(self, x, sigma, alpha, cotangent):
+        """(denoised, J^T u) within memory; `bounds.notes` say what that took."""
+        return self.bounds.product(self, x, sigma, alpha, cotangent)
+
     @contextmanager
-    def differentiable(self, engine):
-        """Attention with a derivative, no caches, and for reverse mode weights that autograd may save."""
+    def differentiable(self, engine, x=None, rows=None):
+        """Attention with a derivative, no caches, and for reverse mode weights that autograd may save.
+
+        `x`: the batch that will be differentiated, `rows` (slice) the samples of it; both may be left out.
+        """
         if any(c.get("hooks") is not None for c in self.conds[0]):
             raise JacobianError("the prompt carries hooks, which patch weights in the middle of a pass")
         options = quiet(self.options, STATEFUL_WRAPPERS + OPAQUE_WRAPPERS)
         options["transformer_options"]["optimized_attention_override"] = differentiable_attention
-        positive = self.conds[0]
+        positive, recompute = self.conds[0], None
+        count = 1 if x is None else len(x[rows]) if rows else len(x)
         with ExitStack() as stack:
             stack.enter_context(_training_kernels())
             if engine == "reverse":
                 stack.enter_context(torch.inference_mode(False))
-                weights = stack.enter_context(thawed([self.model, *control_modules(positive)]))
-                stack.enter_context(private_saved_tensors(weights))
-                positive = [thawed_cond(c) for c in positive]
+                positive = [thawed_cond(c if rows is None else rows_of(c, rows)) for c in positive]
+                roots = [self.model, *control_modules(positive)]
+                weights = stack.enter_context(thawed(roots))
+                recompute = self._recompute(x, count, weights)
+                if recompute is not None:
+                    options["transformer_options"]["optimized_attention_override"] = recompute.attention
+                    stack.enter_context(recompute.over(block for root in roots for block in blocks(root)))
+                if self.bounds.copies:
+                    stack.enter_context(private_saved_tensors(weights))
             self._probing = (options, positive)
             try:
                 yield
             finally:
                 self._probing = None
+            if recompute is not None:
+                self.bounds.learn(recompute, count)
+
+    def _recompute(self, x, count, weights):
+        """What the bounds allow a reverse pass of `count` samples to keep; None: everything."""
+        network = self.model.diffusion_model
+        size = sum(p.nbytes for p in network.parameters())
+        device = next(network.parameters()).device if x is None else x.device
+        required = 0.0 if x is None else self.memory_required(x) * count / len(x)
+        plan = self.bounds.plan(comfy.model_management.get_free_memory(device), required, size, self._casts(device), count)
+        if not plan.recompute:
+            return None
+        tick = comfy.model_management.throw_exception_if_processing_interrupted
+        return Recompute(differentiable_attention, weights, self.bounds.copies, plan.blocks, plan.attention, self.bounds.verify(), tick)
+
+    def _casts(self, device) -> bool:
+        """True when layers convert or move their weights at use."""
+        dtype = self.model.manual_cast_dtype or self.model.get_dtype()
+        layers = (m for m in self.model.diffusion_model.modules() if getattr(m, "comfy_cast_weights", False))
+        return any(isinstance(w := getattr(m, "weight", None), torch.Tensor) and (w.dtype != dtype or w.device != device) for m in layers)
+
+    def free_memory(self, x) -> float:
+        return comfy.model_management.get_free_memory(x.device)
+
+    def memory_required(self, x) -> float:
+        """ComfyUI's estimate of a forward pass, bytes."""
+        return self.model.memory_required(list(x.shape))
+
+    def out_of_memory(self, error) -> bool:
+        text = str(error).lower()
+        return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+    def free_cache(self):
+        comfy.model_management.soft_empty_cache()
+
+    def divisible(self) -> bool:
+        """True when samples may be differentiated a few at a time: nothing in the pass knows the whole batch."""
+        options = quiet(self.options, STATEFUL_WRAPPERS + OPAQUE_WRAPPERS)
+        transformer = options["transformer_options"]
+        wrappers = transformer.get("wrappers", {})
+        foreign = [self.previous, options.get("model_function_wrapper"), options.get("context_handler")]
+        foreign += [transformer.get("patches"), transformer.get("patches_replace")]
+        foreign += [any(wrappers.get(kind, {}).values()) for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)]
+        return not any(foreign) and all(divisible(c) for c in self.conds[0])
 
 
 def _shifted_rows(step, previous):
