@@ -50,6 +50,15 @@ class REGSweep(io.ComfyNode):
                         tooltip="Standard deviation of the clean latents, in the sampler's units; used by form 'schedule' alone. About 1 for most models.",
                     )
                 ),
+                advanced(
+                    io.Int.Input(
+                        "refresh",
+                        default=4,
+                        min=0,
+                        max=100,
+                        tooltip="Compute the correction at every k-th model call and carry it along in between. 1 = always fresh; 0 = automatic.",
+                    )
+                ),
                 Calibration.Input("calibration", optional=True, tooltip="The table of form 'calibrated', from REG Calibrate or a file."),
             ],
             outputs=[
@@ -62,7 +71,7 @@ class REGSweep(io.ComfyNode):
         return with_aliases(schema, "xy plot", "grid search", "compare cfg", "cfg sweep", "parameter sweep")
 
     @classmethod
-    def execute(cls, model, cfgs, forms, strengths, engine, data_std, calibration=None) -> io.NodeOutput:
+    def execute(cls, model, cfgs, forms, strengths, engine, data_std, refresh, calibration=None) -> io.NodeOutput:
         scales = numbers("cfgs", cfgs, *CFG_LIMITS)
         chosen = names("forms", forms)
         if "calibrated" in chosen and calibration is None:
@@ -75,7 +84,7 @@ class REGSweep(io.ComfyNode):
         models, values, labels, traces = [], [], [], []
         for heading, form, strength in rows:
             table = calibration if form == "calibrated" else None
-            settings = Settings(form=form, engine=engine, strength=strength, data_std=data_std, calibration=table)
+            settings = Settings(form=form, engine=engine, strength=strength, data_std=data_std, refresh=refresh, calibration=table)
             for cfg in scales:
                 patched, trace = rectified_model(model, settings, 0.0, 1.0)  # one each: a trace of its own
                 models.append(patched)
