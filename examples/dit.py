@@ -34,8 +34,8 @@ class DiTBranches(reg_core.Branches):
 
     def predict(self, x, sigma, labels):
         t = torch.full((len(x),), self.t, device=x.device)
-        out = self.network(x.to(self.network.dtype), timestep=t, class_labels=labels).sample.float()
-        noise, variance = out.chunk(2, dim=1)
+        out = self.network(x.to(self.network.dtype), timestep=t, class_labels=labels).sample
+        noise, variance = out.to(x.dtype).chunk(2, dim=1)
         return reg_core.to_denoised("eps", noise, x, sigma, reg_core.VP), variance
 
     def cond(self, x, sigma):

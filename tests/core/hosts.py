@@ -24,11 +24,11 @@ def diffusers():
 
 def k_diffusion_sampling():
     """k_diffusion.sampling alone: the package's __init__ wants training code, pinned to old versions of everything."""
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None:
-        pytest.skip("k_diffusion is not installed")
-    _torchvision_without_operators()
     if "k_diffusion" not in sys.modules:
+        spec = importlib.util.find_spec("k_diffusion")
+        if spec is None:
+            pytest.skip("k_diffusion is not installed")
+        _torchvision_without_operators()
         package = types.ModuleType("k_diffusion")
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules["k_diffusion"] = package

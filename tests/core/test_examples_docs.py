@@ -1,0 +1,91 @@
+"""docs/library.md runs, block after block, and says what is so."""
+
+import re
+
+import hosts
+import pytest
+import torch
+
+from reg_core import presets
+
+PAGE = (hosts.ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+
+def run(blocks, scope):
+    for block in blocks:
+        exec(block, scope)  # noqa: S102
+    return scope
+
+
+def test_everything_but_diffusers_runs(tmp_path, monkeypatch, capsys):
+    """Oracle: the closed form 1 / (1 + sigma^2) of the page's Gaussian, which it says all forms and engines equal."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    blocks = [block for block in BLOCKS if "integrations.diffusers" not in block]
+    assert len(blocks) == len(BLOCKS) - 1
+    scope = run(blocks, {})
+    x, cond, uncond = scope["noise"], scope["cond"], scope["uncond"]
+    difference = cond(x, torch.full((4,), 2.0)) - uncond(x, torch.full((4,), 2.0))
+    exact = cond(x, torch.full((4,), 2.0)) + 3.0 * difference / (1 + 2.0**2)
+    assert len(scope["results"]) == 12
+    for result in scope["results"].values():
+        assert torch.allclose(result, exact, rtol=1e-3, atol=1e-3)
+    assert all(torch.isfinite(scope[name]).all() for name in ("images", "denoised", "x"))
+    printed = capsys.readouterr().out
+    assert re.search(r"form row_sum, engine finite_difference \(J 1\), active in 35 of 35 model calls", printed)
+    inside = sum(0.28 <= float(s) <= 2.9 for s in scope["sigmas"])
+    evaluated = [row for row in scope["by_interval"].trace.last.rows if row.active]
+    assert 0 < len(evaluated) <= 2 * inside < 35
+
+
+def test_the_diffusers_block_runs():
+    """With a tiny random Stable Diffusion, tokenizer and text encoder included."""
+    diffusers = hosts.diffusers()
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["<|startoftext|>", "<|endoftext|>", *(c + "</w>" for c in letters), *letters]
+    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
+    sizes = dict(vocab_size=len(words), hidden_size=12, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    encoder = CLIPTextModel(CLIPTextConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=1)).eval()
+    blocks = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+    unet = diffusers.UNet2DConditionModel(sample_size=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=12,
+                                          attention_head_dim=2, **blocks)  # fmt: skip
+    scheduler = diffusers.EulerDiscreteScheduler(steps_offset=1)
+    pipe = diffusers.StableDiffusionPipeline(None, encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    scope = run([BLOCKS[0], *(block for block in BLOCKS if "integrations.diffusers" in block)], {"pipe": pipe})
+    assert scope["latents"].shape == (1, 4, 4, 4) and len(scope["trace"].last.active) == 4
+    assert {row.cfg for row in scope["trace"].last.rows} == {12.0}
+
+
+@pytest.mark.parametrize("name", ["dit", "edm2"])
+def test_commands_of_the_page_are_accepted(name, monkeypatch):
+    """Every option written on the page exists: the script's own parser reads each command as far as the missing weights."""
+    if name == "dit":
+        hosts.diffusers()
+    script, seen = hosts.example(name), []
+    text = "\n".join(re.findall(r"```\n(python .*?)```", PAGE, re.S)).replace("\\\n", " ")
+    commands = [line.split(f"examples/{name}.py", 1)[1].split() for line in text.splitlines() if f"examples/{name}.py" in line]
+    assert commands
+
+    def stop(args):
+        seen.append(args)
+        raise StopIteration
+
+    monkeypatch.setattr(script.imagenet, "settings", stop)
+    monkeypatch.setattr("pathlib.Path.is_dir", lambda self: True)
+    for command in commands:
+        with pytest.raises(StopIteration):
+            script.main(command)
+    assert [args.out for args in seen] == [command[command.index("--out") + 1] for command in commands]
+
+
+def test_linear_of_dit_runs_as_the_page_says():
+    """From 2a - b at t = 1000 to a at t = 0: oracle, their line t k + a with k = (b - a) / (0 - 1000)."""
+    a, b = 2.0, 5.0
+    plan = presets.linear("dit", 1.0, b / a)
+    for t in (0, 300, 999):
+        theirs = t * (b - a) / (0 - 1000) + a
+        assert plan.scheduled(1 + a, plan.schedule(1 - t / 1000)) - 1 == pytest.approx(theirs)
