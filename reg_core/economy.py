@@ -13,7 +13,7 @@ from .space import expand
 
 TOLERANCE = 0.05  # automatic refresh: |R v - what was carried along| / |v| that is let pass
 LONGEST = 16  # ... and its longest interval, in calls
-OCTAVE = 2.0  # a measured correction says little about noise levels further away than this
+REACH = 4.0  # a measured correction says little about noise levels further away than this factor
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Economy:
         measured, share = self._share[0], float(self._share[1])
         self._share = (measured, share)
         # Noise went up (a restart), or far down: what was measured no longer tells.
-        if not (math.isfinite(measured) and math.isfinite(share) and measured / OCTAVE <= level <= measured * 1.0001):
+        if not (math.isfinite(measured) and math.isfinite(share) and measured / REACH <= level <= measured * 1.0001):
             return None
         return float(carry(torch.tensor([share], dtype=torch.float64), torch.tensor([level / measured], dtype=torch.float64)))
 
@@ -111,10 +111,8 @@ class Economy:
         if self.free or not self.needs_level:
             return None
         v = v.to(fresh.vector.dtype)
-        size = v.flatten(1).norm(dim=1)
         if self.settings.skip_below > 0:
-            share = fresh.vector.flatten(1).norm(dim=1) / size
-            self._share = (level, torch.where(size > 0, share, 0).max())
+            self._share = (level, fresh.vector.norm() / v.norm().clamp_min(1e-12))
         if self.settings.refresh == 1:
             return None
         moved = None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reg_core import Guided, Settings, carry, expand, karras_sigmas, sample_heun
-from reg_core.economy import TOLERANCE
+from reg_core.economy import REACH, TOLERANCE
 
 VARIANCE = torch.linspace(0.05, 2.0, 2 * 3 * 3).reshape(1, 2, 3, 3).double()  # of every element
 SIGMAS = karras_sigmas(18, 0.02, 20.0).double()
@@ -114,10 +114,10 @@ def test_skipping_leaves_out_what_is_negligible(form):
     skipping, trace = run(Settings(form=form, engine="reverse", skip_below=below), cond, uncond, weight)
     rows = uncond.rows
     full, _ = run(Settings(form=form, engine="reverse"), cond, uncond, weight)
-    # c = 1 / (1 + sigma^2) here. What has to be measured is measured again an octave down.
+    # c = 1 / (1 + sigma^2) here. What has to be measured is measured again where the last measurement no longer reaches.
     measured, expected, levels = math.inf, [], [s for pair in zip(SIGMAS[:-2], SIGMAS[1:-1], strict=True) for s in pair] + [SIGMAS[-2]]
     for sigma in (float(s) for s in levels):
-        known = form == "schedule" or measured / 2 <= sigma <= measured * 1.0001
+        known = form == "schedule" or measured / REACH <= sigma <= measured * 1.0001
         skipped = known and weight / (1 + sigma**2) < below
         measured = measured if skipped else sigma
         expected.append(skipped)
