@@ -15,6 +15,7 @@ from ..reg_core.rectify import Settings
 from ..reg_core.trace import Row, Run, Trace
 from .host import Interrupted, ModelBranches, WrappersMP, alpha_and_s, clone_options, log
 from .host_runs import model_kind
+from .memory import ReverseMemory
 
 KEY = "reg"  # of our wrappers on a MODEL
 RUN = "reg_run"  # of the run's state in the guider's own copy of model_options
@@ -68,7 +69,9 @@ class _Hook:
             sigma_end=0.0 if end >= 1 else float(sampling.percent_to_sigma(end)),
         )
         run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
-        return Rectifier(settings, run=run, fatal=(Interrupted,), observe=self.observe)
+        rectifier = Rectifier(settings, run=run, fatal=(Interrupted,), observe=self.observe)
+        rectifier.host = ReverseMemory(settings.memory)
+        return rectifier
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         guider, model_options = executor.class_obj, model_options or {}
@@ -104,8 +107,7 @@ class _Call:
         model, conds, x, sigma = args["model"], args["conds"], args["input"], args["sigma"]
         cfg = float(getattr(self.guider, "cfg", math.nan))
         note = self._why_not(conds, cfg, sigma)
-        branches = ModelBranches(model, conds, self.given)
-        branches.memory = self.rectifier.settings.memory
+        branches = ModelBranches(model, conds, self.given, self.rectifier.host)
         if note is not None:
             self.rectifier.run.add(Row(_sigma=sigma, cfg=cfg, note=note))
             return branches.evaluate(conds, x, sigma)

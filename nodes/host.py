@@ -43,14 +43,14 @@ MULTIGPU_OPTIONS = ("multigpu_clones", "multigpu_thread_pool")
 class ModelBranches(Branches):
     """The conditional and unconditional prediction of a ComfyUI model, evaluated as ComfyUI does.
 
-    `bounds`: what the run has learned about its memory; without it every pass starts anew, on the safe side.
+    `bounds`: what the run has learned about its memory; without it every call starts anew, on the safe side.
     """
 
     def __init__(self, model, conds, model_options, bounds: ReverseMemory | None = None):
         self.model = model
         self.conds = conds
         self.options = model_options
-        self.bounds = ReverseMemory(copies=True) if bounds is None else bounds
+        self._bounds = bounds
         self.previous = model_options.get("sampler_calc_cond_batch_function")
         wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
         self.cached = any(key in by_key for by_key in wrappers.values() for key in STATEFUL_WRAPPERS)
@@ -100,6 +100,16 @@ class ModelBranches(Branches):
     def compute_dtype(self, x):
         dtype = self.model.manual_cast_dtype or self.model.get_dtype()
         return dtype if dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16) else torch.bfloat16
+
+    @property
+    def bounds(self) -> ReverseMemory:
+        if self._bounds is None:
+            self._bounds = ReverseMemory(self.memory, copies=True)
+        return self._bounds
+
+    @property
+    def notes(self):
+        return self.bounds.notes
 
     def reverse(self, x, sigma, alpha, cotangent):
         """(denoised, J^T u) within memory; `bounds.notes` say what that took."""

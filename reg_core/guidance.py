@@ -28,8 +28,8 @@ class Branches:
 
     # True when `both` may answer from a cache: a difference then needs a fresh prediction at x as well.
     cached = False
-    # Settings.memory, for hosts whose `differentiable` can choose what a backward pass keeps.
-    memory = "auto"
+    # What a reverse pass had to do to fit, for the trace; hosts that bound their memory say it here.
+    notes: tuple[str, ...] | list[str] = ()
 
     def __init__(self, cond: Denoiser, reference: Denoiser):
         self.cond = cond
@@ -50,6 +50,11 @@ class Branches:
     def differentiable(self, engine: str):
         """Context in which `cond` can be differentiated by `engine` ("reverse" or "forward")."""
         return nullcontext()
+
+    def reverse(self, x: Tensor, sigma: Tensor, alpha: Tensor, cotangent) -> tuple[Tensor, Tensor]:
+        """(D_c, J^T u) as jacobian.reverse; a `cotangent` function must treat samples one by one."""
+        with self.differentiable("reverse"):
+            return jacobian.reverse(self.cond, x, sigma, alpha, cotangent)
 
     def compute_dtype(self, x: Tensor) -> torch.dtype:
         """The precision the network really works in; sets the length of finite differences."""

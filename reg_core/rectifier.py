@@ -54,6 +54,7 @@ class Rectifier:
         self.engine = "finite_difference" if settings.engine == "auto" else settings.engine
         self._check_below = float("inf")  # sigma under which the next self-check is due
         self.observe = observe
+        self.host = None  # what a host keeps for the length of the run
         self._economy = Economy(settings)
 
     def __call__(
@@ -160,8 +161,9 @@ class Rectifier:
             row.product = "J^T 1" if ones else "J^T v"
             reference = branches.reference(x, sigma)
             cotangent = torch.ones_like(x) if ones else lambda denoised: denoised - reference
-            with branches.differentiable("reverse"):
-                denoised, product = jacobian.reverse(branches.cond, x, sigma, alpha, cotangent)
+            denoised, product = branches.reverse(x, sigma, alpha, cotangent)
+            new = [note for note in branches.notes if self.run.remark(note)]
+            row.note = "; ".join(filter(None, [row.note, *new]))
             return denoised, reference, product
         row.product = "J 1" if ones else "J v"
         row.extra_rows += 0 if ones else 1
