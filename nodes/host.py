@@ -104,7 +104,7 @@ class ModelBranches(Branches):
     @property
     def bounds(self) -> ReverseMemory:
         if self._bounds is None:
-            self._bounds = ReverseMemory(self.memory, copies=True)
+            self._bounds = ReverseMemory(copies=True)
         return self._bounds
 
     @property
