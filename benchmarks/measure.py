@@ -21,7 +21,7 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
     subject = build(case.network, pack, getattr(torch, case.dtype)) if subject is None else subject
     prepared = {name: _guided(pack, subject, name) for name in case.modes}
     memory = CpuMemory() if device == "cpu" else CudaMemory()
-    found = {name: {"title": MODES[name].title, "seconds": [], "outside": [], "notes": []} for name in case.modes}
+    found = {name: {"title": MODES[name].title, "seconds": [], "processor": [], "outside": [], "notes": []} for name in case.modes}
 
     def sampled(name, steps, **what):
         progress(f"{case.name}: {name}")
@@ -44,6 +44,7 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
         for name in case.modes[:: -1 if i % 2 else 1]:  # back and forth: a drift of the machine falls on all alike
             watch = sampled(name, case.steps)
             found[name]["seconds"].append(watch.seconds / case.steps)
+            found[name]["processor"].append(watch.processor / case.steps)
             found[name] |= {"rows": watch.rows / case.batch / case.steps, "calls": watch.calls / case.steps}
             if device == "cpu":
                 found[name]["outside"].append(_outside(watch, name, case))
@@ -108,11 +109,15 @@ def _summed_up(own: dict, base: dict, mode, device: str) -> dict:
     def ratio(key):
         return None if own[key] is None else own[key] / base[key]
 
+    def by_round(key):
+        return [a / b for a, b in zip(own[key], base[key], strict=True)]
+
     step = statistics.median(base["seconds"])
     result = {
         "title": own["title"],
         "seconds": spread(own["seconds"]),
-        "time": spread([a / b for a, b in zip(own["seconds"], base["seconds"], strict=True)]),
+        "time": spread(by_round("seconds")),
+        "processor": spread(by_round("processor")),  # tells less of the machine's other work, and nothing of a GPU
         "peak": own["peak"],
         "activations": own["activations"],
         "memory": ratio("peak"),

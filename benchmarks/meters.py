@@ -106,7 +106,7 @@ class CudaWaits:
 
 
 class Stopwatch:
-    """Wrappers on a MODEL: seconds in the sampler's loop, seconds and rows in the model. One sampling run each."""
+    """Wrappers on a MODEL: seconds in the sampler's loop (and of the processor there), seconds and rows in the model. One sampling run each."""
 
     KEY = "bench"
 
@@ -115,7 +115,7 @@ class Stopwatch:
         self.memory = memory  # measure the peak
         self.count = count  # count reads, waits and empty_cache: slows the run
         self.profile = profile  # on CUDA: wait at the edges of each model call, so that host time is model time
-        self.seconds = self.inside = 0.0
+        self.seconds = self.processor = self.inside = 0.0
         self.calls = self.rows = 0
         self.peak = self.reads = self.waits = self.cleared = None
 
@@ -141,9 +141,9 @@ class Stopwatch:
                 cleared = stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", wraps=torch.cuda.empty_cache))
             if self.memory is not None:
                 self.memory.reset()
-            begin = self._now()
+            begin, busy = self._now(), time.process_time()
             result = executor(*args, **kwargs)
-            self.seconds = self._now() - begin
+            self.seconds, self.processor = self._now() - begin, time.process_time() - busy
             if self.memory is not None:
                 self.peak = self.memory.peak()
         if self.count:

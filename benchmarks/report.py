@@ -19,7 +19,8 @@ Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as
 - **One process, modes in turn.** Every mode is a whole sampling run of ComfyUI's own (KSampler's call, in inference mode, with the pack
   loaded), same model, noise, sampler and steps. Rounds go back and forth through the modes; a ratio is taken to the plain run of the same
   round: **median** (lowest to highest round).
-- **Time** is the sampler's loop divided by its steps, loading left out.
+- **Time** is the sampler's loop by the clock on the wall, divided by its steps, loading left out. **Processor** is the same ratio in processor
+  time: where the two differ, other work ran on the machine.
 - **Peak memory** is of the weights and all that comes on top during the run; *activations* is what comes on top. It has a round of its own,
   so that measuring slows nothing. On a CPU: resident memory, the allocator told to give back what is free. On CUDA: PyTorch's allocator.
 - **Rows** are rows of the model's batch for each image and step, forward passes only: plain guidance takes 2.
@@ -72,13 +73,14 @@ def section(result: dict) -> str:
 
 def table(case: dict, kind: str) -> list[str]:
     """The Markdown table of one case, with its heading and footnotes."""
-    waits = ["waits"] if kind == "cuda" else []
-    titles = ["mode", "s/step", "time", "at most", "peak memory", "ratio", "at most", "activations", "rows", "outside", "reads", *waits]
+    waits, processor = (["waits"], []) if kind == "cuda" else ([], ["processor"])
+    titles = ["mode", "s/step", "time", "at most", *processor, "peak memory", "ratio", "at most", "activations", "rows", "outside", "reads", *waits]
     rows, notes = [], []
     for name, mode in case["modes"].items():
         marks = "".join(f" ({_footnote(notes, note)})" for note in mode["notes"])
         cells = [mode["title"] + marks, _seconds(mode["seconds"]), _spread(mode["time"])]
-        cells += [_target(mode, "time", mode["time"]["median"]), _memory(mode["peak"], GB), _number(mode["memory"])]
+        cells += [_target(mode, "time", mode["time"]["median"]), *(f"{mode['processor']['median']:.2f}" for _ in processor)]
+        cells += [_memory(mode["peak"], GB), _number(mode["memory"])]
         cells += [_target(mode, "memory", mode["memory"]), _memory(mode["activations"], MB), f"{mode['rows']:.2f}"]
         cells += ["" if mode["outside"] is None or name == CFG else f"{100 * mode['outside']:.2f} %", f"{mode['reads']:.1f}"]
         rows.append(cells + [f"{mode['waits']:.1f}" for _ in waits])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 CFG = "cfg"  # the baseline of every ratio
-SKIP_BELOW = 0.1  # of the skipping rows: rectified weight (cfg - 1) |R g| / |g|
+SKIP_BELOW, SKIP_MORE = 0.1, 1.0  # of the skipping rows: rectified weight (cfg - 1) |R g| / |g|
 ALWAYS = {"refresh": 1, "skip_below": 0.0}
 REVERSE = ALWAYS | {"engine": "reverse"}
 
@@ -30,6 +30,8 @@ MODES = {
     "calibrated": Mode("`calibrated`", {"form": "calibrated"}, _same(1.01), _same(1.01)),
     "default": Mode("as shipped (`row_sum`)", {}, _same(1.15), _same(1.10)),
     "skipping": Mode(f"as shipped, `skip_below` {SKIP_BELOW}", {"skip_below": SKIP_BELOW}, _same(0.90), _same(1.05)),
+    "skipping_more": Mode(f"as shipped, `skip_below` {SKIP_MORE}", {"skip_below": SKIP_MORE}, _same(0.90), _same(1.05)),
+    "calibrated_skipping": Mode(f"`calibrated`, `skip_below` {SKIP_BELOW}", {"form": "calibrated", "skip_below": SKIP_BELOW}),
     "every_call": Mode("`row_sum`, probe at every call", ALWAYS, _same(1.50), _same(1.15)),
     "scalar": Mode("`scalar`, probe at every call", ALWAYS | {"form": "scalar"}),
     "product": Mode("`product`, probe at every call", ALWAYS | {"form": "product"}),
@@ -38,7 +40,10 @@ MODES = {
     "forward": Mode("forward", ALWAYS | {"engine": "forward"}, _same(2.7), _same(1.6)),
 }
 ALL = tuple(MODES)
-USUAL = (CFG, "schedule", "default", "skipping", "every_call")
+# What depends on the run: how many steps it has, and how J falls with noise. Then what costs the same at every step.
+ADAPTIVE = (CFG, "default", "skipping", "skipping_more", "calibrated_skipping")
+CONSTANT = (CFG, "schedule", "calibrated", "every_call", "scalar", "reverse_checkpoint", "reverse_resident", "forward")
+USUAL = (CFG, "schedule", "default", "skipping", "skipping_more", "every_call")
 SCALED = (CFG, "default", "every_call", "reverse_checkpoint")
 
 
@@ -58,7 +63,7 @@ class Case:
     sampler: str = "euler"
     scheduler: str = "karras"
     dtype: str = "float32"
-    memory_steps: int = 2  # the first noise levels and the last: a probe, a reuse or a skip
+    memory_steps: int = 2  # of the run that measures memory, from the first noise level to the last: probes, a reuse, a skip
     axis: str = ""  # part of the plot over this
 
 
@@ -68,19 +73,33 @@ def _latent(pixels: int) -> tuple:
 
 _DIGITS = Case("digits", "Digits (the demo model), 8x8, batch 256", "digits", (1, 8, 8), batch=256, steps=20, rounds=7, cfg=4.0, memory_steps=20)
 CPU = (
-    Case("sd15_v_256", "SD1.5 (860 M), v, 256x256 pixels", "sd15_v", _latent(256), rounds=2),
-    Case("sd15_eps_256", "SD1.5 (860 M), eps, 256x256 pixels", "sd15", _latent(256), USUAL, rounds=1),
-    Case("sd15_v_512", "SD1.5 (860 M), v, 512x512 pixels", "sd15_v", _latent(512), steps=4, rounds=1),
+    Case("sd15_v_256", "SD1.5 (860 M), v, 256x256 pixels", "sd15_v", _latent(256), ADAPTIVE, steps=20, rounds=2, memory_steps=3),
+    Case("sd15_v_512", "SD1.5 (860 M), v, 512x512 pixels", "sd15_v", _latent(512), (CFG, "default", "skipping"), steps=6, rounds=1, memory_steps=1),
+    Case("sd15_eps_256", "SD1.5 (860 M), eps, 256x256 pixels", "sd15", _latent(256), CONSTANT, steps=6, rounds=2),
+    Case(
+        "sd15_eps_512",
+        "SD1.5 (860 M), eps, 512x512 pixels",
+        "sd15",
+        _latent(512),
+        (CFG, "every_call", "reverse_checkpoint", "reverse_resident", "forward"),
+        steps=3,
+        rounds=1,
+        memory_steps=1,
+    ),
     _DIGITS,
     replace(
-        _DIGITS, name="digits_autoguidance", title="Digits, autoguidance: the second row is another model, no batch of three", network="digits_autoguidance"
+        _DIGITS,
+        name="digits_autoguidance",
+        network="digits_autoguidance",
+        modes=tuple(name for name in ALL if name != "calibrated_skipping"),
+        title="Digits, autoguidance: the second row is another model, no batch of three",
     ),
 )
 
 
 def _cuda(name, title, network, pixels, batch, modes=ALL):
     size = f"{pixels}x{pixels} pixels, batch {batch}, fp16"
-    return Case(f"{name}_{pixels}_b{batch}", f"{title}, {size}", network, _latent(pixels), modes, batch, rounds=5, dtype="float16", memory_steps=8)
+    return Case(f"{name}_{pixels}_b{batch}", f"{title}, {size}", network, _latent(pixels), modes, batch, steps=20, rounds=5, dtype="float16", memory_steps=8)
 
 
 CUDA = (
@@ -99,12 +118,12 @@ def _scaling(network, sizes, batches, steps, size, rounds, **more):
     base = Case("", "", network, _latent(size), SCALED, steps=4, rounds=rounds, **more)
     cases = [replace(base, size=_latent(n), axis="size", name=f"size_{n}") for n in sizes]
     cases += [replace(base, batch=n, axis="batch", name=f"batch_{n}") for n in batches]
-    cases += [replace(base, steps=n, axis="steps", name=f"steps_{n}", modes=(*SCALED, "skipping")) for n in steps]
+    cases += [replace(base, steps=n, axis="steps", name=f"steps_{n}", modes=(CFG, "default", "skipping", "skipping_more")) for n in steps]
     return tuple(replace(case, title=f"scaling: {case.axis} {case.name.split('_')[1]}") for case in cases)
 
 
 # The small variant (77 M) has SD1.5's layers at 96 channels in place of 320.
-CPU_SCALING = _scaling("sd15_small_v", (128, 256, 384, 512), (1, 2, 4, 8), (2, 4, 8, 16, 32), 128, rounds=2)
+CPU_SCALING = _scaling("sd15_small_v", (128, 256, 384), (1, 2, 4, 8), (4, 8, 16, 32), 128, rounds=2)
 CUDA_SCALING = _scaling("sd15_v", (256, 512, 768, 1024, 1536), (1, 2, 4, 8, 16), (2, 4, 8, 16, 32, 64), 512, rounds=3, dtype="float16")
 
 # The CUDA suite's path on a CPU, in seconds: so that it cannot rot where there is no GPU.

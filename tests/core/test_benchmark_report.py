@@ -54,7 +54,7 @@ def test_waits_are_the_warnings_that_cuda_gives(monkeypatch):
 
 def _found(seconds, **more):
     return {
-        "title": "t", "seconds": seconds, "outside": [0.5], "peak": 100, "activations": 40, "rows": 2.0, "calls": 1.0, "reads": 1.0,
+        "title": "t", "seconds": seconds, "processor": seconds, "outside": [0.5], "peak": 100, "activations": 40, "rows": 2.0, "calls": 1.0, "reads": 1.0,
         "waits": None, "cleared": 0, "notes": [],
     } | more  # fmt: skip
 
@@ -75,7 +75,7 @@ def _result(suite="cpu", kind="cpu", waits=None):
         seconds = {"median": 2.0 * ratio, "low": 2.0, "high": 3.0}
         time = {"median": ratio, "low": ratio - 0.01, "high": ratio + 0.01}
         return {
-            "title": MODES[name].title, "seconds": seconds, "time": time, "peak": 2e9, "activations": 3e8, "memory": memory, "rows": 2.25,
+            "title": MODES[name].title, "seconds": seconds, "time": time, "processor": time, "peak": 2e9, "activations": 3e8, "memory": memory, "rows": 2.25,
             "calls": 1.0, "reads": 1.0, "waits": waits, "cleared": 0, "outside": 0.004, "notes": ["fell back"] if name == "default" else [],
             "targets": target,
         }  # fmt: skip
@@ -97,7 +97,7 @@ def test_page_says_what_is_over(tmp_path):
     page = (tmp_path / "cost.md").read_text()
     rows = {line.split(" | ")[0].lstrip("| "): line for line in page.splitlines() if line.startswith("| ")}
     shipped, schedule = rows[f"{MODES['default'].title} (1)"], rows[MODES["schedule"].title]
-    assert "**1.10** (1.09 to 1.11) | 1.15 |" in shipped and "1.20 | 1.10 **over**" in shipped and "300 MB | 2.25 | 0.40 %" in shipped
+    assert "**1.10** (1.09 to 1.11) | 1.15 | 1.10 |" in shipped and "1.20 | 1.10 **over**" in shipped and "300 MB | 2.25 | 0.40 %" in shipped
     assert "1.01 **over**" in schedule and "1. fell back" in page
     assert "Not measured yet" in page and "6.91 to 19.49 GB" in page
     assert (tmp_path / "images" / "cost-cpu.png").read_bytes().startswith(b"\x89PNG")

@@ -19,6 +19,7 @@ from .setup_host import REPO, host_path
 ROWS = {
     CFG: (2, 2), "schedule": (2, 2), "calibrated": (2, 2), "every_call": (3, 3), "scalar": (3, 3), "product": (3, 3),
     "reverse_checkpoint": (2, 3), "reverse_resident": (2, 3), "forward": (2, 3), "default": (2, 3), "skipping": (1, 3),
+    "skipping_more": (1, 3), "calibrated_skipping": (1, 2),
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def test_tiny_suite_from_the_command_line(tmp_path):
             assert not mode["notes"], (case["name"], name, mode["notes"])
             assert mode["seconds"]["low"] > 0 and (mode["peak"] is None or mode["peak"] > case["weights"])
     digits = next(case["modes"] for case in result["cases"] if case["name"] == "tiny_digits")
-    assert digits["skipping"]["rows"] < digits["default"]["rows"] < digits["every_call"]["rows"]
+    assert digits["skipping_more"]["rows"] < digits["skipping"]["rows"] < digits["default"]["rows"] < digits["every_call"]["rows"]
     assert "as shipped" in (tmp_path / "cost.md").read_text() and (tmp_path / "images" / "cost-tiny.png").is_file()
 
 
