@@ -23,6 +23,7 @@ from ..reg_core.guidance import Branches
 from ..reg_core.jacobian import JacobianError
 from .attention import differentiable_attention
 from .checkpoint import Recompute, blocks
+from .draws import Draws
 from .memory import ReverseMemory, divisible, rows_of
 from .thaw import control_modules, private_saved_tensors, thawed, thawed_cond
 
@@ -55,14 +56,16 @@ class ModelBranches(Branches):
         wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
         self.cached = any(key in by_key for by_key in wrappers.values() for key in STATEFUL_WRAPPERS)
         self._probing = None  # (options, conds) of a pass that others' caches must not see
+        self._draws = Draws()
 
     def evaluate(self, conds, x, sigma, options=None):
         comfy.model_management.throw_exception_if_processing_interrupted()  # older hosts ask once a step only
         options = self.options if options is None else options
-        if self.previous is not None:
-            args = {"conds": conds, "input": x, "sigma": sigma, "model": self.model, "model_options": options}
-            return self.previous(args)
-        return comfy.samplers.calc_cond_batch(self.model, conds, x, sigma, options)
+        with self._draws.repeated(x.device):
+            if self.previous is not None:
+                args = {"conds": conds, "input": x, "sigma": sigma, "model": self.model, "model_options": options}
+                return self.previous(args)
+            return comfy.samplers.calc_cond_batch(self.model, conds, x, sigma, options)
 
     def both(self, x, sigma):
         denoised, reference = self.evaluate(self.conds, x, sigma)

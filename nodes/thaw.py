@@ -74,9 +74,11 @@ def _thawed_value(value):
 
 
 def control_modules(conds):
-    """The networks behind the control nets and adapters of a cond list."""
+    """The networks behind the control nets, adapters and GLIGEN of a cond list."""
     found = []
     for cond in conds:
+        if "gligen" in cond:
+            found.append(cond["gligen"][1].model)
         control = cond.get("control")
         while control is not None:
             for value in vars(control).values():
