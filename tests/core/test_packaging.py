@@ -1,0 +1,111 @@
+"""What the registry, the Manager and other people's machines ask of the files. Oracles: their published rules, applied to the tree."""
+
+import ast
+import fnmatch
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def tracked():
+    try:
+        out = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [name for name in out.split("\0") if name and (ROOT / name).is_file()]
+
+
+def shipped():
+    """What `comfy node publish` packs: tracked files less .comfyignore."""
+    rules = [line.strip() for line in (ROOT / ".comfyignore").read_text().splitlines() if line.strip()]
+
+    def ignored(name):
+        return any(name.startswith(rule) if rule.endswith("/") else fnmatch.fnmatch(name, rule) for rule in rules)
+
+    return [name for name in tracked() if not ignored(name)]
+
+
+def scanned_by_manager() -> set:
+    """Node ids as ComfyUI-Manager finds them: syntax only, a base `ComfyNode`, the literal node_id of Schema(...) in define_schema."""
+    found = set()
+    for path in ROOT.rglob("nodes/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            bases = getattr(node, "bases", [])
+            if not any(getattr(b, "id", getattr(b, "attr", "")) == "ComfyNode" for b in bases):
+                continue
+            (define,) = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "define_schema"]
+            calls = [c for c in ast.walk(define) if isinstance(c, ast.Call) and getattr(c.func, "id", getattr(c.func, "attr", "")) == "Schema"]
+            (id_,) = [k.value.value for k in calls[0].keywords if k.arg == "node_id" and isinstance(k.value, ast.Constant)]
+            found.add(id_)
+            assert id_ == node.name
+    return found
+
+
+def test_the_manager_finds_every_node():
+    tree = ast.parse((ROOT / "nodes/__init__.py").read_text(encoding="utf-8"))
+    (listed,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "NODES"]
+    assert scanned_by_manager() == {e.id for e in listed.elts} and len(listed.elts) > 20
+
+
+def test_the_registry_finds_what_it_requires():
+    assert re.search(r'^name = "[A-Za-z][A-Za-z0-9._-]{0,98}"$', PROJECT, re.M) and "comfyui" not in re.search(r'^name = "(.*)"', PROJECT, re.M)[1].lower()
+    assert re.search(r'^version = "\d+\.\d+\.\d+"$', PROJECT, re.M)
+    assert re.search(r'^Repository = "https://', PROJECT, re.M) and re.search(r'^PublisherId = "\S+"', PROJECT, re.M)
+    assert re.search(r'^requires-comfyui = ">=\d+\.\d+\.\d+"', PROJECT, re.M)
+
+
+def test_versions_agree():
+    import reg_core
+
+    version = re.search(r'^version = "(.*)"', PROJECT, re.M)[1]
+    assert reg_core.__version__ == version and f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_what_ships_runs_and_what_does_not_is_left_out():
+    files = shipped()
+    assert {"__init__.py", "nodes/hook.py", "reg_core/rectify.py", "pyproject.toml", "LICENSE", "README.md"} <= set(files)
+    assert any(f.startswith("example_workflows/") for f in files) and any(f.endswith(".safetensors") for f in files)
+    assert not [f for f in files if f.startswith(("tests/", "tools/", ".ci/", "benchmarks/"))]
+    assert sum((ROOT / f).stat().st_size for f in files) < 12e6
+
+
+def test_no_file_that_ships_runs_code_from_text_or_installs():
+    """The registry's security rules (ruff S102, S307, E702) and the Manager's: no exec, no eval, no pip, no shell, no pickle."""
+    banned = {"exec", "eval", "system", "popen", "Popen", "check_call", "check_output"}
+    for name in (f for f in shipped() if f.endswith(".py")):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for call in (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)):
+            called = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            evaluates_mode = called == "eval" and isinstance(call.func, ast.Attribute) and not call.args  # module.eval()
+            assert called not in banned or evaluates_mode, (name, call.lineno, called)
+        assert not re.search(r"^\s*(import|from) (subprocess|ctypes)\b", text, re.M) or name.startswith("reg_core/evaluation"), name
+
+
+def test_python_files_print_on_any_windows_console():
+    for name in (f for f in tracked() if f.endswith(".py")):
+        (ROOT / name).read_text(encoding="utf-8").encode("cp1252")
+
+
+def test_pack_imports_are_relative():
+    """The folder's name is the user's: the Manager, git and a download all choose another."""
+    for path in [ROOT / "__init__.py", *ROOT.glob("nodes/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
+            assert not [m for m in modules if m.split(".")[0] in ("reg_core", "nodes")], path
+
+
+def test_documents_point_to_files_that_exist():
+    for path in [ROOT / "README.md", ROOT / "DEVELOPERS.md", *ROOT.glob("docs/*.md"), *ROOT.glob("web/docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            assert target.startswith(("https://", "http://")) or (path.parent / target).is_file(), (path.name, target)
