@@ -3,12 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch.autograd.forward_ad import make_dual, unpack_dual
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Attention scores held at a time, in elements: what a CPU's cache takes, what a GPU needs to be busy.
 SCORES = {"cpu": 2**20}
 SCORES_GPU = 2**25
-ANY_KERNEL = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 
 
 def differentiable_attention(

@@ -1,10 +1,9 @@
 """Reverse mode within bounds: recomputed blocks, chunks of the batch, running out of memory. Oracle: the pass that keeps everything."""
 
-import comfy.samplers
 import pytest
 import torch
 
-from . import reg, tiny, tiny_engines
+from . import reg, tiny
 from .test_engines import fixture as engine_fixture
 
 CASES = [*tiny.FAMILIES, "controlnet"]
