@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .axes import linear_ticks
 from .canvas import Canvas, theme_of, to_tensor, wrap
 
 # From dark blue (guidance damped most) over teal to yellow (kept); brightness rises all the way, also for the colour-blind.
@@ -28,11 +27,12 @@ def heat_pictures(heat: Tensor | None, images: Tensor | None = None, theme: str 
     low, high = _limits(heat)
     frames = _frames(heat.float().cpu())
     remark = ""
-    if len(frames) > TOO_MANY:
-        raise ValueError(f"a heat map of {len(frames)} images or frames is too large; want at most {TOO_MANY}")
     under = None
     if images is not None:
         under, frames, remark = _beneath(images.detach().float().cpu(), heat.float().cpu(), frames)
+    if len(frames) > TOO_MANY:
+        remark = f"the first {TOO_MANY} of {len(frames)} maps" + (f"; {remark}" if remark else "")
+        frames, under = frames[:TOO_MANY], under if under is None else under[:TOO_MANY]
     if under is not None:
         frames = F.interpolate(frames[:, None], under.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
     else:
@@ -89,7 +89,7 @@ def _beneath(images, heat, frames):
 
 
 def _bar(low, high, width, colors):
-    """A colour bar with its ticks, [1, BAR, width, 3]."""
+    """A colour bar with its ends and middle in numbers, [1, BAR, width, 3]."""
     canvas = Canvas(width, BAR, colors)
     size = 18 if width >= 360 else 14
     margin = 34 if width >= 160 else 2
@@ -97,10 +97,10 @@ def _bar(low, high, width, colors):
     shades = colorize(torch.linspace(0, 1, right - left))
     for i, (r, g, b) in enumerate((255 * shades).round().int().tolist()):
         canvas.rectangle((left + i, 8, left + i + 1, 26), (r, g, b))
-    for value in linear_ticks(low, high, max(2, width // 110)) if width >= 100 else ():
-        x = left + (value - low) / (high - low) * (right - left)
+    for part in (0, 0.5, 1) if width >= 100 else ():
+        x = left + part * (right - left)
         canvas.line([(x, 26), (x, 31)], colors.faint, 2)
-        canvas.text(x, 33, f"{value:.4g}", size, colors.text, "ma")
+        canvas.text(x, 33, f"{low + part * (high - low):.2f}", size, colors.text, "ma")
     return to_tensor(canvas.picture())
 
 
