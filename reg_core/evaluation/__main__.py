@@ -1,0 +1,110 @@
+"""`python -m reg_core.evaluation run|score`: see docs/evaluate.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .plan import Plan, PlanError, read_prompts
+from .template import check, load
+
+
+def run(args) -> int:
+    """Make the images; 0 when all are there, 130 when cancelled."""
+    from tqdm import tqdm
+
+    from .drive import Failed, drive
+
+    template, points = load(args.workflow, args.grid)
+    plan = Plan(points, read_prompts(args.prompts), tuple(args.seeds))
+    check(template, plan)
+    count, total = 0, len(plan.jobs())
+    with tqdm(total=total, unit="image", disable=args.quiet) as bar:
+
+        def on_done(done, _, key):
+            nonlocal count
+            bar.update(done - count)
+            bar.set_postfix_str(key)
+            count = done
+
+        try:
+            manifest = drive(plan, template, args.out, args.server, on_done, bar.write, args.tries, args.limit, args.patience)
+        except Failed as error:
+            bar.close()
+            print(error, file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"stopped at {count} of {total}; the same command continues", file=sys.stderr)
+            return 130
+    print(f"{total} images: {manifest}")
+    return 0
+
+
+def score(args) -> int:
+    """Score the images and write report.md and report.json."""
+    from .features import load_extractor
+    from .report import markdown, write_report
+    from .score import score_folder
+
+    extractor = load_extractor(args.features, args.inception_weights, args.device)
+    scores = score_folder(args.out, args.reference, extractor, args.clip, args.partial, args.batch, args.device)
+    if args.save_stats:
+        scores.reference.save(args.save_stats)
+    report = write_report(args.out, scores, args.baseline, args.sweep)
+    print(markdown(report))
+    return 0
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m reg_core.evaluation", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="run | score")
+
+    one = commands.add_parser("run", help="make the images on running ComfyUI servers; the same command continues a stopped run")
+    one.set_defaults(command=run)
+    one.add_argument("--server", action="append", required=True, metavar="URL", help="a running ComfyUI; repeat for several")
+    one.add_argument("--workflow", type=Path, required=True, help="API format (.json)")
+    one.add_argument("--prompts", type=Path, required=True, help="a prompt a line, or .jsonl")
+    one.add_argument("--grid", type=Path, required=True, help="inputs and grid, .json or .toml (docs/evaluate.md)")
+    one.add_argument("--seeds", type=int, nargs="+", default=[0], help="images per prompt and point, by seed number (default 0)")
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--tries", type=int, default=3, help="for an image whose workflow fails (default %(default)s)")
+    one.add_argument("--limit", type=float, default=3600, help="seconds for one image (default %(default)g)")
+    one.add_argument("--patience", type=float, default=60, help="seconds to wait when no server answers (default %(default)g)")
+    one.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    two = commands.add_parser("score", help="FID, IS and CLIP score of a finished run")
+    two.set_defaults(command=score)
+    two.add_argument("--out", type=Path, required=True, help="the folder of `run`")
+    two.add_argument("--reference", type=Path, required=True, help="a folder of real images, or statistics (.npz with mu and sigma)")
+    two.add_argument("--save-stats", type=Path, metavar="NPZ", help="keep the reference's statistics for the next time")
+    two.add_argument("--features", default="inception", help="inception, digits or module:function (default %(default)s)")
+    two.add_argument("--inception-weights", type=Path, help="local weights of torch-fidelity's Inception (default: it downloads them)")
+    two.add_argument("--clip", help="CLIP score by this model: a name, or a local folder (default: none)")
+    two.add_argument("--baseline", nargs="+", metavar="AXIS=VALUE", help="what to subtract at each point (default form=off if there is one)")
+    two.add_argument("--sweep", help="the axis over which each method is judged at its best (default cfg)")
+    two.add_argument("--partial", action="store_true", help="score the prompts and seeds that every point has")
+    two.add_argument("--batch", type=int, default=32)
+    two.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    for name in ("tries", "limit", "patience", "batch"):
+        if getattr(args, name, 1) <= 0:
+            parser.error(f"want --{name} > 0, got {getattr(args, name)}")
+    return args
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    try:
+        return args.command(args)
+    except PlanError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"{error}: pip install 'reg-guidance[eval]'", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""A plan over several ComfyUI servers. Dask distributed schedules: one worker process a server, which leaves when its server
+does, so that what it held goes to the others; a killed worker is started again. Only this process writes images.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import dask
+from distributed import Client, Nanny, Reschedule, Scheduler, SpecCluster, Status, WorkerPlugin, as_completed, get_worker
+
+from .plan import Job, Plan, PlanError
+from .server import PromptFailed, PromptRefused, Server, ServerGone, check_url
+from .store import Store
+from .template import Template, digest
+
+LOCAL = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+SETTINGS = {
+    "distributed.scheduler.worker-saturation": 1.0,  # a server gets its next image when it has finished one
+    "distributed.scheduler.allowed-failures": 10,  # times a worker may die under the same image
+    "distributed.worker.daemon": True,
+}
+NAME = "reg-renderer"
+
+
+class Failed(RuntimeError):
+    """The run cannot go on; what is done is kept."""
+
+
+class Renderer(WorkerPlugin):
+    """What each worker knows besides its jobs, also a worker started later: the workflow, and its server, whose URL it is named by."""
+
+    name = NAME
+
+    def __init__(self, template: Template, plan: Plan, limit: float):
+        self.template, self.plan, self.limit = template, plan, limit
+
+    def setup(self, worker):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the command alone answers it
+        self.server = Server(worker.name)
+
+    def render(self, job: Job) -> dict:
+        workflow = self.template.fill(self.plan.values(job))
+        try:
+            images, facts = self.server.render(workflow, self.template.output, self.limit)
+        except PromptRefused as error:  # it would be refused again: no exception, which would be retried
+            return {"refused": f"{self.plan.key(job)}: {error}"}
+        return {"images": images, "workflow": digest(workflow), "server": self.server.url} | facts
+
+
+def render(job: Job) -> dict:
+    """The task. If the server is gone, the worker leaves and the engine gives the job to another."""
+    worker = get_worker()
+    try:
+        return worker.plugins[NAME].render(Job(*job))
+    except ServerGone as error:
+        worker.loop.add_callback(worker.close_gracefully, restart=False, reason=str(error))
+        deadline = time.monotonic() + 10
+        while worker.status == Status.running and time.monotonic() < deadline:  # or the job would come straight back
+            time.sleep(0.02)
+        raise Reschedule from error
+
+
+def drive(
+    plan: Plan,
+    template: Template,
+    out: str | Path,
+    servers: Sequence[str],
+    on_done: Callable[[int, int, str], None] = lambda done, total, key: None,
+    say: Callable[[str], None] = print,
+    tries: int = 3,
+    limit: float = 3600.0,
+    patience: float = 60.0,
+) -> Path:
+    """Make every image of the plan that `out` does not hold yet; returns the manifest's path.
+
+    `on_done(done, total, key)` after each image; `tries` per failing image; `limit` seconds for one image; `patience` seconds
+    without any server until it gives up. Raises Failed (with the servers' own messages) and PlanError; what is done is kept, and
+    the same call continues, also after KeyboardInterrupt.
+    """
+    servers = [check_url(url) for url in servers]
+    if not servers or len(set(servers)) < len(servers):
+        raise PlanError(f"want one or more different servers, got {', '.join(servers) or 'none'}")
+    with Store(out) as store:
+        jobs = plan.jobs()
+        left = store.missing(plan, {job: digest(template.fill(plan.values(job))) for job in jobs})
+        store.begin(plan)
+        on_done(len(jobs) - len(left), len(jobs), "")
+        if left:
+            live = [url for url in servers if Server(url).alive()]
+            if not live:
+                raise Failed(f"no answer from {', '.join(servers)}")
+            try:
+                _run(Renderer(template, plan, limit), left, len(jobs), store, servers, live, on_done, say, tries, patience)
+            finally:
+                _clear(servers)
+        return store.finish(plan)
+
+
+def _run(renderer, left, total, store, servers, live, on_done, say, tries, patience):
+    plan, failures, done = renderer.plan, [], total - len(left)
+    with dask.config.set(SETTINGS), _cluster(live) as cluster, Client(cluster) as client:
+        client.register_plugin(renderer)
+        futures = client.map(render, [tuple(job) for job in left], key=[("image", plan.key(job)) for job in left], retries=tries - 1, pure=False)
+        jobs = dict(zip((future.key for future in futures), left, strict=True))
+        results, watch = as_completed(futures, with_results=True, raise_errors=False), Watch(cluster, client, servers, live, say, patience)
+        del futures  # each is let go, and its images with it, once written
+        while not results.is_empty():
+            if not results.has_ready():
+                watch.look()
+                time.sleep(0.02)
+                continue
+            for future, result in results.next_batch(block=False):
+                job = jobs[future.key]
+                if future.status != "finished":
+                    failures.append(f"{plan.key(job)}: {_error(future, result)}")
+                    say(failures[-1])
+                    continue
+                if "refused" in result:
+                    raise Failed(result["refused"])
+                images = result.pop("images")
+                store.put(plan, job, images, **result)
+                done += 1
+                on_done(done, total, plan.key(job))
+            del future, result
+    if failures:
+        raise Failed(f"{len(failures)} of {total} images failed; the same command tries them again. The first: {failures[0]}")
+
+
+class Watch:
+    """Every two seconds: which servers' workers are there; starts one again when its server answers again."""
+
+    def __init__(self, cluster, client, servers, live, say, patience):
+        self.cluster, self.client, self.servers, self.say, self.patience = cluster, client, servers, say, patience
+        self.lost = set(servers) - set(live)
+        for url in self.lost:
+            say(f"{url} does not answer; it joins when it does")
+        self.looked = self.seen = time.monotonic()
+
+    def look(self) -> None:
+        if time.monotonic() < self.looked + 2:
+            return
+        names = set(self.client.run_on_scheduler(_names))
+        for url in set(self.servers) - names:
+            if not Server(url).alive(2):
+                self._lose(url)
+            else:
+                self._regain(url)
+        self.looked = time.monotonic()
+        if set(self.servers) - self.lost:
+            self.seen = self.looked
+        elif self.looked > self.seen + self.patience:
+            raise Failed(f"no server has answered for {self.patience:g} seconds; the same command continues when one does")
+
+    def _lose(self, url):
+        if url not in self.lost:
+            self.say(f"{url} does not answer any more; its images go to the others")
+        self.lost.add(url)
+        self.cluster.worker_spec.pop(url, None)
+        self.cluster.scale(len(self.cluster.worker_spec))
+
+    def _regain(self, url):
+        nanny = self.cluster.workers.get(url)
+        if nanny is not None and nanny.status not in (Status.closing, Status.closing_gracefully, Status.closed, Status.failed):
+            return  # being started again after its process died
+        if url in self.lost:
+            self.say(f"{url} answers again")
+        self.lost.discard(url)
+        self.cluster.workers.pop(url, None)
+        self.cluster.worker_spec[url] = _spec(url)
+        self.cluster.scale(len(self.cluster.worker_spec))
+
+
+def _names(dask_scheduler) -> list[str]:
+    return [worker.name for worker in dask_scheduler.workers.values()]
+
+
+def _spec(url) -> dict:
+    return {"cls": Nanny, "options": LOCAL | {"name": url, "nthreads": 1, "memory_limit": None, "silence_logs": logging.CRITICAL}}
+
+
+def _cluster(urls) -> SpecCluster:
+    return SpecCluster({url: _spec(url) for url in urls}, {"cls": Scheduler, "options": LOCAL}, silence_logs=logging.CRITICAL)
+
+
+def _error(future, result) -> str:
+    error = result[1] if isinstance(result, tuple) else future.exception()
+    return str(error) if isinstance(error, PromptFailed) else f"{type(error).__name__}: {error}"
+
+
+def _clear(servers) -> None:
+    """Nothing of ours stays in the queues: after a cancel, and after a worker that died with its prompt running."""
+    for url in servers:
+        try:
+            Server(url, timeout=5).drop()
+        except (OSError, LookupError, TypeError):  # gone: nothing to take back
+            pass

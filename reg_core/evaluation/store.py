@@ -1,0 +1,108 @@
+"""The folder of images. An image counts once its record is there; both come by rename, so a killed run loses or halves nothing.
+
+DIR/plan.json                         which images there should be
+DIR/images/<point>/<prompt>_<seed>.png
+DIR/records/<point>/<prompt>_<seed>.json
+DIR/manifest.json                     at the end: every image with its sha256, the same however the work was spread
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .plan import Job, Plan, PlanError
+
+TEMPORARY = ".part"
+CONSTANT = ("prompt", "seed", "noise_seed", "images", "effective_cfg")  # of a record: what does not depend on who made it
+
+
+class Store:
+    """`with Store(out) as store:` holds the folder for one run; reading needs no `with`."""
+
+    def __init__(self, out: str | Path):
+        self.out = Path(out)
+
+    def __enter__(self):
+        from filelock import FileLock, Timeout  # comes with torch; released by the system when the process dies
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.out / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise PlanError(f"another run is writing to {self.out}") from None
+        for leftover in self.out.rglob(f"*{TEMPORARY}"):
+            leftover.unlink()
+        return self
+
+    def __exit__(self, *_):
+        self._lock.release()
+
+    def begin(self, plan: Plan) -> None:
+        write(self.out / "plan.json", json.dumps(plan.to_json(), indent=1).encode())
+
+    def plan(self) -> Plan:
+        try:
+            return Plan.from_json(json.loads((self.out / "plan.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise PlanError(f"{self.out} holds no plan.json: `run` or `sample` writes it") from None
+
+    def record(self, key: str) -> dict | None:
+        """The record of an image that is all there, else None."""
+        try:
+            record = json.loads((self.out / "records" / f"{key}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        for image in record["images"]:
+            path = self.out / "images" / image["file"]
+            if not path.is_file() or path.stat().st_size != image["bytes"]:
+                return None
+        return record
+
+    def missing(self, plan: Plan, digests: dict | None = None) -> list[Job]:
+        """The jobs still to do. `digests` {job: sha256 of its workflow}: refuses a folder made by another workflow."""
+        left = []
+        for job in plan.jobs():
+            record = self.record(plan.key(job))
+            if record is None:
+                left.append(job)
+            elif digests is not None and record.get("workflow") != digests[job]:
+                raise PlanError(f"{self.out} already holds {plan.key(job)}, made from another workflow, prompt or value: use another folder")
+        return left
+
+    def put(self, plan: Plan, job: Job, images: Sequence[bytes], **facts) -> dict:
+        """Write the PNG files of one job, then its record."""
+        key, files = plan.key(job), []
+        for i, data in enumerate(images):
+            name = f"{key}.png" if len(images) == 1 else f"{key}_{i:02d}.png"
+            write(self.out / "images" / name, data)
+            files.append({"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        record = {"prompt": job.prompt, "seed": job.seed, "noise_seed": job.noise_seed, "images": files} | facts
+        write(self.out / "records" / f"{key}.json", json.dumps(record).encode())
+        return record
+
+    def finish(self, plan: Plan) -> Path:
+        """Write the manifest of a finished plan: {key: record without who made it and how long it took}."""
+        entries = {}
+        for job in sorted(plan.jobs()):
+            record = self.record(plan.key(job))
+            if record is not None:
+                entries[plan.key(job)] = {name: record.get(name) for name in CONSTANT}
+        path = self.out / "manifest.json"
+        write(path, json.dumps(entries, indent=1).encode())
+        return path
+
+
+def write(path: Path, data: bytes) -> None:
+    """All of `data`, or nothing: through a temporary file in the same folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

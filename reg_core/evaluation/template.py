@@ -1,0 +1,139 @@
+"""A ComfyUI workflow in API format in which a plan sets inputs, addressed as `Title.input`, `id.input` or `ClassName.input`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .plan import Plan, PlanError, points, read_table
+
+EXPORT = 'in ComfyUI, open it and choose "Export (API)" in the Workflow menu (with the old menu: enable dev mode options, then "Save (API Format)")'
+KEEPERS = ("SaveImage", "PreviewImage")
+SECTIONS = ("inputs", "output", "grid", "points")
+
+
+@dataclass(frozen=True)
+class Template:
+    """`workflow`: {id: {class_type, inputs}}; `inputs`: {name: [(id, input), ...]}; `output`: id of the node whose images are kept."""
+
+    workflow: dict
+    inputs: dict
+    output: str
+
+    def fill(self, values: Mapping) -> dict:
+        """The workflow with every named input set; a value {"link": [node, output]} connects."""
+        workflow = copy.deepcopy(self.workflow)
+        for name, value in values.items():
+            for node, key in self.inputs[name]:
+                workflow[node]["inputs"][key] = self._link(value["link"]) if isinstance(value, Mapping) else value
+        return workflow
+
+    def _link(self, link) -> list:
+        if not isinstance(link, list) or len(link) != 2 or not isinstance(link[1], int):
+            raise PlanError(f"a link is [node, number of the output], got {link!r}")
+        return [find(self.workflow, str(link[0])), link[1]]
+
+
+def load(workflow: Path, grid: Path) -> tuple[Template, tuple]:
+    """The template and the points of a grid file. Raises PlanError for whatever does not fit."""
+    nodes, table = check_api(read_table(workflow), workflow), read_table(grid)
+    if unknown := sorted(set(table) - set(SECTIONS)):
+        raise PlanError(f"{grid}: unknown sections {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    named = table.get("inputs", {})
+    if missing := [name for name in ("prompt", "seed") if name not in named]:
+        raise PlanError(f'{grid}: inputs must say where {" and ".join(missing)} go, as {{"{missing[0]}": "Title.input"}}')
+    inputs = {}
+    for name, addresses in named.items():
+        addresses = [addresses] if isinstance(addresses, str) else addresses
+        inputs[name] = [resolve(nodes, address) for address in addresses]
+    template = Template(nodes, inputs, _output(nodes, table.get("output")))
+    return template, points(table.get("grid", {}), table.get("points", []))
+
+
+def check(template: Template, plan: Plan) -> None:
+    """Every value of the plan has an input and the other way round; links fit links and values fit values."""
+    given = {"seed"}.union(*(p.values for p in plan.points), *plan.prompts)
+    if unknown := sorted(given - set(template.inputs)):
+        raise PlanError(f"no input is named {', '.join(unknown)}; inputs names {', '.join(template.inputs)}")
+    if unused := sorted(set(template.inputs) - given):
+        raise PlanError(f"inputs names {', '.join(unused)}, but neither the grid nor the prompts give a value")
+    for what, tables in ("point", [p.values for p in plan.points]), ("prompt", plan.prompts):
+        if ragged := [t for t in tables if set(t) != set(tables[0])]:
+            raise PlanError(f"every {what} must set the same inputs: {sorted(tables[0])}, but one sets {sorted(ragged[0])}")
+    for values in [*(p.values for p in plan.points), *plan.prompts]:
+        for name, value in values.items():
+            for node, key in template.inputs[name]:
+                linked, link = is_link(template.workflow[node]["inputs"][key]), isinstance(value, Mapping)
+                if linked != link:
+                    have, want = ("connected to another node", 'only {"link": [node, output]}') if linked else ("a plain value", "no link")
+                    raise PlanError(f"{label(template.workflow, node)}: input {key!r} is {have} and can take {want}, got {value!r} for {name}")
+                if link:
+                    template._link(value["link"])
+
+
+def digest(workflow: Mapping) -> str:
+    """What makes an image another image: sha256 of the filled workflow."""
+    return hashlib.sha256(json.dumps(workflow, sort_keys=True).encode()).hexdigest()
+
+
+def check_api(data: dict, where="workflow") -> dict:
+    """`data` itself if it is in API format, else PlanError that says how to get it."""
+    if "nodes" in data and "links" in data:
+        raise PlanError(f"{where} is in the UI format, which servers do not run; {EXPORT}")
+    bad = [key for key, node in data.items() if not isinstance(node, dict) or "class_type" not in node or not isinstance(node.get("inputs"), dict)]
+    if bad or not data:
+        raise PlanError(f"{where} is not a workflow in API format (at {', '.join(map(repr, bad[:3])) or 'its start: it is empty'}); {EXPORT}")
+    return data
+
+
+def resolve(workflow: Mapping, address: str) -> tuple[str, str]:
+    """(node id, input) of `node.input`; node is an id, a title or a class that occurs once."""
+    if not isinstance(address, str) or "." not in address:
+        raise PlanError(f"an input is addressed as Title.input or id.input, got {address!r}")
+    parts, problem = address.split("."), None
+    for cut in range(len(parts) - 1, 0, -1):  # titles and inputs may hold dots: the first cut that fits
+        try:
+            node = find(workflow, ".".join(parts[:cut]))
+        except PlanError as error:
+            problem = problem or error
+            continue
+        key = ".".join(parts[cut:])
+        if key in workflow[node]["inputs"]:
+            return node, key
+        problem = PlanError(f"{address!r}: {label(workflow, node)} has no input {key!r}, only {', '.join(workflow[node]['inputs']) or 'none'}")
+    raise problem
+
+
+def find(workflow: Mapping, name: str) -> str:
+    """The id of a node by id, title or class."""
+    if name in workflow:
+        return name
+    for by in (lambda n: n.get("_meta", {}).get("title"), lambda n: n["class_type"]):
+        hits = [key for key, node in workflow.items() if by(node) == name]
+        if len(hits) == 1:
+            return hits[0]
+        if hits:
+            raise PlanError(f"{name!r} is the name of nodes {', '.join(hits)}: use the id, or give them different titles")
+    raise PlanError(f"no node {name!r}; there are {'; '.join(label(workflow, key) for key in workflow)}")
+
+
+def label(workflow: Mapping, key: str) -> str:
+    node = workflow[key]
+    return f"node {key} ({node.get('_meta', {}).get('title') or node['class_type']})"
+
+
+def is_link(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+
+
+def _output(workflow, name) -> str:
+    if name is not None:
+        return find(workflow, str(name))
+    keepers = [key for key, node in workflow.items() if node["class_type"] in KEEPERS]
+    if len(keepers) != 1:
+        raise PlanError(f'want one {" or ".join(KEEPERS)} node, got {len(keepers)}: say whose images to keep with "output": "Title"')
+    return keepers[0]

@@ -1,0 +1,254 @@
+"""The evaluation command on real servers: whatever dies on the way, the images are those that one server makes, bit for bit.
+
+Oracle: the set made by one server in one undisturbed run (`alone`), compared as files.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from .server import ComfyServer
+from .setup_host import REPO
+
+pytest.importorskip("distributed", reason="extra `eval`")
+
+from reg_core.evaluation.drive import Failed, drive  # noqa: E402
+from reg_core.evaluation.plan import Plan  # noqa: E402
+from reg_core.evaluation.server import Server  # noqa: E402
+from reg_core.evaluation.store import Store  # noqa: E402
+from reg_core.evaluation.template import check, load  # noqa: E402
+
+WORKFLOW = {
+    "1": {"class_type": "REGDemoModel", "inputs": {"variant": "digits"}},
+    "2": {"class_type": "REGGuidance", "inputs": {"model": ["1", 0], "form": "row_sum", "engine": "auto", "strength": 1.0, "start_percent": 0.0,
+          "end_percent": 1.0, "refresh": 1, "data_std": 0.75}},
+    "3": {"class_type": "REGDemoPrompt", "inputs": {"digit": "3"}, "_meta": {"title": "Positive"}},
+    "4": {"class_type": "REGDemoPrompt", "inputs": {"digit": "any digit"}},
+    "5": {"class_type": "REGDemoLatent", "inputs": {"batch_size": 1}},
+    "6": {"class_type": "KSampler", "inputs": {"model": ["2", 0], "seed": 1, "steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "karras",
+          "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], "denoise": 1.0}},
+    "7": {"class_type": "REGDemoDecode", "inputs": {"latent": ["6", 0], "scale": 1, "columns": 0}},
+    "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}},
+    "9": {"class_type": "REGTestFail", "inputs": {}},
+}  # fmt: skip
+GRID = {
+    "inputs": {"prompt": "Positive.digit", "seed": "KSampler.seed", "form": "REGGuidance.form"},
+    "grid": {"form": ["off", "row_sum"]},
+}
+SEEDS = (0, 1, 2)
+
+
+def write(folder, grid=GRID):
+    paths = {name: folder / name for name in ("workflow.json", "grid.json", "prompts.txt")}
+    paths["workflow.json"].write_text(json.dumps(WORKFLOW))
+    paths["grid.json"].write_text(json.dumps(grid))
+    paths["prompts.txt"].write_text("3\n7\n")
+    return paths
+
+
+def prepared(folder, grid=GRID, seeds=SEEDS):
+    paths = write(folder, grid)
+    template, points = load(paths["workflow.json"], paths["grid.json"])
+    plan = Plan(points, ({"prompt": "3"}, {"prompt": "7"}), seeds)
+    check(template, plan)
+    return plan, template
+
+
+def url(server):
+    return f"http://{server.address}"
+
+
+def tree(out):
+    files = [path for path in out.rglob("*") if path.suffix == ".png" or path.name == "manifest.json"]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def makers(out):
+    store = Store(out)
+    return [store.record(store.plan().key(job))["server"] for job in store.plan().jobs()]
+
+
+class Progress:
+    """Counts images, and acts once when `when(server of an image, images so far)` says so."""
+
+    def __init__(self, out, when=None, act=None):
+        self.store, self.when, self.act, self.keys, self.acted = Store(out), when, act, [], False
+
+    def __call__(self, done, total, key):
+        assert total == 12
+        if not key:
+            return
+        self.keys.append(key)
+        if self.when and not self.acted and self.when(self.store.record(key)["server"], len(self.keys)):
+            self.acted = True
+            self.act()
+
+
+@pytest.fixture(scope="module")
+def second():
+    """Another real server; the last test that uses it kills it."""
+    with ComfyServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def alone(server, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    progress = Progress(out)
+    drive(*prepared(out), out, [url(server)], progress)
+    images = tree(out)
+    assert len(images) == 13 and len(set(progress.keys)) == len(progress.keys) == 12
+    assert len(set(images.values())) == 13, "all images differ"
+    return images
+
+
+def test_worker_killed(server, second, alone, tmp_path):
+    """A kill of one worker process while it waits for its image: the engine starts another."""
+
+    def kill():
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    progress = Progress(tmp_path, lambda _, images: images == 2, kill)
+    drive(*prepared(tmp_path), tmp_path, [url(server), url(second)], progress)
+    assert progress.acted
+    assert sorted(progress.keys) == sorted(set(progress.keys)) and len(progress.keys) == 12
+    assert tree(tmp_path) == alone
+    assert set(makers(tmp_path)) == {url(server), url(second)}
+    for one in (server, second):
+        assert one.get("/queue") == {"queue_running": [], "queue_pending": []}
+
+
+def test_command_killed_then_cancelled_then_finished(server, alone, tmp_path, capsys):
+    """kill -9 and Ctrl-C of the whole command, as a terminal sends it; each time the same command continues."""
+    from reg_core.evaluation.__main__ import main
+
+    paths, out = write(tmp_path), tmp_path / "out"
+    arguments = ["run", "--workflow", str(paths["workflow.json"]), "--prompts", str(paths["prompts.txt"]), "--grid", str(paths["grid.json"])]
+    arguments += ["--server", url(server), "--seeds", *map(str, SEEDS), "--out", str(out), "--quiet"]
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+
+    def interrupted(signal_, images):
+        with open(tmp_path / "log", "wb") as log:
+            command = [sys.executable, "-m", "reg_core.evaluation", *arguments]
+            running = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(list(out.rglob("records/*/*.json"))) < images and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if signal_ == signal.SIGINT:
+            os.killpg(running.pid, signal_)
+        else:
+            running.send_signal(signal_)
+        return running.wait(60), (tmp_path / "log").read_text()
+
+    assert interrupted(signal.SIGKILL, 1)[0] == -signal.SIGKILL
+    assert 1 <= len(list(out.rglob("*.png"))) < 12
+    status, log = interrupted(signal.SIGINT, 4)
+    assert status == 130 and re.search(r"stopped at ([4-9]|1[01]) of 12; the same command continues", log), log
+    assert "Traceback" not in log, log
+    assert not server.get("/queue")["queue_pending"]
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("records/*/*.json")}
+    assert 4 <= len(kept) < 12
+    assert main(arguments) == 0
+    assert tree(out) == alone
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was there is not made again"
+    assert "12 images" in capsys.readouterr().out
+
+
+def test_refused_workflow_says_why_at_once(server, tmp_path):
+    grid = {"inputs": GRID["inputs"] | {"sampler": "KSampler.sampler_name"}, "grid": {"form": ["off"], "sampler": ["euler", "best"]}}
+    with pytest.raises(Failed, match=r"(?s)^form=off,sampler=best/00000_000: http://127.*refuses the workflow.*node 6 \(KSampler\): .*'best' not in"):
+        drive(*prepared(tmp_path, grid), tmp_path, [url(server)])
+
+
+def test_failing_images_do_not_stop_the_others(server, tmp_path):
+    """The server's own message; links of the grid; and what could be made is there."""
+    inputs = GRID["inputs"] | {"latent": "KSampler.latent_image"}
+    grid = {"inputs": inputs, "grid": {"form": ["off"], "latent": {"good": {"link": ["5", 0]}, "bad": {"link": ["REGTestFail", 0]}}}}
+    said = []
+    with pytest.raises(Failed, match=r"2 of 4 images failed.*latent=bad.*node 9 \(REGTestFail\): .*on purpose"):
+        drive(*prepared(tmp_path, grid, (0,)), tmp_path, [url(server)], say=said.append, tries=2)
+    assert len(said) == 2
+    assert sorted(tree(tmp_path)) == [f"images/form=off,latent=good/0000{i}_000.png" for i in (0, 1)]
+
+
+def test_no_server(tmp_path):
+    with pytest.raises(Failed, match=r"no answer from http://127.0.0.1:9"):
+        drive(*prepared(tmp_path), tmp_path, ["http://127.0.0.1:9"])
+    with pytest.raises(ValueError, match="got '127.0.0.1:9'"):
+        drive(*prepared(tmp_path), tmp_path, ["127.0.0.1:9"])
+
+
+class Door:
+    """A port that leads to a server, and can be shut: to a client, a server that goes and comes back."""
+
+    def __init__(self, port):
+        self.target, self.connections, self.listener = port, [], None
+        self.open()
+        self.port = self.listener.getsockname()[1]
+
+    def open(self, port=0):
+        self.listener = socket.create_server(("127.0.0.1", port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def shut(self):
+        for one in (self.listener, *self.connections):
+            for close in (lambda one=one: one.shutdown(socket.SHUT_RDWR), one.close):
+                try:
+                    close()
+                except OSError:
+                    pass
+        self.connections.clear()
+
+    def _accept(self, listener):
+        while True:
+            try:
+                outer = listener.accept()[0]
+                inner = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                return
+            self.connections += outer, inner
+            for a, b in ((outer, inner), (inner, outer)):
+                threading.Thread(target=self._copy, args=(a, b), daemon=True).start()
+
+    def _copy(self, a, b):
+        try:
+            while data := a.recv(65536):
+                b.sendall(data)
+            b.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+def test_a_server_that_comes_back_is_used_again(server, alone, tmp_path):
+    door, said = Door(server.port), []
+
+    def say(text):
+        said.append(text)
+        if "any more" in text:
+            door.open(door.port)
+
+    progress = Progress(tmp_path, lambda _, images: images == 2, door.shut)
+    drive(*prepared(tmp_path), tmp_path, [f"http://127.0.0.1:{door.port}"], progress, say)
+    door.shut()
+    assert ["does not answer any more" in said[0], "answers again" in said[1]] == [True, True]
+    assert tree(tmp_path) == alone
+
+
+def test_server_killed(server, second, alone, tmp_path):
+    """kill -9 of one of two servers when it has made an image and works on the next: the other makes the rest."""
+    progress, said = Progress(tmp_path, lambda maker, _: maker == url(second), second.process.kill), []
+    drive(*prepared(tmp_path), tmp_path, [url(server), url(second)], progress, said.append)
+    assert progress.acted
+    assert sorted(progress.keys) == sorted(set(progress.keys)) and len(progress.keys) == 12
+    assert tree(tmp_path) == alone
+    assert 1 <= makers(tmp_path).count(url(second)) < 12
+    assert not Server(url(second)).alive(1)
