@@ -35,6 +35,7 @@ log = logging.getLogger("ComfyUI-REG")
 # Caches see a probe as one more step and would answer it from memory; compiled graphs have no derivative.
 STATEFUL_WRAPPERS = ("easycache", "lazycache")
 OPAQUE_WRAPPERS = ("torch.compile",)
+JOIN_ALWAYS, JOIN_SHARE = 64 * 2**20, 0.08  # what a probe may add to the peak: bytes, or a share of it
 MULTIGPU_OPTIONS = ("multigpu_clones", "multigpu_thread_pool")
 
 
@@ -83,7 +84,7 @@ class ModelBranches(Branches):
 
     def both_and_probe(self, x, sigma, step):
         """One call for three: cond, uncond and cond at x + step, in ComfyUI's own batching (areas, masks, memory)."""
-        if not self._joinable():
+        if not (self._joinable() and self._room_for_three(x)):
             denoised, reference = self.both(x, sigma)
             if self.cached:  # what a cache answered is no neighbour of a fresh probe
                 return denoised, reference, denoised + self.cond(x + step, sigma) - self.cond(x, sigma)
@@ -99,6 +100,15 @@ class ModelBranches(Branches):
         controlled = any(c.get("control") is not None for cond in self.conds for c in cond)
         parallel = any(self.options.get(key) for key in MULTIGPU_OPTIONS)
         return not (controlled or parallel or self.cached or self.previous is not None)
+
+    def _room_for_three(self, x) -> bool:
+        """The probe may join the other two while that raises the peak, weights included, by little; else it goes alone."""
+        if plentiful(x.device):
+            return True
+        pair, three = (self.model.memory_required([rows * len(x), *x.shape[1:]]) for rows in (2, 3))
+        patcher = self.model.current_patcher
+        weights = patcher.model_size() if patcher is not None else comfy.model_management.module_size(self.model)
+        return three - pair <= max(JOIN_ALWAYS, JOIN_SHARE * (weights + pair))
 
     def compute_dtype(self, x):
         dtype = self.model.manual_cast_dtype or self.model.get_dtype()
@@ -157,7 +167,7 @@ class ModelBranches(Branches):
         size = sum(p.nbytes for p in network.parameters())
         device = next(network.parameters()).device if x is None else x.device
         required = 0.0 if x is None else self.memory_required(x) * count / len(x)
-        plan = self.bounds.plan(comfy.model_management.get_free_memory(device), required, size, self._casts(device), count)
+        plan = self.bounds.plan(self.free_memory(x if x is not None else next(network.parameters())), required, size, self._casts(device), count)
         if not plan.recompute:
             return None
         tick = comfy.model_management.throw_exception_if_processing_interrupted
@@ -192,6 +202,11 @@ class ModelBranches(Branches):
         foreign += [transformer.get("patches"), transformer.get("patches_replace")]
         foreign += [any(wrappers.get(kind, {}).values()) for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)]
         return not any(foreign) and all(divisible(c) for c in self.conds[0])
+
+
+def plentiful(device) -> bool:
+    """True where one more row is no concern: main memory, for which ComfyUI's estimates are many times too large."""
+    return device.type == "cpu"
 
 
 def _shifted_rows(step, previous):

@@ -311,3 +311,23 @@ def _wants_nested(guider):
     import inspect
 
     return "nested" in inspect.signature(guider.set_cfg).parameters
+
+
+def test_a_probe_that_would_need_much_memory_goes_alone(host, pack, sd3, monkeypatch):
+    """Peak memory is bounded: three batches join where the host's own estimate says that it costs little, else two and one."""
+    joined, separate = [], []
+    model, _ = reg.apply(pack, sd3.patcher)
+    small = _rows_of_calls(sd3, model, joined)
+    monkeypatch.setattr(pack.import_("nodes.host"), "plentiful", lambda device: False)
+    monkeypatch.setattr(type(sd3.patcher.model), "memory_required", lambda self, shape, *a, **k: shape[0] * 1e9)
+    large = _rows_of_calls(sd3, model, separate)
+    assert set(joined) == {6} and set(separate) == {4, 2}
+    assert reg.relative(large, small) < 1e-4
+
+
+def _rows_of_calls(t, model, seen):
+    handle = t.patcher.model.diffusion_model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(len(args[0])), with_kwargs=True)
+    try:
+        return tiny.sample(t, model, batch=2)
+    finally:
+        handle.remove()
