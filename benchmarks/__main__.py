@@ -2,7 +2,7 @@
 
     python -m benchmarks                   the CUDA suite where there is a CUDA device, else the CPU suite
     python -m benchmarks --suite tiny      all of it on toys, in seconds: is the machinery sound?
-    python -m benchmarks --case sd15_v_256 one case only, printed and not kept
+    python -m benchmarks --case sd15_v_256 one case only, printed and not kept (--keep: kept in place of the old)
     python -m benchmarks --page            the page again, from the results that are there
 
 Every mode is sampled in turn, in one process. A CUDA machine needs ComfyUI's tree (COMFYUI_PATH), torch, and
@@ -81,6 +81,7 @@ def main(given=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--case", action="append", help="only this case of the suite (may be given again); prints, keeps nothing")
+    parser.add_argument("--keep", action="store_true", help="with --case: put it in the place of the same case in the kept results")
     parser.add_argument("--mode", action="append", help="with --case: only these modes beside plain guidance")
     parser.add_argument("--steps", type=int, help="with --case: so many steps")
     parser.add_argument("--out", type=Path, help="a folder for the page, plot and results, in place of the repository's")
@@ -100,20 +101,35 @@ def main(given=None) -> int:
         device = "cuda" if given.suite == "cuda" else "cpu"
         result = run(given.suite, cases, device)
         print(report.section(result))
-        if given.case:
+        if given.case and not given.keep:
             return 0
         if given.suite == "tiny" and not given.out:
             return 0  # figures of toys are nobody's figures
         results.mkdir(parents=True, exist_ok=True)
-        (results / f"{given.suite}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        path = results / f"{given.suite}.json"
+        if given.keep and path.exists():
+            result = _replaced(json.loads(path.read_text(encoding="utf-8")), result)
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(report.write(results, docs))
     return 0
+
+
+def _replaced(kept: dict, new: dict) -> dict:
+    """The kept results with the new cases in place of the old. Raises ValueError when they come from different machines."""
+    if differing := [key for key in new["machine"] if key != "date" and kept["machine"][key] != new["machine"][key]]:
+        raise ValueError(f"--keep: the kept results have another {', '.join(differing)}: measure the whole suite")
+    cases = {case["name"]: case for case in kept["cases"]} | {case["name"]: case for case in new["cases"]}
+    order = [case.name for case in SUITES[kept["suite"]]]
+    ordered = sorted((case for case in cases.values() if case["name"] in order), key=lambda case: order.index(case["name"]))
+    return kept | {"machine": new["machine"], "minutes": kept["minutes"] + new["minutes"], "cases": ordered}
 
 
 def _chosen(given):
     if given.suite == "cuda" and not torch.cuda.is_available():
         raise ValueError("--suite cuda: PyTorch sees no CUDA device here")
     cases = SUITES[given.suite]
+    if given.keep and not given.case:
+        raise ValueError("--keep goes with --case: a whole suite is always kept")
     if given.case:
         known = [case.name for case in cases]
         if unknown := set(given.case) - set(known):
@@ -127,8 +143,8 @@ def _cut(case, given):
 
     from .suites import CFG, MODES
 
-    if (given.mode or given.steps) and not given.case:
-        raise ValueError("--mode and --steps go with --case: a kept table has them all")
+    if (given.mode or given.steps) and (given.keep or not given.case):
+        raise ValueError("--mode and --steps go with --case and not with --keep: a kept table has them all")
     if unknown := set(given.mode or ()) - MODES.keys():
         raise ValueError(f"--mode: no {', '.join(sorted(unknown))}, there is {', '.join(MODES)}")
     if given.steps is not None and given.steps < 1:

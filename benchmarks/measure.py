@@ -26,7 +26,7 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
     def sampled(name, steps, **what):
         progress(f"{case.name}: {name}")
         model, trace = prepared[name]
-        watch = Stopwatch(device, **what)
+        watch = Stopwatch(device, subject.weights, **what)
         sample(case, subject, watch.attach(model), steps)
         found[name]["notes"] += [note for note in _fallbacks(trace) if note not in found[name]["notes"]]
         return watch
@@ -35,8 +35,7 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
     for name in case.modes:  # this round measures memory, and warms up
         with memory:
             watch = sampled(name, case.memory_steps, memory=memory, count=True)
-        peak = watch.peak
-        found[name] |= {"activations": peak, "peak": None if peak is None else peak + subject.weights}
+        found[name] |= {"activations": watch.peak, "peak": watch.whole}
         found[name] |= {"reads": watch.reads / case.memory_steps, "waits": watch.waits and watch.waits / case.memory_steps, "cleared": watch.cleared}
     for name in case.modes if device == "cuda" else ():
         found[name]["outside"].append(_outside(sampled(name, case.steps, profile=True), name, case))

@@ -44,6 +44,10 @@ class CpuMemory:
         """Bytes above the start at the highest point."""
         return None if self.before is None else self._read("VmHWM") - self.before
 
+    def whole(self, weights: int) -> int | None:
+        """The peak with a model of so many bytes, and without Python and its libraries."""
+        return None if self.before is None else self.peak() + weights
+
     @staticmethod
     def _read(field):
         return int(re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())[1]) * 1024
@@ -74,6 +78,10 @@ class CudaMemory:
     def peak(self) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - self.before
+
+    def whole(self, weights: int) -> int:
+        """The peak, of which the weights are what ComfyUI keeps on the device."""
+        return self.peak() + self.before
 
 
 class HostReads(TorchFunctionMode):
@@ -110,14 +118,15 @@ class Stopwatch:
 
     KEY = "bench"
 
-    def __init__(self, device: str, memory=None, count: bool = False, profile: bool = False):
+    def __init__(self, device: str, weights: int = 0, memory=None, count: bool = False, profile: bool = False):
         self.device = device
+        self.weights = weights  # of the model, in bytes
         self.memory = memory  # measure the peak
         self.count = count  # count reads, waits and empty_cache: slows the run
         self.profile = profile  # on CUDA: wait at the edges of each model call, so that host time is model time
         self.seconds = self.processor = self.inside = 0.0
         self.calls = self.rows = 0
-        self.peak = self.reads = self.waits = self.cleared = None
+        self.peak = self.whole = self.reads = self.waits = self.cleared = None
 
     def attach(self, model):
         """A clone of MODEL with this stopwatch on it."""
@@ -125,7 +134,8 @@ class Stopwatch:
 
         model = model.clone()
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, self.KEY, self._sampler)
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.KEY, self._apply_model)
+        for patcher in (model, *model.get_additional_models()):  # clones as well: the originals stay as they are
+            patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.KEY, self._apply_model)
         return model
 
     def _now(self, wait=True):
@@ -145,7 +155,7 @@ class Stopwatch:
             result = executor(*args, **kwargs)
             self.seconds, self.processor = self._now() - begin, time.process_time() - busy
             if self.memory is not None:
-                self.peak = self.memory.peak()
+                self.peak, self.whole = self.memory.peak(), self.memory.whole(self.weights)
         if self.count:
             self.reads, self.cleared = reads.count, cleared.call_count
             self.waits = None if waits is None else waits.count

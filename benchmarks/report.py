@@ -84,12 +84,23 @@ def table(case: dict, kind: str) -> list[str]:
         cells += [_target(mode, "memory", mode["memory"]), _memory(mode["activations"], MB), f"{mode['rows']:.2f}"]
         cells += ["" if mode["outside"] is None or name == CFG else f"{100 * mode['outside']:.2f} %", f"{mode['reads']:.1f}"]
         rows.append(cells + [f"{mode['waits']:.1f}" for _ in waits])
+    if case["network"].startswith("sd"):
+        rows.append(_authors(case, len(titles), bool(processor)))
     words = (
         f"{case['sampler']}, {case['scheduler']}, {case['steps']} steps, cfg {case['cfg']:g}, {case['rounds']} rounds, {case['dtype']}; "
         f"latent {' x '.join(map(str, (case['batch'], *case['size'])))}, weights {case['weights'] / GB:.2f} GB."
     )
     lines = [titles, ["---"] * len(titles), *rows]
     return [f"### {case['title']}", "", words, "", *("| " + " | ".join(line) + " |" for line in lines), *_listed(notes)]
+
+
+def _authors(case, columns, processor):
+    """What the authors state, as a row of the table."""
+    sdxl = case["network"].startswith("sdxl") and case["size"][-1] == 128
+    low, high = AUTHORS_SDXL if sdxl else AUTHORS_MEMORY
+    memory = [f"{high} GB ({low} GB)", f"{high / low:.2f}"] if sdxl else ["", f"{low} to {high}"]
+    row = ["*authors' code, stated, on a GPU*", "", "{} to {}".format(*AUTHORS_TIME), "", *([""] if processor else []), *memory]
+    return row + [""] * (columns - len(row))
 
 
 def _footnote(notes, note):

@@ -134,6 +134,7 @@ TINY = (
     replace(CUDA[3], network="tiny_sd21_v", name="tiny_v", title="tiny SD2.1, v", modes=_FEW, **_SHRUNK),
     replace(CUDA[6], network="tiny_sdxl", name="tiny_sdxl", title="tiny SDXL, batch 5", modes=_FEW, **_SHRUNK),
     replace(_DIGITS, name="tiny_digits", title="digits", batch=4, steps=12, rounds=2, modes=USUAL, memory_steps=12),
+    replace(_DIGITS, name="tiny_auto", title="digits, autoguidance", network="digits_autoguidance", batch=4, steps=2, rounds=1, modes=_FEW, memory_steps=2),
     replace(CPU_SCALING[0], network="tiny_sd15", name="size_64", title="scaling: size 64", **_SHRUNK),
     replace(CPU_SCALING[1], network="tiny_sd15", name="size_128", title="scaling: size 128", **_SHRUNK | {"size": (4, 16, 16)}),
 )

@@ -114,11 +114,35 @@ def test_page_holds_every_suite_kept(tmp_path):
         report.write(tmp_path / "nothing", tmp_path)
 
 
+def test_one_case_measured_again():
+    """Oracle: by eye. The second case is the new one, the order is the suite's; another machine's figures are refused."""
+
+    def result(names, minutes, **machine):
+        cases = [{"name": name, "from": minutes} for name in names]
+        return {"suite": "tiny", "machine": {"device": "A", "date": "1"} | machine, "minutes": minutes, "cases": cases}
+
+    merged = command._replaced(result(["tiny_eps", "tiny_digits", "no longer"], 2), result(["tiny_v", "tiny_digits"], 3, date="2"))
+    assert [(case["name"], case["from"]) for case in merged["cases"]] == [("tiny_eps", 2), ("tiny_v", 3), ("tiny_digits", 3)]
+    assert merged["minutes"] == 5 and merged["machine"]["date"] == "2"
+    with pytest.raises(ValueError, match="another device"):
+        command._replaced(merged, result(["tiny_v"], 3, device="B"))
+
+
+def test_authors_ratios_stand_beside_ours():
+    """Oracle: the authors' two numbers for SDXL at 1024, 6.91 and 19.49 GB, whose ratio is their highest, 2.82."""
+    case = _result("cuda", "cuda", waits=0.0)["cases"][0]
+    stated = {name: "\n".join(report.table(case | {"network": name, "size": [4, 128, 128]}, "cuda")) for name in ("sdxl", "sd15", "digits")}
+    assert "| 1.21 to 1.88 |  | 19.49 GB (6.91 GB) | 2.82 |" in stated["sdxl"]
+    assert "| 1.21 to 1.88 |  |  | 1.21 to 2.82 |" in stated["sd15"] and "authors" not in stated["digits"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (["--suite", "tiny", "--case", "tiny_ep"], "no tiny_ep in suite tiny, which has tiny_eps"),
         (["--suite", "tiny", "--mode", "default"], "--mode and --steps go with --case"),
+        (["--suite", "tiny", "--case", "tiny_v", "--mode", "default", "--keep"], "not with --keep"),
+        (["--suite", "tiny", "--keep"], "--keep goes with --case"),
         (["--suite", "tiny", "--case", "tiny_v", "--mode", "defualt"], "no defualt"),
         (["--suite", "tiny", "--case", "tiny_v", "--steps", "0"], "must be 1 or more, got 0"),
         (["--suite", "cuda"], "sees no CUDA device"),
