@@ -18,7 +18,7 @@ from reg_core.lab.golden import Golden, draw, golden
 from reg_core.lab.mixtures import Mixture
 from reg_core.lab.optimum import Optimum
 from reg_core.lab.toy_checkpoint import files, load_toy, read_config, save_toy
-from reg_core.lab.toy_measure import compare, measure, toy_grid
+from reg_core.lab.toy_measure import _summary, compare, measure, toy_grid
 from reg_core.lab.toy_networks import EpsDenoiser, EpsNet, NetShape, Recipe, exact_toy, fit, train_toy
 from reg_core.lab.zoo import Pair, pair
 
@@ -143,7 +143,7 @@ def test_golden_gradient_refuses_what_has_no_error_bar():
 
 def test_nearer_and_decided_by_hand():
     """2-D, CFG at (2, 0), form at (0, 0): the plane is x = 1. Only the error along x decides."""
-    truth = torch.tensor([[0.5, 9.0], [0.9, 0.0], [1.5, 0.0], [1.05, 0.0], [0.5, 0.0]], dtype=torch.float64)
+    truth = torch.tensor([[0.5, 9.0], [0.85, 0.0], [1.5, 0.0], [1.05, 0.0], [0.5, 0.0]], dtype=torch.float64)
     covariance = torch.diag_embed(torch.tensor([0.01, 25.0], dtype=torch.float64)).expand(5, 2, 2)
     effective = torch.tensor([90.0, 90.0, 90.0, 90.0, 3.0])  # the last one: too few draws count
     form, cfg = torch.zeros(5, 2, dtype=torch.float64), torch.tensor([[2.0, 0.0]], dtype=torch.float64).expand(5, 2)
@@ -152,6 +152,12 @@ def test_nearer_and_decided_by_hand():
     assert torch.allclose(ours, 2 * truth.norm(dim=1)) and torch.allclose(plain, 2 * (truth - cfg).norm(dim=1))
     assert torch.allclose(variance, torch.full((5,), 4 * 25.01, dtype=torch.float64))
     assert compare(Golden(truth, covariance, effective), cfg, cfg, torch.tensor(2.0))[:2].sum() == 0  # a tie is no win and undecided
+    # squared errors 4 and 16 of noise 1 in four points: what is left is 3 + 3 over 15 + 15
+    rows = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 0, 1], [2, 2, 2, 2], [4, 4, 4, 4], [1, 1, 1, 1]], dtype=torch.float64)
+    told = _summary(rows)
+    assert told["relative_rms"] == pytest.approx((3 / 15) ** 0.5) and told["error_ratio"] == 0.5 and told["error"] == 2
+    assert (told["win"], told["win_decided"], told["decided"], told["trusted"]) == (0.75, 0.5, 0.5, 0.75)
+    assert _summary(rows * torch.tensor([1, 0, 1, 1, 1, 1.0])[:, None])["win_decided"] is None
 
 
 @pytest.mark.parametrize("name,side,weight", [("toy", 60, 1.0), ("correlated", 8, 0.5)])
