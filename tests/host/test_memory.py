@@ -1,5 +1,7 @@
 """Reverse mode within bounds: recomputed blocks, chunks of the batch, running out of memory. Oracle: the pass that keeps everything."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -72,3 +74,210 @@ def test_recomputed_blocks_give_the_resident_product(host, pack, case):
         assert state.copies == (case in ADD_IN_PLACE), case
     assert reg.fingerprint(t.patcher) == before
     assert not any("forward" in vars(m) for m in t.patcher.model.modules())
+
+
+def test_patches_keyed_by_block_see_their_block_again(host, pack):
+    """ComfyUI writes the block's number into one dict as it walks: a second pass must see it as it was at its call."""
+    t, positive, negative = fixture("sd15")
+    model = t.patcher.clone()
+    met = []
+
+    def replaced(q, k, v, extra):
+        met.append((tuple(extra["block"]), extra["block_index"]))
+        return 2 * v.mean(1, keepdim=True).expand(-1, q.shape[1], -1)
+
+    model.set_model_attn2_replace(replaced, "input", 1)
+    _, want, _ = reverse(pack, t, positive, negative, bounds(pack, "resident"), model=model)
+    calls = len(met)
+    _, plain, _ = reverse(pack, t, positive, negative, bounds(pack, "resident"))
+    for kind in ("nothing", "attention"):
+        met.clear()
+        _, got, _ = reverse(pack, t, positive, negative, bounds(pack, kind), model=model)
+        assert reg.relative(got, want) < 1e-5 < reg.relative(plain, want)
+        assert len(met) == 2 * calls and set(met) == {(("input", 1), 0)}
+
+
+def test_what_acts_on_a_network_during_its_call_only_is_noticed(host, pack):
+    """REG Weak Model damps layers while apply_model runs; the backward pass comes later, and would recompute undamped."""
+    t, positive, negative = fixture("sd15")
+    damped = pack.nodes["REGWeakModel"].execute(t.patcher, 0.3).result[0]
+    _, want, _ = reverse(pack, t, positive, negative, bounds(pack, "resident"), model=damped)
+    state = pack.import_("nodes.memory").ReverseMemory("checkpoint")
+    _, got, _ = reverse(pack, t, positive, negative, state, model=damped)
+    assert reg.relative(got, want) < 1e-5 and not state.last.recompute
+    assert len(state.notes) == 1 and "second pass differs" in state.notes[0]
+    assert not reg.relative(reverse(pack, t, positive, negative, bounds(pack, "resident"))[1], want) < 1e-3, "damping must act"
+
+
+def test_cast_weights_are_not_pinned(host, pack):
+    """With manual cast the graph of a resident pass holds a converted copy of every weight; blocks drop theirs."""
+    t = tiny.build("sd3", dtype=torch.bfloat16, manual_cast=torch.float32)
+    plain = tiny.build("sd3")
+    converted = dict(t.patcher.model.diffusion_model.named_parameters())
+    for name, weight in plain.patcher.model.diffusion_model.named_parameters():
+        weight.copy_(converted[name].to(torch.float32))
+    weights = 4 * sum(p.numel() for b in t.patcher.model.diffusion_model.joint_blocks for p in b.parameters())
+    memory = pack.import_("nodes.memory")
+    found = {}
+    for name, model in (("cast", t), ("plain", plain)):
+        state = memory.ReverseMemory("auto")
+        _, product, (one,) = reverse(pack, model, model.positive, model.negative, state)
+        found[name] = product, one, state.last
+    cast, held = (found[name][1].block_bytes + found[name][1].attention_bytes for name in ("cast", "plain"))
+    assert cast - held > 0.5 * weights, "the host must convert its weights"  # those that only the prompt passes are not saved
+    assert found["cast"][2].blocks == 0 < found["plain"][2].blocks, "where weights are converted no block is kept whole"
+    assert found["cast"][1].kept_blocks == 0 < found["cast"][1].recomputed
+    assert reg.relative(found["cast"][0], found["plain"][0]) < 1e-4
+
+
+def test_automatic_choice_counts_in_the_first_pass(host, pack):
+    """Plenty of memory: everything is kept from the second call on. Little: blocks as far as they fit, and what is kept stays below."""
+    t, positive, negative = fixture("sd15")
+    memory = pack.import_("nodes.memory")
+    state = memory.ReverseMemory("auto")
+    _, want, passes = reverse(pack, t, positive, negative, state)
+    assert len(passes) == 1 and state.last.recompute
+    total = passes[0].block_bytes + passes[0].attention_bytes
+    assert reverse(pack, t, positive, negative, state)[2] == [] and not state.last.recompute
+    state = memory.ReverseMemory("auto")
+    needs = {}
+
+    def little(branches):
+        needs["required"] = memory.PASS_NEEDS * 2 * branches.memory_required(torch.empty(1, *t.latent_shape))
+        branches.free_memory = lambda x: (needs["required"] + total / 2) / memory.FREE_SHARE
+
+    for _ in range(2):
+        _, got, (one,) = reverse(pack, t, positive, negative, state, watch=little)
+        assert reg.relative(got, want) < 1e-5 and one.recomputed > 0 and not state.notes
+        block = max(total / 4, 1)
+        assert 0 < one.kept_blocks + one.kept_attention < total / 2 + block
+
+
+@pytest.mark.parametrize("where", ["first", "second"])
+def test_cancel_within_a_pass(host, pack, monkeypatch, where):
+    """ComfyUI's interrupt is asked for at every block, in both passes, and leaves through autograd as what it is."""
+    t, positive, negative = fixture("sd15")
+    management = host.model_management
+    before, asked, limit = reg.fingerprint(t.patcher), [], {"first": 5, "second": 15}[where]
+    real = management.throw_exception_if_processing_interrupted
+
+    def ask():
+        asked.append(1)
+        if len(asked) > limit:
+            raise management.InterruptProcessingException
+        real()
+
+    monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", ask)
+    with pytest.raises(management.InterruptProcessingException):
+        reverse(pack, t, positive, negative, bounds(pack, "nothing"))
+    monkeypatch.undo()
+    assert len(asked) == limit + 1 and reg.fingerprint(t.patcher) == before
+    assert not any("forward" in vars(m) for m in t.patcher.model.modules())
+
+
+@contextmanager
+def small_device(t, most):
+    """The network runs out of memory with more than `most` samples that need a gradient."""
+    rows = []
+
+    def refuse(module, args, kwargs):
+        x = args[0] if args else kwargs["x"]
+        if x.requires_grad:
+            rows.append(len(x))
+            if len(x) > most:
+                raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.")
+
+    handle = t.patcher.model.diffusion_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("case", ["sd15", "flux", "wan", "lumina2", "hunyuan_dit"])
+def test_out_of_memory_halves_the_batch(host, pack, case):
+    """First nothing is kept, then fewer samples at a time. Conds differ between samples. Oracle: the whole batch at once."""
+    t, *_ = fixture(case)
+    texts = [t.conditioning(text)[0] for text in ("one", "two", "three", "four", "five")]
+    context = torch.cat([c[0] for c in texts])
+    entries = {k: torch.cat([c[1][k] for c in texts]) if isinstance(v, torch.Tensor) and v.shape[0] == 1 else v for k, v in texts[0][1].items()}
+    positive = [[context, entries]]
+    memory = pack.import_("nodes.memory")
+    d, want, _ = reverse(pack, t, positive, t.negative, bounds(pack, "resident"), batch=5)
+    state = memory.ReverseMemory("auto")
+    with small_device(t, 2) as rows:
+        d_again, got, _ = reverse(pack, t, positive, t.negative, state, batch=5)
+        first = rows.copy()
+        rows.clear()
+        reverse(pack, t, positive, t.negative, state, batch=5)
+    assert reg.relative(d_again, d) < 1e-5 and reg.relative(got, want) < 1e-4
+    assert first[:3] == [5, 5, 2] and set(rows) <= {1, 2} and sum(rows) == 5, (first, rows)  # learned for the run
+    assert len(state.notes) == 2 and "2 of 5 samples" in state.notes[1]
+    wrong = reverse(pack, t, t.positive, t.negative, bounds(pack, "resident"), batch=5)[1]
+    assert reg.relative(wrong, want) > 1e-3, "the samples' conds must matter"
+
+
+def test_masks_and_areas_are_cut_with_their_samples(host, pack):
+    t, *_ = fixture("sd15")
+    masks = torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(2))
+    first, second = t.conditioning("one")[0], t.conditioning("two")[0]
+    positive = [[first[0], first[1] | {"mask": masks, "mask_strength": 0.7}], [second[0], second[1] | {"area": (10, 8, 2, 4), "strength": 0.5}]]
+    memory = pack.import_("nodes.memory")
+    _, want, _ = reverse(pack, t, positive, t.negative, bounds(pack, "resident"), batch=4)
+    with small_device(t, 1) as rows:
+        _, got, _ = reverse(pack, t, positive, t.negative, memory.ReverseMemory("checkpoint"), batch=4)
+    assert reg.relative(got, want) < 1e-4 and rows[-8:] == [1] * 8
+
+
+@pytest.mark.parametrize("case", ["controlnet", "patch", "wrapper"])
+def test_a_batch_that_cannot_be_cut_takes_differences(host, pack, case):
+    t, positive, negative = fixture("controlnet" if case == "controlnet" else "sd15")
+    model = t.patcher.clone()
+    if case == "patch":
+        model.set_model_attn2_patch(lambda q, k, v, extra: (q, k, v))
+    if case == "wrapper":
+        model.add_wrapper_with_key(host.patcher_extension.WrappersMP.DIFFUSION_MODEL, "other", lambda executor, *a, **k: executor(*a, **k))
+    patched, trace = reg.apply(pack, model, "row_sum", "reverse")
+    with small_device(t, 1) as rows:
+        out = tiny.sample(t, patched, positive=positive, negative=negative, batch=2)
+    assert torch.isfinite(out).all() and set(rows) == {2}
+    assert {r.engine for r in trace.last.rows} == {"finite_difference"} and "Tried to allocate" in str(trace)
+
+
+def test_notes_reach_the_trace_once(host, pack):
+    t, *_ = fixture("sd15")
+    patched, trace = reg.apply(pack, t.patcher, "scalar", "reverse")
+    want = tiny.sample(t, patched, batch=4)
+    with small_device(t, 2):
+        out = tiny.sample(t, patched, batch=4)
+    assert reg.relative(out, want) < 1e-4
+    assert {r.engine for r in trace.last.rows} == {"reverse"}
+    assert len(trace.last.notes) == 2 and "2 of 4 samples" in trace.last.notes[1]
+
+
+def test_fewer_samples_from_the_start_where_memory_is_short(host, pack):
+    t, *_ = fixture("sd15")
+    memory = pack.import_("nodes.memory")
+    _, want, _ = reverse(pack, t, t.positive, t.negative, bounds(pack, "resident"), batch=4)
+    state = memory.ReverseMemory("auto")
+
+    def little(branches):
+        branches.free_memory = lambda x: 3.5 * memory.PASS_NEEDS * branches.memory_required(x[:1])
+
+    with small_device(t, 2) as rows:
+        _, got, _ = reverse(pack, t, t.positive, t.negative, state, batch=4, watch=little)
+    assert rows == [2, 2] and "2 of 4 samples at a time" in state.notes[0]
+    assert reg.relative(got, want) < 1e-4
+
+
+def test_blocks_are_found(host, pack):
+    """Every family has blocks, none inside another, and no layer alone."""
+    blocks = pack.import_("nodes.checkpoint").blocks
+    for case in tiny.FAMILIES:
+        network = fixture(case)[0].patcher.model.diffusion_model
+        found = list(blocks(network))
+        assert found and len(set(map(id, found))) == len(found), case
+        inner = {id(m) for block in found for m in block.modules() if m is not block}
+        assert not any(id(block) in inner for block in found), case
+        share = sum(p.numel() for b in found for p in b.parameters()) / sum(p.numel() for p in network.parameters())
+        assert share > 0.25, (case, share)  # ACE-Step's lyric encoder is no part of the latent's way
