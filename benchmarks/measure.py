@@ -125,7 +125,7 @@ def _summed_up(own: dict, base: dict, mode, device: str) -> dict:
         "reads": own["reads"] - base["reads"],
         "waits": None if own["waits"] is None else own["waits"] - base["waits"],
         "cleared": own["cleared"] - base["cleared"],
-        "outside": None if None in own["outside"] else (statistics.median(own["outside"]) - statistics.median(base["outside"])) / step,
+        "outside": None if None in own["outside"] else (min(own["outside"]) - min(base["outside"])) / step,
         "notes": own["notes"],
         "targets": {"time": mode.time.get(device), "memory": mode.memory.get(device)},
     }

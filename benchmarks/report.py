@@ -24,7 +24,8 @@ Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as
 - **Peak memory** is of the weights and all that comes on top during the run; *activations* is what comes on top. It has a round of its own,
   so that measuring slows nothing. On a CPU: resident memory, the allocator told to give back what is free. On CUDA: PyTorch's allocator.
 - **Rows** are rows of the model's batch for each image and step, forward passes only: plain guidance takes 2.
-- **Outside** is the time that REG spends outside of model calls, of a plain step (not told of reverse mode, whose backward pass is outside by nature).
+- **Outside** is the time that REG spends outside of model calls, of a plain step: the lowest round less plain
+  guidance's own lowest (not told of reverse mode, whose backward pass is outside by nature).
 - **Reads** are the reads of tensor values by the host for each step, beyond those of plain guidance; on a GPU each waits for the device.
   **Waits** are the waits that CUDA reports.
 - Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped, and what automatic refresh chooses,
