@@ -62,6 +62,11 @@ class DiTBranches(reg_core.Branches):
         return self.network.dtype
 
 
+def schedule(words: list[str], form: str) -> presets.Plan | None:
+    """The authors' cosine baseline without REG counts from the unconditional prediction: its cfg is what they call scale."""
+    return imagenet.plan(words, "dit_plain" if form == "off" and words[0] == "cosine" else "dit")
+
+
 def make_scheduler(steps: int) -> DDPMScheduler:
     """OpenAI's improved DDPM as DiT uses it: linear betas, evenly spaced and rounded timesteps, variance learned between its bounds."""
     scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")
@@ -99,9 +104,7 @@ def main(argv=None) -> None:
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--guided-channels", type=int, default=3)
     args = parser.parse_args(argv)
-    # The authors' cosine baseline without REG counts from the unconditional prediction.
-    plan = imagenet.plan(args.schedule, "dit_plain" if args.form == "off" and args.schedule[0] == "cosine" else "dit")
-    settings, shard = imagenet.settings(args), imagenet.Shard(args.device)
+    plan, settings, shard = schedule(args.schedule, args.form), imagenet.settings(args), imagenet.Shard(args.device)
     network = DiTTransformer2DModel.from_pretrained(args.weights, subfolder="transformer", torch_dtype=getattr(torch, args.dtype)).to(shard.device)
     vae = AutoencoderKL.from_pretrained(args.weights, subfolder="vae").to(shard.device)
     config = network.config

@@ -87,9 +87,8 @@ def main(argv=None) -> None:
     load = find_loader(args.loader)
     net, decode = load(args.net, shard.device)
     gnet = load(args.gnet, shard.device)[0] if args.gnet else net
-    for name, network in (("--net", net), ("--gnet", gnet)):
-        if name == "--gnet" and args.gnet_labels and network.label_dim != net.label_dim:
-            raise SystemExit(f"--gnet-labels: the guide takes {network.label_dim} labels, the network {net.label_dim}")
+    if args.gnet_labels and gnet.label_dim != net.label_dim:
+        raise SystemExit(f"--gnet-labels: the guide takes {gnet.label_dim} labels, the network {net.label_dim}")
 
     def images(noise, drawn, generators):
         labels = torch.eye(net.label_dim, device=noise.device)[drawn] if net.label_dim else None

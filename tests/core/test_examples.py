@@ -132,7 +132,7 @@ PICKLES = """
 import pickle, sys
 sys.path.insert(0, {0!r})
 from tiny_edm2 import Net, Encoder
-for name, seed, labels in (("net", 0, 5), ("weak", 1, 5), ("uncond", 2, 0)):
+for name, seed, labels in (("net", 0, 5), ("weak", 1, 5)):
     data = dict(ema=Net(seed, labels), encoder=Encoder())
     pickle.dump(data, open({0!r} + "/" + name + ".pkl", "wb"))
 """
@@ -200,7 +200,7 @@ def authors_sampler(net, gnet, noise, labels, guide_labels, kind, guidance, para
 @pytest.mark.parametrize("autoguidance", [False, True])
 def test_edm2_equals_the_authors_sampler(repo, kind, param, schedule, autoguidance):
     net, _ = edm2.find_loader(f"{repo / 'tiny_edm2.py'}:bring")("0,5", "cpu")
-    gnet, _ = edm2.find_loader(f"{repo / 'tiny_edm2.py'}:bring")("1,5" if autoguidance else "2,0", "cpu")
+    gnet, _ = edm2.find_loader(f"{repo / 'tiny_edm2.py'}:bring")("1,5" if autoguidance else "2,5", "cpu")
     labels = torch.eye(5)[[1, 3]]
     guide_labels = labels if autoguidance else None
     noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3))
@@ -221,7 +221,7 @@ COMMAND = "--steps 4 --batch 1 --cfg 3 --device cpu --seeds 0-4"
 
 def test_edm2_from_pickles_into_a_folder_in_any_number_of_processes(repo, tmp_path):
     """Oracle for the shards: one process. For the image: the sampler called by hand with the seed's noise and label."""
-    files = ["--edm2-repo", str(repo), "--net", str(repo / "net.pkl"), "--gnet", str(repo / "uncond.pkl"), *COMMAND.split()]
+    files = ["--edm2-repo", str(repo), "--net", str(repo / "net.pkl"), "--gnet", str(repo / "weak.pkl"), *COMMAND.split()]
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     edm2.main([*files, "--out", str(alone)])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -236,7 +236,7 @@ def test_edm2_from_pickles_into_a_folder_in_any_number_of_processes(repo, tmp_pa
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(4, 4, 4, generator=generator)[None]
     label = torch.eye(5)[torch.randint(5, (), generator=generator)][None]
-    (net, decode), (gnet, _) = (edm2.load_pickle(repo / name, "cpu") for name in ("net.pkl", "uncond.pkl"))
+    (net, decode), (gnet, _) = (edm2.load_pickle(repo / name, "cpu") for name in ("net.pkl", "weak.pkl"))
     latents = authors_sampler(net, gnet, noise, label, None, "reg_original", 2.0, num_steps=4)
     expected = decode(latents)[0].permute(1, 2, 0).numpy()
     assert np.abs(expected.astype(int) - images[4]).max() <= 1 and np.ptp(expected) > 20

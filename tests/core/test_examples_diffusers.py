@@ -268,6 +268,43 @@ def test_inpainting_channels_and_offloaded_forward_take_part():
     assert torch.allclose(uncond + CFG * (cond - uncond), expected, rtol=1e-5, atol=1e-6) and trace.last.active
 
 
+@pytest.mark.parametrize("karras", [False, True])
+def test_noise_level_between_timesteps_is_the_schedulers(karras):
+    scheduler = EulerDiscreteScheduler(**BETAS, use_karras_sigmas=karras)
+    scheduler.set_timesteps(6)
+    fractional = [i for i, t in enumerate(scheduler.timesteps.tolist()) if t != int(t)]
+    assert len(fractional) >= 4
+    for i in fractional:
+        prediction, _, sigma = noise_level(scheduler, scheduler.timesteps[i], 2)
+        assert prediction == "eps" and sigma.tolist() == pytest.approx([float(scheduler.sigmas[i])] * 2, rel=2e-5)
+
+
+def test_learned_variances_are_left_alone():
+    pipe, _, _, x = class_labels()
+    pipe.scheduler.set_timesteps(2)
+    arguments = dict(timestep=torch.tensor([400] * 4), class_labels=torch.tensor([3, 7, 1000, 1000]), return_dict=False)
+    x = torch.cat([x, x])
+    with torch.no_grad():
+        plain = pipe.transformer(x, **arguments)[0]
+        with rectified(pipe):
+            out = pipe.transformer(x, **arguments)[0]
+    assert torch.equal(out[:, 4:], plain[:, 4:]) and torch.equal(out[:2], plain[:2])
+    assert not torch.allclose(out[2:, :4], plain[2:, :4])
+
+
+def test_separate_calls_belong_together_by_their_x(caplog):
+    """Steps without guidance call the network once each: no two of them are a conditional and an unconditional prediction."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    network = wan(scheduler)[0].transformer
+    text, xs = rand(1, 3, 12).float(), [rand(1, 4, 2, 4, 4).float(), rand(1, 4, 2, 4, 4).float() + 1]
+    with rectified(SimpleNamespace(transformer=network, scheduler=scheduler), layout="separate") as trace, torch.no_grad():
+        plain = [network(x, timestep=torch.tensor([500.0]), encoder_hidden_states=text).sample for x in xs]
+    assert not trace.last.rows and "nothing was rectified" in caplog.text
+    for x, out in zip(xs, plain, strict=True):
+        assert torch.equal(out, network(x, timestep=torch.tensor([500.0]), encoder_hidden_states=text).sample)
+
+
 def test_a_compiled_network_is_called_alike():
     class Network(torch.nn.Module):
         def forward(self, sample, timestep, encoder_hidden_states):

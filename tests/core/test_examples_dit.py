@@ -100,8 +100,8 @@ def test_equals_the_authors_sampling(network, kind, param, schedule):
     noise = torch.randn(2, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = authors_loop(network, noise, labels, start(), kind, scale, param)
     rectified = kind.startswith("reg")
-    plan = imagenet.plan(schedule.split(), "dit_plain" if kind == "cosine" else "dit")
     settings = reg_core.Settings(form="row_sum" if rectified else "off", engine="reverse")
+    plan = dit.schedule(schedule.split(), settings.form)
     cfg = scale if kind == "cosine" else 1 + scale
     result, trace = dit.sample(network, noise, labels, start(), cfg, settings, plan, STEPS)
     assert (result - expected).abs().max() < 2e-6 * expected.abs().max()  # the scheduler works in float32
