@@ -47,6 +47,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def lab(session: nox.Session) -> None:
+    """The laboratory: docs/evidence.md with its plots and JSON, under two hours on two cores. Smoke test: `nox -s lab -- --quick --out out/quick`."""
+    install(session, (TORCH,), ("-e", ".[lab]"))
+    session.run("python", "-m", "reg_core.lab.evidence", *(session.posargs or ("--processes", "2")), env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def test(session: nox.Session) -> None:
     """The core's tests, then the host tests with each of ComfyUI's attentions. Arguments go to each pytest."""
     host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]

@@ -1,0 +1,208 @@
+"""docs/evidence.md from the results: text whose every claim is computed, tables, pictures."""
+
+from __future__ import annotations
+
+from . import tables
+from .analysis import BAND, at_matched, band, fronts, variant
+from .error import FORMS
+from .fronts import INTERVAL, SETUPS, WEAKER_STEPS, Point
+from .plan import ECONOMY, ENGINES, EXACT, Plan
+from .plots import name_of
+
+Claim = tuple[str, str]  # (better, worse, undecided; the sentence)
+
+
+def claims_fronts(found: tables.Fronts) -> list[Claim]:
+    """Forms against plain guidance, and forms that cost model rows against the free schedule, at matched IS on every base."""
+    claims = []
+    for (setup, schedule), group in tables.bases(found).items():
+        levels = band(list(group.values()))
+        rivals = [(f, "off") for f in group if f != "off"] + [(f, "schedule") for f in group if f not in ("off", "schedule") and "schedule" in group]
+        for form, rival in rivals:
+            d = at_matched(group[form], group[rival], levels)
+            claims.append((d.verdict, f"{setup}, {schedule}: `{form}` less {name_of(rival, setup)}, FID at matched IS {d}"))
+    return claims
+
+
+def claims_mixtures(study: dict) -> list[Claim]:
+    """Pooled errors of row_sum and schedule on every pair and weight, nominal and re-tuned, and the terminal distances."""
+    claims = []
+    pooled = [r for r in study["errors"] if r["sigma"] is None]
+    for form in ("row_sum", "scalar", "schedule"):
+        mine = [r for r in pooled if r["form"] == form]
+        for what, key in (("at nominal w", "relative_rms"), ("every form at its best w", "tuned_rms")):
+            lost = [f"{r['pair']} w {r['weight']:g}" for r in mine if r[key] >= 1]
+            verdict = "better" if not lost else "worse" if len(lost) == len(mine) else "mixed"
+            tail = f"; not: {', '.join(lost)}" if lost else ""
+            claims.append(
+                (verdict, f"mixtures, {what}: `{form}` has a smaller pooled RMS error than CFG in {len(mine) - len(lost)} of {len(mine)} cases{tail}")
+            )
+    ends = {(r["pair"], r["weight"], r["form"]): r for r in study["ends"]}
+    cases = list(dict.fromkeys(key[:2] for key in ends))
+    for what, key in (("at nominal w", "distance"), ("every form at its best w", "tuned_distance")):
+        for rival in ("off", "schedule"):
+            lost = [f"{p} w {w:g}" for p, w in cases if ends[p, w, "row_sum"][key] >= ends[p, w, rival][key]]
+            verdict = "better" if not lost else "worse" if len(lost) == len(cases) else "mixed"
+            tail = f"; not: {', '.join(lost)}" if lost else ""
+            sentence = f"terminal distance to the tilted target, {what}: `row_sum` is nearer than {name_of(rival)} in {len(cases) - len(lost)} of {len(cases)}"
+            claims.append((verdict, sentence + tail))
+    return claims
+
+
+def summary(claims: list[Claim]) -> str:
+    """The claims under what holds, what does not, what is mixed, what these samples cannot decide."""
+    titles = {
+        "better": "Holds",
+        "worse": "Does not hold: the other way round",
+        "mixed": "Holds in some cases and not in others",
+        "undecided": "Not decided by these seeds (the interval contains 0)",
+        "not reached": "Not compared (a front does not reach the level)",
+    }
+    parts = []
+    for verdict, title in titles.items():
+        mine = [text for v, text in claims if v == verdict]
+        if mine:
+            parts.append(f"**{title}** ({len(mine)})\n\n" + "\n".join(f"- {text}" for text in mine))
+    return "\n\n".join(parts)
+
+
+def default_claim(results: dict[Point, dict], weights) -> str:
+    """One sentence: the node's default (finite differences, every 4th call) against the exact reverse product."""
+    inside, total = 0, 0
+    for weight in weights:
+        exact = variant(results, "weak", "row_sum", weight, **EXACT)
+        mine = variant(results, "weak", "row_sum", weight, refresh=4)
+        if exact and mine and len(exact) > 1:
+            fid = [[r["fid"] for r in rows] for rows in (mine, exact)]
+            mean = sum(a - b for a, b in zip(*fid, strict=True)) / len(exact)
+            centre = sum(fid[1]) / len(exact)
+            std = (sum((v - centre) ** 2 for v in fid[1]) / (len(exact) - 1)) ** 0.5
+            inside, total = inside + (abs(mean) <= std), total + 1
+    if not total:
+        return "The default was not compared with the exact product in this run."
+    return f"The node's default moves FID by less than one standard deviation between seeds at {inside} of {total} weights."
+
+
+def controls(study: dict) -> str:
+    """The negative controls in a table, with whether REG lost there, as it must."""
+    lines = []
+    for control in study["controls"]:
+        for form in ("row_sum", "schedule"):
+            row = control["forms"][form]
+            lost = "yes" if row["relative_rms"] > 1 else "NO: this guard does not guard"
+            span = f"{min(control['sigmas']):g} to {max(control['sigmas']):g}"
+            lines.append([control["pair"], f"{control['weight']:g}", span, form, f"{100 * row['win']:.0f}%", f"{row['relative_rms']:.2f}", lost])
+    return tables.markdown(["pair", "w", "sigma", "form", "nearer than CFG", "RMS over CFG's", "worse than CFG"], lines)
+
+
+def sizes(plan: Plan, results: dict[Point, dict]) -> str:
+    """One paragraph: what was sampled."""
+    images = ", ".join(f"{setup} {count}" for setup, count in plan.images.items())
+    points, total = len(results), len(plan.points())
+    missing = "" if points == total else f" **{total - points} points of the plan are missing: fronts without them are left out below.**"
+    return f"{points} of {total} points, {plan.seeds} seeds each, {plan.steps} Heun steps; images a point: {images}.{missing}"
+
+
+def document(plan: Plan, results: dict[Point, dict], study: dict, toys: list[dict], pictures: dict[str, str]) -> str:
+    """The page. `pictures`: {name: path relative to the page}; those that were not drawn are left out."""
+    found = fronts(results)
+    weight = 1.0 if any(r["weight"] == 1.0 for r in study["errors"]) else study["errors"][0]["weight"]
+    setups = "\n".join(f"- `{name}`: {text}" for name, text in SETUPS.items() if name in plan.images)
+    won = tables.winners(found)
+    bets = "; ".join(f"`{name}` ({', '.join(where)})" for name, where in won.items()) or "none"
+
+    def picture(name: str, text: str) -> str:
+        return f"![{text}]({pictures[name]})\n" if name in pictures else ""
+
+    engines = " or ".join(f"`{name}`" for name in ENGINES)
+    return f"""# Evidence
+
+Generated by `nox -s lab` in {plan.name} mode: every figure and every verdict on this page is computed from the files in `docs/evidence/`.
+{sizes(plan, results)} Two CPU cores are enough. A verdict needs a 95 % interval (Student's t over the seeds) on one side of 0; the same noise goes
+through every method, so that differences are taken in pairs. `schedule` is free and is in every table: what it also does is no merit of a
+product with the Jacobian. Nothing is concluded from equal w alone: REG guides less at equal w.
+
+## What holds and what does not
+
+{summary(claims_fronts(found) + claims_mixtures(study))}
+
+- {default_claim(results, plan.variants)}
+- Bets of our own that beat both forms of equal cost at matched IS: {bets}.
+
+## Quality against weight on the digits models
+
+{setups}
+
+The weaker reference is trained on the spot for {WEAKER_STEPS} steps. FID and precision, recall, density, coverage live in the feature space of a
+classifier of the digits, IS and accuracy are from its probabilities. All are biased by the number of images: compare rows of one setup only.
+Base schedules: constant; linear 0 to 2 and cosine 0 to 1 over the steps; interval {INTERVAL.low:.3g} <= sigma <= {INTERVAL.high:.3g}.
+
+{picture("fronts", "FID against IS for every base and form")}
+### Best FID
+
+Each method at its own best weight, found on these seeds ("last": the largest weight tried).
+
+{tables.best_fid(found)}
+
+### FID at matched IS
+
+Fronts are monotone cubics through the weights. Band: {BAND[0]:.0%} to {BAND[-1]:.0%} of the way from the unguided IS to the highest that all forms
+reach. Negative is better.
+
+{tables.matched_fid(found)}
+
+### The correction by form
+
+{picture("corrections", "C(sigma) by form: mean and 5 to 95 % band")}
+## Engines, refresh and skipping
+
+`row_sum` computed as {engines}.
+
+{tables.variants(results, ENGINES, plan.variants)}
+
+{default_claim(results, plan.variants)}
+
+{tables.variants(results, ECONOMY, plan.variants)}
+
+## Mixtures whose optimum is known
+
+Errors to `D_c + (s^2/alpha) grad log E_t` with exact denoisers and Jacobians. Cells: share of points nearer than CFG and RMS error over CFG's, both at
+the nominal w = {weight:g}; RMS error over CFG's when each form *and* CFG take the weight that suits them best (in brackets).
+
+{tables.mixture_errors(study["errors"], weight)}
+
+{picture("toy", "The paper's 1-D toy: guidance and error maps")}
+{picture("maps", "Error maps in two dimensions")}
+{picture("by_sigma", "Error over sigma")}
+### Where REG loses: negative controls
+
+{controls(study)}
+
+### After sampling
+
+Wasserstein distance of Euler samples to the tilted target of weight w: at that w / at the form's best multiple of it (in brackets). In 1-D
+{", ".join(FORMS[1:4])} coincide; `optimum` samples with the golden gradient and is the floor of steps and samples.
+
+{picture("ends", "Wasserstein distance over w")}
+{tables.end_distances(study["ends"])}
+
+## Trained toys
+
+Small networks trained on the toy, against the golden gradient of the *trained* chain by Monte Carlo (the paper's Table 1). Nominal w.
+A point is decided where the difference exceeds the Monte Carlo error.
+
+{tables.toys(toys) if toys else "Not in this run."}
+
+{"".join(picture(f"toy_{t['toy']}", f"Trained toy {t['toy']}") for t in toys)}
+## Bets
+
+Forms of our own (`reg_core/lab/bets.py`), by the same protocol against the forms of equal cost. They stay in the laboratory unless they win.
+
+{picture("bets", "Fronts of the bets")}
+{tables.bets(found)}
+
+On mixtures with exact products, at w = 1: RMS error over CFG's at nominal w / with all weights re-tuned. `channels` is a four-channel latent, in
+which the spectral basis is the channels themselves (so `table_spectrum` is `calibrated` per channel).
+
+{tables.bet_errors(study["bets"], 1.0)}
+"""
