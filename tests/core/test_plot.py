@@ -186,7 +186,7 @@ def test_wrapped_text_fits_and_loses_nothing():
     parts = wrap(text, 20, 300)
     assert all(text_width(part, 20) <= 300 for part in parts) and "".join("".join(parts).split()) == "".join(text.split())
     assert wrap("", 20, 300) == [""]
-    assert pages.font(20, "plain") is pages.font(20) and text_width("猫 é σ", 20) > 0
+    assert pages.font(20, "plain") is pages.font(20) and text_width("\u732b \u00e9 \u03c3", 20) > 0
 
 
 # Schedules
@@ -327,7 +327,7 @@ def test_labels_are_drawn_over_their_image(name):
 
 def test_batches_share_a_cell_and_odd_images_do():
     batch = torch.rand(5, 16, 24, 3)
-    (sheet,) = labelled_grid([batch, torch.rand(1, 16, 24, 1), torch.rand(1, 16, 24, 4)], ["a", "猫の写真", "two words " * 6])
+    (sheet,) = labelled_grid([batch, torch.rand(1, 16, 24, 1), torch.rand(1, 16, 24, 4)], ["a", "\u732b\u306e\u5199\u771f", "two words " * 6])
     for image in batch:
         assert len(find(sheet, image)) == 1
     nan = torch.full((1, 8, 8, 3), math.nan)
