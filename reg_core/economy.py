@@ -13,7 +13,7 @@ from .space import expand
 
 TOLERANCE = 0.05  # automatic refresh: |R v - what was carried along| / |v| that is let pass
 LONGEST = 16  # ... and its longest interval, in calls
-REACH = 4.0  # a measured correction says little about noise levels further away than this factor
+REACH = 8.0  # a measured correction says little about noise levels further away than this factor
 
 
 @dataclass
