@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import reg_core
-from reg_core.integrations.diffusers import noise_level, rectified
+from reg_core.integrations.diffusers import LAYOUTS, noise_level, rectified
 
 diffusers = hosts.diffusers()
 from diffusers import (  # noqa: E402
@@ -303,6 +303,30 @@ def test_separate_calls_belong_together_by_their_x(caplog):
     assert not trace.last.rows and "nothing was rectified" in caplog.text
     for x, out in zip(xs, plain, strict=True):
         assert torch.equal(out, network(x, timestep=torch.tensor([500.0]), encoder_hidden_states=text).sample)
+
+
+def test_a_guider_of_modular_pipelines_gets_rectified_predictions():
+    """As their denoising blocks do: the guider's conditions in turn, one call each, then its forward. Oracle: Eq. 21 for flow."""
+    pipe, _, network, x = stable_diffusion_3()
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(1)
+    t, guider = scheduler.timesteps[1], diffusers.ClassifierFreeGuidance(guidance_scale=CFG)
+    guider.set_state(step=1, num_inference_steps=4, timestep=t)
+    components = SimpleNamespace(transformer=pipe.transformer, scheduler=scheduler, guider=guider)
+    with rectified(components, REVERSE, layout="separate") as trace, torch.no_grad():
+        predictions = {name: network(x, t, name == "pred_cond") for name in guider._input_predictions}
+        result = guider.forward(**predictions).pred
+    inner = x.clone().requires_grad_(True)
+    c, u = network(inner, t, True), network(x, t, False)
+    (grad,) = torch.autograd.grad(c.sum(), inner)
+    expected = c + (CFG - 1) * factor(scheduler, 1, t, grad) * (c - u)
+    assert torch.allclose(result, expected, rtol=1e-5, atol=1e-6) and (expected - u - CFG * (c - u)).abs().max() > 1e-3
+    assert [row.cfg for row in trace.last.rows] == [CFG]
+
+
+def test_known_pipelines_exist():
+    assert [name for name in LAYOUTS if not hasattr(diffusers, name)] == []
 
 
 def test_a_compiled_network_is_called_alike():
