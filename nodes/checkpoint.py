@@ -106,6 +106,8 @@ class Recompute:
         return float(((first - second).abs() / first.abs().clamp_min(1e-12)).nan_to_num(0).max())
 
     def is_weight(self, tensor):
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return True  # quantised ones have no storage of their own
         return tensor.untyped_storage().data_ptr() in self.weights
 
     def kept(self, tensor):

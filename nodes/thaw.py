@@ -47,11 +47,11 @@ def _alias(tensor):
 def private_saved_tensors(storages):
     """Copies of what the graph saves: several networks (Flux, ControlNet) add in place to tensors saved before.
 
-    Tensors in `storages`, the weights, are never written to and stay as they are.
+    Tensors in `storages`, the weights, are never written to and stay as they are; so do quantised ones, which have no storage.
     """
 
     def pack(tensor):
-        return tensor if tensor.untyped_storage().data_ptr() in storages else tensor.clone()
+        return tensor if type(tensor) not in PLAIN or tensor.untyped_storage().data_ptr() in storages else tensor.clone()
 
     return torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
 
