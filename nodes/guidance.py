@@ -94,7 +94,7 @@ class REGGuidance(io.ComfyNode):
                         step=0.01,
                         optional=True,
                         tooltip="Run without guidance, at half the cost of a step, where the rectified weight (cfg - 1) |Rg| / |g| is below this. "
-                        "0 = never; 0.1 to 0.3 make REG cheaper than CFG on models whose correction vanishes in noise. No unit.",
+                        "0 = never; 1 leaves out what amounts to less than one unit of cfg, cheaper than CFG where the correction vanishes in noise.",
                     )
                 ),
                 advanced(

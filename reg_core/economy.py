@@ -25,11 +25,31 @@ class _Kept:
     age: int = 0
 
 
+class Later:
+    """A number on its way from the device: reading it waits for no work that was queued after it."""
+
+    def __init__(self, number: Tensor):
+        self.host, self.event = number, None
+        if number.device.type == "cuda":
+            self.host = torch.empty((), dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def read(self) -> float:
+        if self.event is not None:
+            self.event.synchronize()
+        return float(self.host)
+
+
 class Economy:
     """What one sampling run remembers of its corrections. `level` is the batch's largest sigma_ve, on the host.
 
     Numbers that a decision needs are read at the next call, when the device has long computed them.
     """
+
+    # Where reading a number stalls the device, refresh by count is content with the level of the call before: the
+    # first call after a restart is then carried along, the second computed afresh.
+    late_devices = ("cuda",)
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -39,6 +59,17 @@ class Economy:
         self._interval = 1
         self._moved: Tensor | None = None
         self._share: tuple[float, Tensor | float] | None = None  # (level, |R v| / |v| there)
+        self._later: Later | None = None
+
+    def level(self, sigma_ve: Tensor) -> float:
+        """The level of this call, as a number; 0 where nothing depends on it."""
+        if not self.needs_level:
+            return 0.0
+        now = sigma_ve.max()
+        if now.device.type not in self.late_devices or self.settings.skip_below > 0 or self.settings.refresh == 0:
+            return float(now)
+        before, self._later = self._later, Later(now)
+        return math.inf if before is None else before.read()
 
     # Calls without guidance
 

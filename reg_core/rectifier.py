@@ -70,8 +70,7 @@ class Rectifier:
         alpha = self.space.alpha(sigma) if alpha is None else alpha
         s = self.space.s(sigma) if s is None else s
         sigma_ve, cfg = s / alpha, 1 + _number(weight)
-        # One number from the device, and only for runs that decide by it; samplers have just read the same one.
-        level = float(sigma_ve.max()) if self._economy.needs_level else 0.0
+        level = self._economy.level(sigma_ve)
         if may_skip and self._economy.skips(level, cfg - 1):
             denoised = branches.only(x, sigma)
             row = trace.Row(_sigma=sigma, cfg=cfg, skipped=True, extra_rows=-1, note="rectified weight negligible: no guidance")

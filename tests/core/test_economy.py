@@ -100,6 +100,20 @@ def test_a_restart_is_computed_afresh():
     assert [r.fresh for r in guided.trace.last.rows] == [True, False, False, True, False]
 
 
+def test_a_device_that_must_not_be_waited_for_learns_of_a_restart_a_call_later(monkeypatch):
+    from reg_core.economy import Economy
+
+    monkeypatch.setattr(Economy, "late_devices", ("cpu",))
+    fresh, _ = run(Settings(engine="reverse"))
+    carried, trace = run(Settings(engine="reverse", refresh=4))
+    assert [i for i, r in enumerate(trace.rows) if r.fresh] == list(range(0, 35, 4))
+    torch.testing.assert_close(carried, fresh, rtol=1e-9, atol=1e-9)
+    guided = Guided(Gaussian(0.7), Gaussian(-0.3), 2.0, Settings(engine="reverse", refresh=4))
+    for sigma in (9.0, 5.0, 4.0, 3.0, 2.0, 1.0, 9.0, 8.0, 7.0):
+        guided(torch.ones(2, 2, 3, 3).double(), sigma)
+    assert [r.fresh for r in guided.trace.last.rows] == [True, False, False, False, True, False, False, True, False]
+
+
 def test_another_batch_size_is_computed_afresh():
     guided = Guided(Gaussian(0.7), Gaussian(-0.3), 2.0, Settings(engine="reverse", refresh=10))
     for batch in (2, 2, 3):
