@@ -20,8 +20,10 @@ def differentiable_attention(
     """
     if not skip_reshape:
         head_dim = q.shape[-1] // heads if q.ndim == 3 else q.shape[-1]
-        # SD3 hands over some of the three with heads apart already: [B, N, heads, d]
-        q, k, v = ((t if t.ndim == 4 else t.unflatten(-1, (-1, head_dim))).transpose(1, 2) for t in (q, k, v))
+        # SD3 hands over some of the three with heads apart already: [B, N, heads, d]. HyperTile makes tiles of q alone, and
+        # ComfyUI's attention reads k and v by q's batch.
+        q, k, v = ((t if t.ndim == 4 else t.unflatten(-1, (-1, head_dim))) for t in (q, k, v))
+        q, k, v = (t.reshape(q.shape[0], -1, *t.shape[2:]).transpose(1, 2) for t in (q, k, v))
     if mask is not None:
         mask = mask[(None,) * (4 - mask.ndim)] if mask.ndim < 3 else mask[:, None] if mask.ndim == 3 else mask
         mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
