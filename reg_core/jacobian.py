@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .dual import DualLayers
 from .space import expand
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -50,8 +51,9 @@ def reverse(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, cotange
 
 
 def forward(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-    """J v by one pass with dual numbers. Attention falls back to PyTorch's math kernel, the only one with a tangent."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    """J v by one pass with dual numbers. Attention is our own (dual.py); what evades it falls back to PyTorch's math
+    kernel, the only one with a tangent, of quadratic memory."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), DualLayers():
         denoised, product = torch.func.jvp(lambda z: denoiser(z, sigma), (x,), (tangent.to(x.dtype),))
     return denoised, expand(alpha, product) * product
 

@@ -101,57 +101,6 @@ def test_replacement_attention_equals_comfys(host, pack, shape, mask_rank):
     assert torch.allclose(got, want, atol=1e-5)
 
 
-@pytest.mark.parametrize("held", [4, 40, 400, 10**6])
-@pytest.mark.parametrize("mask", [None, "bool", "float", "per head"])
-@pytest.mark.parametrize("moving", ["qkv", "q", "kv", "v", "mask"])
-def test_attention_of_dual_numbers(host, pack, monkeypatch, held, mask, moving):
-    """Block by block over samples, heads and queries. Oracle: torch's jvp of attention written out; fewer heads of keys."""
-    if moving == "mask" and mask in (None, "bool"):
-        pytest.skip("no mask with a tangent")
-    attention = pack.import_("nodes.attention")
-    monkeypatch.setitem(attention.SCORES, "cpu", held)
-    g = torch.Generator().manual_seed(0)
-    b, h, n, m, d = 2, 4, 5, 7, 3
-    shapes = {"q": (b, h, n, d), "k": (b, h // 2, m, d), "v": (b, h // 2, m, d + 1)}
-    primals = {name: torch.randn(shape, generator=g, dtype=torch.float64) for name, shape in shapes.items()}
-    if mask is not None:
-        primals["mask"] = torch.randn(b, h if mask == "per head" else 1, n, m, generator=g, dtype=torch.float64)
-    fixed = {"mask": primals.pop("mask") > -1} if mask == "bool" else {}
-    names = ["mask"] if moving == "mask" else list(moving)
-    tangents = tuple(torch.randn(primals[name].shape, generator=g, dtype=torch.float64) for name in names)
-
-    def call(attend, *values):
-        return attend(**(primals | fixed | dict(zip(names, values, strict=True))))
-
-    def plain(q, k, v, mask=None):
-        k, v = (t.repeat_interleave(2, 1) for t in (k, v))
-        scores = q @ k.transpose(-1, -2) * 0.3
-        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        return torch.softmax(scores, -1) @ v
-
-    def ours(q, k, v, mask=None):
-        return attention.differentiable_attention(None, q, k, v, h, mask, skip_reshape=True, skip_output_reshape=True, scale=0.3, enable_gqa=True)
-
-    at = tuple(primals[name] for name in names)
-    got, want = (torch.func.jvp(lambda *values: call(attend, *values), at, tangents) for attend in (ours, plain))  # noqa: B023
-    assert torch.allclose(got[0], want[0], atol=1e-12) and torch.allclose(got[1], want[1], atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_attention_of_dual_numbers_in_half_precision(host, pack, dtype):
-    """Oracle: the same, in float32, of the rounded numbers."""
-    attention = pack.import_("nodes.attention").differentiable_attention
-    g = torch.Generator().manual_seed(0)
-    primals, tangents = (tuple(torch.randn(1, 2, 33, 8, generator=g).to(dtype) for _ in range(3)) for _ in range(2))
-
-    def ours(q, k, v):
-        return attention(None, q, k, v, 2, skip_reshape=True, skip_output_reshape=True)
-
-    got = torch.func.jvp(ours, primals, tangents)[1]
-    want = torch.func.jvp(ours, *(tuple(t.float() for t in ts) for ts in (primals, tangents)))[1]
-    assert got.dtype == dtype and reg.relative(got.float(), want) < (3e-3 if dtype == torch.float16 else 2e-2)
-
-
 def test_lora_patched_weights(host, pack):
     """A LoRA changes the weights in place while loaded: REG differentiates the patched model."""
     t = tiny.build("sd15")

@@ -1,0 +1,105 @@
+"""Rules for dual numbers. Oracle: PyTorch's own forward mode of the same written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reg_core import dual, forward
+
+
+@pytest.mark.parametrize("held", [4, 40, 400, 10**6])
+@pytest.mark.parametrize(
+    ("mask", "moving"), [(m, t) for m in (None, "bool", "float", "per head") for t in ("qkv", "q", "kv", "v")] + [("float", "mask"), ("per head", "mask")]
+)
+def test_attention_of_dual_numbers(monkeypatch, held, mask, moving):
+    """Block by block over samples, heads and queries. Oracle: torch's jvp of attention written out; fewer heads of keys."""
+    monkeypatch.setitem(dual.SCORES, "cpu", held)
+    g = torch.Generator().manual_seed(0)
+    b, h, n, m, d = 2, 4, 5, 7, 3
+    shapes = {"q": (b, h, n, d), "k": (b, h // 2, m, d), "v": (b, h // 2, m, d + 1)}
+    primals = {name: torch.randn(shape, generator=g, dtype=torch.float64) for name, shape in shapes.items()}
+    if mask is not None:
+        primals["mask"] = torch.randn(b, h if mask == "per head" else 1, n, m, generator=g, dtype=torch.float64)
+    fixed = {"mask": primals.pop("mask") > -1} if mask == "bool" else {}
+    names = ["mask"] if moving == "mask" else list(moving)
+    tangents = tuple(torch.randn(primals[name].shape, generator=g, dtype=torch.float64) for name in names)
+
+    def call(attend, *values):
+        return attend(**(primals | fixed | dict(zip(names, values, strict=True))))
+
+    def plain(q, k, v, mask=None):
+        k, v = (t.repeat_interleave(2, 1) for t in (k, v))
+        scores = q @ k.transpose(-1, -2) * 0.3
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        return torch.softmax(scores, -1) @ v
+
+    def ours(q, k, v, mask=None):
+        with dual.DualLayers():
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=0.3, enable_gqa=True)
+
+    at = tuple(primals[name] for name in names)
+    got, want = (torch.func.jvp(lambda *values: call(attend, *values), at, tangents) for attend in (ours, plain))  # noqa: B023
+    assert torch.allclose(got[0], want[0], atol=1e-12) and torch.allclose(got[1], want[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_of_dual_numbers_in_half_precision(dtype):
+    """Oracle: the same, in float32, of the rounded numbers."""
+    g = torch.Generator().manual_seed(0)
+    primals, tangents = (tuple(torch.randn(1, 2, 33, 8, generator=g).to(dtype) for _ in range(3)) for _ in range(2))
+    got = torch.func.jvp(dual.dual_attention, primals, tangents)[1]
+    want = torch.func.jvp(dual.dual_attention, *(tuple(t.float() for t in ts) for ts in (primals, tangents)))[1]
+    assert got.dtype == dtype and (got.float() - want).norm() / want.norm() < (3e-3 if dtype == torch.float16 else 2e-2)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4), (2, 3, 5, 4), (2, 2, 3, 5, 4)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_any_rank_and_causal(shape, causal):
+    g = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
+    weight = torch.randn(4, 4, generator=g, dtype=torch.float64)
+
+    def attend(z, sigma=None):
+        return F.scaled_dot_product_attention(z @ weight, z, z.flip(-1), is_causal=causal)
+
+    def written_out(z):
+        scores = (z @ weight) @ z.transpose(-1, -2) / 2
+        if causal:
+            scores = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
+        return torch.softmax(scores, -1) @ z.flip(-1)
+
+    ones = torch.ones(len(x), dtype=torch.float64)
+    got, want = forward(attend, x, ones, ones, v), torch.func.jvp(written_out, (x,), (v,))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, want, strict=True))
+
+
+def test_dropout_is_refused():
+    x = torch.randn(1, 2, 3, 4)
+    with dual.DualLayers(), pytest.raises(NotImplementedError, match="no dropout, got 0.1"):
+        torch.func.jvp(lambda z: F.scaled_dot_product_attention(z, z, z, dropout_p=0.1), (x,), (x,))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("layer", "shape"), [(F.linear, (6, 4)), (F.conv1d, (6, 4, 3)), (F.conv2d, (6, 4, 3, 3)), (F.conv3d, (6, 4, 3, 3, 3))])
+def test_linear_layers_run_once_for_each_part(layer, shape, bias):
+    """PyTorch's rule runs a convolution three times. Its result is the oracle, whichever of the three has a tangent."""
+    g = torch.Generator().manual_seed(0)
+    inputs = {"weight": torch.randn(shape, generator=g), "bias": torch.randn(6, generator=g) if bias else None}
+    inputs["x"] = torch.randn(2, *([5] if layer is F.linear else [4, *[5] * (len(shape) - 2)]), generator=g) if layer is not F.linear else torch.randn(2, 3, 4)
+    options = () if layer is F.linear else (2, 1)
+    for moving in (("x",), ("weight",), ("x", "weight")):
+        values = tuple(inputs[name] for name in moving)
+        tangents = tuple(torch.randn(value.shape, generator=g) for value in values)
+
+        def call(*moved, moving=moving):
+            given = inputs | dict(zip(moving, moved, strict=True))
+            return layer(given["x"], given["weight"], given["bias"], *options)
+
+        want = torch.func.jvp(call, values, tangents)
+        with dual.DualLayers():
+            got = torch.func.jvp(call, values, tangents)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, want, strict=True))
+    with torch.profiler.profile() as seen, dual.DualLayers():
+        torch.func.jvp(lambda z: layer(z, inputs["weight"], inputs["bias"], *options), (inputs["x"],), (inputs["x"],))
+    calls = {e.key: e.count for e in seen.key_averages()}
+    assert layer is F.linear or calls["aten::convolution"] == 2, calls
