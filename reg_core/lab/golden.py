@@ -36,14 +36,15 @@ class Draws:
 class Golden:
     """grad_x log E_t [G, n] with the covariance [G, n, n] of its Monte Carlo error.
 
-    `effective` [G]: (sum a)^2 / sum a^2, the number of draws that count, for a = R or a draw's influence on the estimate, whichever
-    is less. Where it is small a few draws carry everything, and neither the estimate nor its error is to be believed. A tail that
-    no draw has met shows in none of the three.
+    `effective`, `influential` [G]: (sum a)^2 / sum a^2, the number of draws that count, for a = R and for a draw's influence on
+    the estimate. Few effective draws: the estimate is biased. Few influential ones: the gradient comes from rare draws, and its
+    standard error is likely too small. A tail that no draw has met shows in none of these.
     """
 
     gradient: Tensor
     covariance: Tensor
     effective: Tensor
+    influential: Tensor
 
     @property
     def standard_error(self) -> Tensor:
@@ -82,8 +83,7 @@ def golden(draws: Draws, weight: float) -> Golden:
     mean = (share * slope).sum(1)
     influence = share * (slope - mean[:, None])
     count = share.shape[1]
-    effective = torch.minimum(_count(share[..., 0]), _count(influence.norm(dim=2)))
-    return Golden(mean, influence.mT @ influence * (count / (count - 1)), effective)
+    return Golden(mean, influence.mT @ influence * (count / (count - 1)), _count(share[..., 0]), _count(influence.norm(dim=2)))
 
 
 def _count(amount: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The measurements behind `toys`: golden gradients of a toy's chain and every form's distance to them, step by step.
 
 A form is nearer than CFG where the golden gradient lies on its side of the hyperplane halfway between the two; the distance to
-that plane is linear in the golden gradient and so has an exact standard error. Points within two of them are undecided.
+that plane is linear in the golden gradient and so has an exact standard error. Points within two of them are undecided, and so are
+those with fewer than ENOUGH effective draws; where fewer than ENOUGH draws make the gradient the error is widened to match.
 Errors are in the units of eps, as in the paper: sigma |grad_{x_ve} ...|.
 """
 
@@ -106,6 +107,7 @@ def compare(best: Golden, form: Tensor, cfg: Tensor, sigma: Tensor) -> Tensor:
     normal = apart / length.clamp_min(1e-300)[:, None]
     side = ((best.gradient - (form + cfg) / 2) * normal).sum(1)  # > 0: golden is on the form's side
     doubt = torch.einsum("gi,gij,gj->g", normal, best.covariance, normal).clamp_min(0).sqrt()
+    doubt = doubt * (ENOUGH / best.influential).clamp_min(1).sqrt()
     trusted = best.effective >= ENOUGH
     decided = (side.abs() > SURE * doubt) & trusted & (length > 0)
     errors = [sigma * (v - best.gradient).norm(dim=1) for v in (form, cfg)]

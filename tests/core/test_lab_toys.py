@@ -112,7 +112,7 @@ def test_golden_gradient_of_twenty_steps_is_that_of_their_kernels(which, trained
                 assert best.standard_error.max() < 1e-4 and gap.abs().max() < (2e-2 if which == "trained" else 1e-3), gap
             else:
                 z.append(gap / (best.standard_error / alpha))
-                assert best.effective.min() > 50 and best.standard_error.mean() < 0.1 * slope.abs().mean()
+                assert min(best.effective.min(), best.influential.min()) > 50 and best.standard_error.mean() < 0.1 * slope.abs().mean()
     z = torch.cat(z)
     assert z.abs().max() < 4.5 and 0.6 < float(z.square().mean()) < 1.5, (z.abs().max(), z.square().mean())
 
@@ -143,15 +143,17 @@ def test_golden_gradient_refuses_what_has_no_error_bar():
 
 def test_nearer_and_decided_by_hand():
     """2-D, CFG at (2, 0), form at (0, 0): the plane is x = 1. Only the error along x decides."""
-    truth = torch.tensor([[0.5, 9.0], [0.85, 0.0], [1.5, 0.0], [1.05, 0.0], [0.5, 0.0]], dtype=torch.float64)
-    covariance = torch.diag_embed(torch.tensor([0.01, 25.0], dtype=torch.float64)).expand(5, 2, 2)
-    effective = torch.tensor([90.0, 90.0, 90.0, 90.0, 3.0])  # the last one: too few draws count
-    form, cfg = torch.zeros(5, 2, dtype=torch.float64), torch.tensor([[2.0, 0.0]], dtype=torch.float64).expand(5, 2)
-    nearer, decided, trusted, ours, plain, variance = compare(Golden(truth, covariance, effective), form, cfg, torch.tensor(2.0))
-    assert nearer.tolist() == [1, 1, 0, 0, 1] and decided.tolist() == [1, 0, 1, 0, 0] and trusted.tolist() == [1, 1, 1, 1, 0]
+    truth = torch.tensor([[0.5, 9.0], [0.85, 0.0], [1.5, 0.0], [1.05, 0.0], [0.5, 0.0], [0.5, 0.0]], dtype=torch.float64)
+    covariance = torch.diag_embed(torch.tensor([0.01, 25.0], dtype=torch.float64)).expand(6, 2, 2)
+    effective = torch.tensor([90.0, 90.0, 90.0, 90.0, 3.0, 90.0])  # the fifth: too few draws count
+    influential = torch.tensor([90.0, 90.0, 5.0, 90.0, 90.0, 2.0])  # the third: 5 errors away, twice as wide; the last: 3.2 times
+    best = Golden(truth, covariance, effective, influential)
+    form, cfg = torch.zeros(6, 2, dtype=torch.float64), torch.tensor([[2.0, 0.0]], dtype=torch.float64).expand(6, 2)
+    nearer, decided, trusted, ours, plain, variance = compare(best, form, cfg, torch.tensor(2.0))
+    assert nearer.tolist() == [1, 1, 0, 0, 1, 1] and decided.tolist() == [1, 0, 1, 0, 0, 0] and trusted.tolist() == [1, 1, 1, 1, 0, 1]
     assert torch.allclose(ours, 2 * truth.norm(dim=1)) and torch.allclose(plain, 2 * (truth - cfg).norm(dim=1))
-    assert torch.allclose(variance, torch.full((5,), 4 * 25.01, dtype=torch.float64))
-    assert compare(Golden(truth, covariance, effective), cfg, cfg, torch.tensor(2.0))[:2].sum() == 0  # a tie is no win and undecided
+    assert torch.allclose(variance, torch.full((6,), 4 * 25.01, dtype=torch.float64))
+    assert compare(best, cfg, cfg, torch.tensor(2.0))[:2].sum() == 0  # a tie is no win and undecided
     # squared errors 4 and 16 of noise 1 in four points: what is left is 3 + 3 over 15 + 15
     rows = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 0, 1], [2, 2, 2, 2], [4, 4, 4, 4], [1, 1, 1, 1]], dtype=torch.float64)
     told = _summary(rows)
