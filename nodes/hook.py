@@ -13,7 +13,7 @@ import math
 from ..reg_core.rectifier import Rectifier
 from ..reg_core.rectify import Settings
 from ..reg_core.trace import Row, Run, Trace
-from .host import Interrupted, ModelBranches, WrappersMP, alpha_and_s, clone_options, log
+from .host import Interrupted, ModelBranches, WrappersMP, alpha_and_s, caches, clone_options, log
 from .host_runs import model_kind
 from .memory import ReverseMemory
 
@@ -80,8 +80,9 @@ class _Hook:
         call = _Call(rectifier, guider, model_options)
         result = executor(x, timestep, call.options(), seed)
         if not call.reached:
-            name = type(guider).__name__
-            rectifier.run.add(Row(_sigma=timestep, note=f"{name} does not ask for the conditional and unconditional pair"))
+            kept = " or ".join(caches(model_options))
+            why = f"{kept} answered from memory" if kept else f"{type(guider).__name__} does not ask for the conditional and unconditional pair"
+            rectifier.run.add(Row(_sigma=timestep, note=why))
         return result
 
 

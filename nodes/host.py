@@ -54,8 +54,7 @@ class ModelBranches(Branches):
         self.options = model_options
         self._bounds = bounds
         self.previous = model_options.get("sampler_calc_cond_batch_function")
-        wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-        self.cached = any(key in by_key for by_key in wrappers.values() for key in STATEFUL_WRAPPERS)
+        self.cached = bool(caches(model_options))
         self._probing = None  # (options, conds) of a pass that others' caches must not see
         self._draws = Draws()
 
@@ -207,6 +206,12 @@ class ModelBranches(Branches):
 def plentiful(device) -> bool:
     """True where one more row is no concern: main memory, for which ComfyUI's estimates are many times too large."""
     return device.type == "cpu"
+
+
+def caches(model_options) -> list[str]:
+    """Which of the caches that answer in place of the model are on."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    return [key for key in STATEFUL_WRAPPERS if any(key in by_key for by_key in wrappers.values())]
 
 
 def _shifted_rows(step, previous):
