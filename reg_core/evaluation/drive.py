@@ -4,7 +4,9 @@ does, so that what it held goes to the others; a killed worker is started again.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import platform
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -36,12 +38,12 @@ class Renderer(WorkerPlugin):
 
     name = NAME
 
-    def __init__(self, template: Template, plan: Plan, limit: float):
-        self.template, self.plan, self.limit = template, plan, limit
+    def __init__(self, template: Template, plan: Plan, limit: float, client_id: str):
+        self.template, self.plan, self.limit, self.client_id = template, plan, limit, client_id
 
     def setup(self, worker):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the command alone answers it
-        self.server = Server(worker.name)
+        self.server = Server(worker.name, self.client_id)
 
     def render(self, job: Job) -> dict:
         workflow = self.template.fill(self.plan.values(job))
@@ -94,10 +96,12 @@ def drive(
             live = [url for url in servers if Server(url).alive()]
             if not live:
                 raise Failed(f"no answer from {', '.join(servers)}")
+            ours = f"reg-evaluation-{hashlib.sha256(f'{platform.node()} {Path(out).resolve()}'.encode()).hexdigest()[:12]}"
+            _clear(live, ours)  # of a run that was killed
             try:
-                _run(Renderer(template, plan, limit), left, len(jobs), store, servers, live, on_done, say, tries, patience)
+                _run(Renderer(template, plan, limit, ours), left, len(jobs), store, servers, live, on_done, say, tries, patience)
             finally:
-                _clear(servers)
+                _clear(servers, ours)
         return store.finish(plan)
 
 
@@ -109,26 +113,33 @@ def _run(renderer, left, total, store, servers, live, on_done, say, tries, patie
         jobs = dict(zip((future.key for future in futures), left, strict=True))
         results, watch = as_completed(futures, with_results=True, raise_errors=False), Watch(cluster, client, servers, live, say, patience)
         del futures  # each is let go, and its images with it, once written
-        while not results.is_empty():
-            if not results.has_ready():
-                watch.look()
-                time.sleep(0.02)
-                continue
-            for future, result in results.next_batch(block=False):
-                job = jobs[future.key]
-                if future.status != "finished":
-                    failures.append(f"{plan.key(job)}: {_error(future, result)}")
+        try:
+            for job, result in _results(results, watch, jobs):
+                if isinstance(result, Exception):
+                    failures.append(f"{plan.key(job)}: {_error(result)}")
                     say(failures[-1])
                     continue
                 if "refused" in result:
                     raise Failed(result["refused"])
-                images = result.pop("images")
-                store.put(plan, job, images, **result)
+                store.put(plan, job, result.pop("images"), **result)
                 done += 1
                 on_done(done, total, plan.key(job))
-            del future, result
+        except BaseException:
+            _clear(servers, renderer.client_id)  # or the workers would wait for what they have queued
+            raise
     if failures:
         raise Failed(f"{len(failures)} of {total} images failed; the same command tries them again. The first: {failures[0]}")
+
+
+def _results(results, watch, jobs):
+    """(job, its result or its error) as they come; nothing of one is kept after the next."""
+    while not results.is_empty():
+        if not results.has_ready():
+            watch.look()
+            time.sleep(0.02)
+            continue
+        for future, result in results.next_batch(block=False):
+            yield jobs[future.key], result if future.status == "finished" else future.exception()
 
 
 class Watch:
@@ -187,15 +198,14 @@ def _cluster(urls) -> SpecCluster:
     return SpecCluster({url: _spec(url) for url in urls}, {"cls": Scheduler, "options": LOCAL}, silence_logs=logging.CRITICAL)
 
 
-def _error(future, result) -> str:
-    error = result[1] if isinstance(result, tuple) else future.exception()
+def _error(error) -> str:
     return str(error) if isinstance(error, PromptFailed) else f"{type(error).__name__}: {error}"
 
 
-def _clear(servers) -> None:
+def _clear(servers, client_id) -> None:
     """Nothing of ours stays in the queues: after a cancel, and after a worker that died with its prompt running."""
     for url in servers:
         try:
-            Server(url, timeout=5).drop()
+            Server(url, client_id, timeout=5).drop()
         except (OSError, LookupError, TypeError):  # gone: nothing to take back
             pass

@@ -11,6 +11,8 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 
+from .plan import PlanError
+
 FIRST_POLL, LAST_POLL = 0.05, 1.0  # seconds between two looks at the history
 TRIES, PAUSE = 3, 1.0  # a busy server may miss a request; one that misses three is gone
 EFFECTIVE_CFG = re.compile(r"effective cfg (-?\d+(?:\.\d+)?)")
@@ -81,6 +83,7 @@ class Server:
                     raise PromptFailed(f"{self.url}: {failure(entry)}")
                 return entry
             if time.monotonic() > deadline:
+                self.drop()
                 raise PromptFailed(f"{self.url}: not done in time")
             if pause >= LAST_POLL:  # long enough to have left the queue without a trace?
                 queue = self._ask("/queue")
@@ -112,7 +115,7 @@ class Server:
 def check_url(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"a server is given as http://host:port, got {url!r}")
+        raise PlanError(f"a server is given as http://host:port, got {url!r}")
     return url.rstrip("/")
 
 

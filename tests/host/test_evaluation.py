@@ -20,10 +20,11 @@ from .server import ComfyServer
 from .setup_host import REPO
 
 pytest.importorskip("distributed", reason="extra `eval`")
+pytestmark = pytest.mark.skipif(os.environ.get("REG_TEST_ATTENTION") == "pytorch", reason="drives servers, whatever their attention: once is enough")
 
 from reg_core.evaluation.drive import Failed, drive  # noqa: E402
 from reg_core.evaluation.plan import Plan  # noqa: E402
-from reg_core.evaluation.server import Server  # noqa: E402
+from reg_core.evaluation.server import PromptFailed, Server  # noqa: E402
 from reg_core.evaluation.store import Store  # noqa: E402
 from reg_core.evaluation.template import check, load  # noqa: E402
 
@@ -180,6 +181,45 @@ def test_failing_images_do_not_stop_the_others(server, tmp_path):
     assert sorted(tree(tmp_path)) == [f"images/form=off,latent=good/0000{i}_000.png" for i in (0, 1)]
 
 
+class Forgetful(Server):
+    """Its first prompt is one that the server has never heard of, as after a restart."""
+
+    asked = 0
+
+    def _queue(self, workflow):
+        self.asked += 1
+        return super()._queue(workflow) if self.asked > 1 else "forgotten"
+
+
+def test_a_forgotten_prompt_is_queued_again_and_a_cached_one_has_its_images(server, tmp_path):
+    plan, template = prepared(tmp_path)
+    workflow = template.fill(plan.values(plan.jobs()[0]))
+    one = Forgetful(url(server))
+    first, facts = one.render(workflow, "8", 60)
+    again, _ = Server(url(server)).render(workflow, "8", 60)  # ComfyUI runs no node of it
+    assert one.asked == 2 and first == again and first[0].startswith(b"\x89PNG")
+    assert facts["effective_cfg"] is None and facts["seconds"] > 0
+
+
+def test_only_our_prompts_are_dropped(server, tmp_path):
+    plan, template = prepared(tmp_path)
+    workflows = [template.fill(plan.values(job)) for job in plan.jobs()[:3]]
+    for workflow in workflows[:2]:
+        workflow["6"]["inputs"]["steps"] = 9_999
+    ours, other = Server(url(server), "ours"), Server(url(server), "other")
+    running, waiting, theirs = ours._queue(workflows[0]), ours._queue(workflows[1]), other._queue(workflows[2])
+    deadline = time.monotonic() + 60
+    while server.get("/queue")["queue_running"][:1] == [] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ours.drop()
+    assert other._wait(theirs, time.monotonic() + 60)["status"]["status_str"] == "success"
+    assert server.history(waiting) == {}
+    assert server.history(running)["status"]["status_str"] == "error", "interrupted"
+    with pytest.raises(PromptFailed, match="not done in time"):
+        ours.render(workflows[0], "8", 0.5)
+    assert server.get("/queue")["queue_pending"] == []
+
+
 def test_no_server(tmp_path):
     with pytest.raises(Failed, match=r"no answer from http://127.0.0.1:9"):
         drive(*prepared(tmp_path), tmp_path, ["http://127.0.0.1:9"])
@@ -188,33 +228,27 @@ def test_no_server(tmp_path):
 
 
 class Door:
-    """A port that leads to a server, and can be shut: to a client, a server that goes and comes back."""
+    """A port that leads to a server while it is open, and hangs up while it is not: to a client, a server that goes and comes back."""
 
     def __init__(self, port):
-        self.target, self.connections, self.listener = port, [], None
-        self.open()
+        self.target, self.connections, self.is_open = port, [], True
+        self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-
-    def open(self, port=0):
-        self.listener = socket.create_server(("127.0.0.1", port))
-        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+        threading.Thread(target=self._accept, daemon=True).start()
 
     def shut(self):
-        for one in (self.listener, *self.connections):
-            for close in (lambda one=one: one.shutdown(socket.SHUT_RDWR), one.close):
-                try:
-                    close()
-                except OSError:
-                    pass
+        self.is_open = False
+        for one in self.connections:
+            _hang_up(one)
         self.connections.clear()
 
-    def _accept(self, listener):
+    def _accept(self):
         while True:
-            try:
-                outer = listener.accept()[0]
-                inner = socket.create_connection(("127.0.0.1", self.target))
-            except OSError:
-                return
+            outer = self.listener.accept()[0]
+            if not self.is_open:
+                outer.close()
+                continue
+            inner = socket.create_connection(("127.0.0.1", self.target))
             self.connections += outer, inner
             for a, b in ((outer, inner), (inner, outer)):
                 threading.Thread(target=self._copy, args=(a, b), daemon=True).start()
@@ -228,13 +262,21 @@ class Door:
             pass
 
 
+def _hang_up(connection):
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    connection.close()
+
+
 def test_a_server_that_comes_back_is_used_again(server, alone, tmp_path):
     door, said = Door(server.port), []
 
     def say(text):
         said.append(text)
         if "any more" in text:
-            door.open(door.port)
+            door.is_open = True
 
     progress = Progress(tmp_path, lambda _, images: images == 2, door.shut)
     drive(*prepared(tmp_path), tmp_path, [f"http://127.0.0.1:{door.port}"], progress, say)

@@ -1,12 +1,14 @@
 """FID, IS and CLIP score of reg_core.evaluation, offline, against formulas written out. Here for conftest's torchvision."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("torchmetrics", reason="extra `eval`")
+pytestmark = pytest.mark.skipif(os.environ.get("REG_TEST_ATTENTION") == "pytorch", reason="no ComfyUI attention in it: once is enough")
 
 from reg_core.evaluation import sample as sampling  # noqa: E402
 from reg_core.evaluation import score as scoring  # noqa: E402
