@@ -58,11 +58,24 @@ def forward(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, tangent
     return denoised, expand(alpha, product) * product
 
 
-def probe_step(direction: Tensor, s: Tensor, relative: float) -> Tensor:
-    """h [B, 1, ...] such that |h v| = relative * s * sqrt(n) in every row; finite also for v = 0."""
+def probe_step(direction: Tensor, s: Tensor, relative) -> Tensor:
+    """h [B, 1, ...] such that |h v| = relative * s * sqrt(n) in every row; finite also for v = 0. `relative`: number or [B]."""
     n = direction[0].numel()
     norm = direction.flatten(1).norm(dim=1).clamp_min(1e-12)
     return expand(relative * s.to(norm.dtype) * n**0.5 / norm, direction)
+
+
+def probe_length(dtype: torch.dtype, s: Tensor, alpha: Tensor, central: bool = False) -> Tensor:
+    """|h v| / (s sqrt(n)) [B] for an arbitrary direction, by the network's dtype and noise level.
+
+    Curvature grows with sigma_ve = s / alpha and rounding does not: in half precision the probe is up to twice as long
+    where sigma_ve is below 1.
+    """
+    table = PROBE_CENTRAL if central else PROBE
+    relative = table.get(dtype, table[torch.float32])
+    if dtype not in (torch.float16, torch.bfloat16):
+        return torch.full_like(s, relative)
+    return relative * (alpha / s.clamp_min(1e-12)).sqrt().clamp(1, 2)
 
 
 def finite_difference(
@@ -75,25 +88,56 @@ def finite_difference(
     denoised: Tensor | None = None,
     relative: float | None = None,
     central: bool = False,
+    richardson: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """J v ~ alpha (D(x + h v) - D(x)) / h, one more pass (`denoised` saves the other one) and no derivative at all.
 
     `s` [B]: noise standard deviation in x, which sets the probe's length; `relative` overrides the length that
     suits x's dtype. `central`: alpha (D(x + h v) - D(x - h v)) / 2h, two passes and an error of second order.
+    `richardson`: extrapolated from h and h/2, twice the passes and an error of the next order (second; central: fourth).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     if relative is None:
-        table = PROBE_CENTRAL if central else PROBE
-        relative = table.get(x.dtype, table[torch.float32])
+        relative = probe_length(x.dtype, s.to(wide), alpha.to(wide), central)
     with torch.no_grad():
         if denoised is None:
             denoised = denoiser(x, sigma)
-        h = probe_step(tangent.to(wide), s, relative)
-        ahead = denoiser((x.to(wide) + h * tangent).to(x.dtype), sigma)
-        if not central:
-            return denoised, difference(ahead, denoised, h, alpha)
-        behind = denoiser((x.to(wide) - h * tangent).to(x.dtype), sigma)
-        return denoised, difference(ahead, behind, 2 * h, alpha)
+        tangent = tangent.to(wide)
+        h = _representable(x, tangent, probe_step(tangent, s, relative))
+
+        def at(step):
+            return denoiser((x.to(wide) + step * tangent).to(x.dtype), sigma)
+
+        def quotient(step):
+            return difference(at(step), at(-step), 2 * step, alpha) if central else difference(at(step), denoised, step, alpha)
+
+        product = quotient(h)
+        if richardson:
+            half, order = quotient(h / 2), 4 if central else 2
+            product = (order * half - product) / (order - 1)
+        return denoised, product
+
+
+def _representable(x: Tensor, tangent: Tensor, h: Tensor) -> Tensor:
+    """h, shortened in rows where x + h v or x - h v would leave the range of x's dtype (float16 ends at 65504)."""
+    room = torch.finfo(x.dtype).max - x.abs().flatten(1).amax(1).to(h.dtype)
+    reach = tangent.abs().flatten(1).amax(1).clamp_min(1e-12)
+    return torch.minimum(h, expand(0.9 * room.clamp_min(0) / reach, h))
+
+
+def difference_error(x: Tensor, denoised: Tensor, product: Tensor, h: Tensor, alpha: Tensor, dtype: torch.dtype) -> Tensor:
+    """Relative error [B] of a one-sided difference by rounding, sqrt(2) eps alpha rms(x - D) / (h rms(product)); no model call.
+
+    Networks add to x (D = x - s eps, x - s v), so x - D is what their last digit is relative to. `dtype`: the network's;
+    `h` [B, 1, ...]: the step, in terms of the direction that `product` is J times. Curvature is not in it: see `richardson`.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+
+    def rms(t):
+        return t.to(wide).flatten(1).square().mean(1).sqrt()
+
+    noise = 2**0.5 * torch.finfo(dtype).eps * alpha.to(wide) * rms(x.to(wide) - denoised.to(wide))
+    return noise / (h.flatten(1)[:, 0].to(wide).abs() * rms(product)).clamp_min(1e-30)
 
 
 def difference(probe: Tensor, denoised: Tensor, h: Tensor, alpha: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import oracles
 import pytest
 import torch
 
-from reg_core import JacobianError, finite_difference, forward, reverse
-from reg_core.jacobian import probe_step
+from reg_core import Branches, JacobianError, Rectifier, Settings, finite_difference, forward, reverse
+from reg_core.jacobian import difference_error, probe_length, probe_step
 
 SIGMA = torch.tensor([0.3, 2.0], dtype=torch.float64)
 ALPHA = torch.tensor([0.9, 0.4], dtype=torch.float64)
@@ -54,9 +54,7 @@ def test_finite_difference_converges_to_first_order():
 def test_central_difference_converges_to_second_order():
     denoiser, x, _, v = problem(seed=5)
     _, exact = forward(denoiser, x, SIGMA, ALPHA, v)
-    errors = [
-        (finite_difference(denoiser, x, SIGMA, ALPHA, v, SIGMA, relative=h, central=True)[1] - exact).norm() / exact.norm() for h in (1e-1, 1e-2)
-    ]
+    errors = [(finite_difference(denoiser, x, SIGMA, ALPHA, v, SIGMA, relative=h, central=True)[1] - exact).norm() / exact.norm() for h in (1e-1, 1e-2)]
     assert errors[0] < 0.02 and 70 < errors[0] / errors[1] < 130
 
 
@@ -106,3 +104,78 @@ def test_attention_in_forward_mode():
     _, product = forward(attend, x, ones, ones, v)
     _, want = finite_difference(lambda z, s: attend(z.double(), s), x.double(), ones.double(), ones.double(), v.double(), ones.double(), relative=1e-6)
     assert torch.allclose(product.double(), want, atol=1e-4)
+
+
+@pytest.mark.parametrize(("central", "order"), [(False, 2), (True, 4)])
+def test_richardson_gains_an_order(central, order):
+    denoiser, x, _, v = problem(seed=5)
+    _, exact = forward(denoiser, x, SIGMA, ALPHA, v)
+    steps = (0.2, 0.02)
+    errors = [
+        (finite_difference(denoiser, x, SIGMA, ALPHA, v, SIGMA, relative=h, central=central, richardson=True)[1] - exact).norm() / exact.norm() for h in steps
+    ]
+    assert errors[0] < 0.05 and 0.6 < torch.log10(errors[0] / errors[1]) / order < 1.3
+
+
+def half(dtype, seed=6):
+    """A network that computes in `dtype`, D = x - s net(x), and the same in float64 of the same rounded weights."""
+    g = torch.Generator().manual_seed(seed)
+    weights = [(torch.randn(64, 64, generator=g) / 8).to(dtype) for _ in range(2)]
+
+    def denoiser(z, s, to=dtype):
+        first, second = (w.to(to) for w in weights)
+        inner = (z / (1 + s[:, None] ** 2).sqrt()).to(to)
+        return z - s[:, None] * (torch.tanh(inner @ first) @ second).to(z.dtype)
+
+    return denoiser, lambda z, s: denoiser(z, s, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("level", [0.3, 3.0, 30.0])
+def test_error_estimate_by_rounding(dtype, level):
+    """Within a factor of three of the true error of J 1 against float64, where the step is too short for curvature to matter."""
+    denoiser, exact = half(dtype)
+    s, alpha = torch.full((16,), level), torch.full((16,), 0.8)
+    x = level * torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+    ones = torch.ones_like(x)
+    for relative in (0.003, 0.03):
+        denoised, product = finite_difference(denoiser, x, s, alpha, ones, s, relative=relative)
+        want = forward(exact, x.double(), s.double(), alpha.double(), ones.double())[1]
+        estimate = difference_error(x, denoised, product, probe_step(ones, s, relative), alpha, dtype)
+        error = (product - want).norm(dim=1) / product.norm(dim=1)
+        assert 1 / 3 < (error / estimate).mean() < 3, (relative, error.mean(), estimate.mean())
+
+
+def test_step_is_longer_in_half_precision_and_at_low_noise():
+    s, alpha = torch.tensor([0.1, 0.5, 1.0, 50.0]), torch.ones(4)
+    assert torch.equal(probe_length(torch.float32, s, alpha), torch.full((4,), 0.01))
+    lengths = probe_length(torch.bfloat16, s, alpha)
+    assert lengths[0] == 2 * lengths[2] == 2 * lengths[3] and lengths[0] > lengths[1] > lengths[2] > 0.05
+
+
+@pytest.mark.parametrize("central", [False, True])
+def test_no_overflow_in_float16(central):
+    """x near the end of float16, and a direction whose norm is beyond it: the step is cut to what can be represented."""
+    x = torch.full((2, 64), 65000.0, dtype=torch.float16)
+    x[1] = -3.0
+    v = torch.full_like(x, 60000.0)
+    s, alpha = torch.tensor([60000.0, 1.0], dtype=torch.float16), torch.ones(2, dtype=torch.float16)
+    _, product = finite_difference(lambda z, sigma: z * 0.5, x, s, alpha, v, s, relative=0.1, central=central)
+    assert product.dtype == torch.float32 and torch.isfinite(product).all()
+    assert torch.allclose(product, 0.5 * v.float(), rtol=0.1)
+
+
+def test_a_probe_beyond_float16_costs_one_sample_its_rectification_only():
+    """D(x + h v) is inf in one sample: plain guidance there, finite, and the trace says so; the others are rectified."""
+
+    def cond(z, sigma):
+        return torch.where(z.amax(1, keepdim=True) > 3, torch.inf, 0.5 * z.float()).half()
+
+    x = torch.full((2, 64), 1.0, dtype=torch.float16)
+    x[1] = 2.99
+    rectifier = Rectifier(Settings("row_sum"))
+    prediction = rectifier(Branches(cond, lambda z, sigma: 0.25 * z), x, 1.0)
+    assert torch.isfinite(prediction.guided(3.0)).all()
+    plain = (prediction.denoised - prediction.reference).float()
+    assert torch.equal(prediction.rectified[1], plain[1]) and torch.allclose(prediction.rectified[0], 0.5 * plain[0], rtol=0.02)
+    assert rectifier.run.rows[0].nonfinite == 1
