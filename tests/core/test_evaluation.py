@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -341,3 +343,33 @@ def test_ranks(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(PlanError, match="RANK=2 and WORLD_SIZE=2"):
         sampling.ranks()
+
+
+# --- the documentation ---
+
+PAGE = (REPO / "docs" / "evaluate.md").read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_the_commands_take(tmp_path):
+    """Its grid fits a workflow with its titles, its commands parse, its Python runs and leaves what `score` reads."""
+    from reg_core.evaluation.__main__ import parse
+
+    nodes = {"Positive": ["text"], "KSampler": ["seed", "cfg"], "REG Guidance": ["form"], "REG Interval": [], "PreviewImage": []}
+    workflow = {name: {"class_type": name, "inputs": dict.fromkeys(inputs, 1)} for name, inputs in nodes.items()}
+    workflow["KSampler"]["inputs"]["model"] = ["REG Guidance", 0]
+    template, found = templates.load(*files(tmp_path, workflow, json.loads(_block("json"))))
+    templates.check(template, Plan(found, ({"prompt": "a"},)))
+    assert len(found) == 5 * 3 * 2 + 1
+
+    commands = [line.replace("\\\n", " ") for line in re.findall(r"^((?:python|torchrun) (?:.*\\\n)*.*)$", PAGE, re.M)]
+    assert len(commands) == 3
+    assert parse(shlex.split(commands[0])[3:]).server == ["http://127.0.0.1:8188", "http://gpu2:8188"]
+    assert parse(shlex.split(commands[1])[3:]).clip == "openai/clip-vit-base-patch16"
+    assert sampling.parse(shlex.split(commands[2])[5:]).cfg == [2, 4, 8]
+
+    subprocess.run([sys.executable, "-c", _block("python")], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO)}, check=True, timeout=120)
+    assert Store(tmp_path / "results").missing(Store(tmp_path / "results").plan()) == []
+
+
+def _block(language):
+    return re.search(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S).group(1)
