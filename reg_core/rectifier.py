@@ -155,26 +155,22 @@ class Rectifier:
 
     def _by_derivative(self, branches, x, sigma, alpha, s, row):
         row.engine = self.engine
-        ones = self.settings.form == "row_sum"
-        if self.engine == "reverse":
+        ones, forward = self.settings.form == "row_sum", self.engine == "forward"
+        # From a cache the pair is taken together, as without us: one fresh and one remembered have no guidance between them.
+        pair = branches.both(x, sigma) if branches.cached or (forward and not ones) else None
+        row.extra_rows += pair is not None
+        reference = branches.reference(x, sigma) if pair is None else pair[1]
+        if forward:
+            row.product = "J 1" if ones else "J v"
+            with branches.differentiable("forward"):
+                denoised, product = jacobian.forward(branches.cond, x, sigma, alpha, torch.ones_like(x) if ones else pair[0] - pair[1])
+        else:
             row.product = "J^T 1" if ones else "J^T v"
-            reference = branches.reference(x, sigma)
-            cotangent = torch.ones_like(x) if ones else lambda denoised: denoised - reference
+            cotangent = torch.ones_like(x) if ones else (lambda denoised: denoised - reference) if pair is None else pair[0] - pair[1]
             denoised, product = branches.reverse(x, sigma, alpha, cotangent)
             new = [note for note in branches.notes if self.run.remark(note)]
             row.note = "; ".join(filter(None, [row.note, *new]))
-            return denoised, reference, product
-        row.product = "J 1" if ones else "J v"
-        row.extra_rows += 0 if ones else 1
-        if ones:
-            reference = branches.reference(x, sigma)
-            with branches.differentiable("forward"):
-                denoised, product = jacobian.forward(branches.cond, x, sigma, alpha, torch.ones_like(x))
-            return denoised, reference, product
-        denoised, reference = branches.both(x, sigma)
-        with branches.differentiable("forward"):
-            _, product = jacobian.forward(branches.cond, x, sigma, alpha, denoised - reference)
-        return denoised, reference, product
+        return denoised if pair is None else pair[0], reference, product
 
     def _self_check(self, branches, x, sigma, alpha, s, result, row) -> None:
         """v^T J v by the engine against a finite difference, once a run: a kernel without derivative can be silent."""
@@ -183,11 +179,12 @@ class Rectifier:
         direction = torch.ones_like(x) if self.settings.form == "row_sum" else denoised - reference
         dtype = branches.compute_dtype(x)
         relative = 1e-3 if dtype == torch.float32 else None if dtype == torch.float64 else 0.1
-        _, difference = jacobian.finite_difference(branches.cond, x, sigma, alpha, direction, s, denoised, relative)  # denoised is fresh here
+        at_x = None if branches.cached else denoised
+        _, difference = jacobian.finite_difference(branches.cond, x, sigma, alpha, direction, s, at_x, relative)
         direction = direction.to(wide)
         norm = (direction * direction).sum()
         engine, probe, norm = torch.stack([(direction * product.to(wide)).sum(), (direction * difference).sum(), norm]).tolist()
-        row.extra_rows += 1
+        row.extra_rows += 1 + branches.cached
         absolute, relative = CHECK.get(dtype, CHECK_COARSE)
         size = max(abs(engine), abs(probe))
         self._check_below = 0.0 if size >= CHECK_SMALL * norm else float(sigma.max()) / 2

@@ -49,8 +49,8 @@ def patch(nodes, name, model, **values):
 
 def _neighbour(name, arch, w):
     t = tiny.build(arch)
-    return Setup(t, patch(w.nodes, name, t.patcher), values=dict(steps=8 if name in CACHES else 4), flow=arch == "sd3")
+    return Setup(t, patch(w.nodes, name, t.patcher), values=dict(steps=8 if name in CACHES else 4), flow=arch != "sd15")
 
 
-for _name in UNET + DIT + CACHES:
-    case(KIND, _name)(functools.partial(_neighbour, _name, "sd15" if _name in UNET else "sd3"))
+for _name in UNET + DIT + CACHES:  # EasyCache lives in the network's own wrappers, which SD3's network does not have
+    case(KIND, _name)(functools.partial(_neighbour, _name, "sd15" if _name in UNET else "sd3" if _name in DIT else "flux"))

@@ -1,50 +1,13 @@
-"""REG beside the other guidance and model patches of ComfyUI's core: once a step, in any order, their state untouched.
-
-Oracle: the other order; and for caches the same cache without REG.
-"""
+"""REG beside the other guidance and model patches of ComfyUI's core: once a step, in any order. Oracle: the other order."""
 
 import pytest
 import torch
 
-from . import reg, tiny
+from . import features, reg, tiny
+from .feature_neighbours import DIT, UNET, patch
 
-UNET = [
-    "RescaleCFG", "APG", "TCFG", "CFGZeroStar", "CFGNorm", "Mahiro", "FreSca", "PerturbedAttentionGuidance", "SelfAttentionGuidance",
-    "HyperTile", "FreeU", "FreeU_V2", "TomePatchModel", "RenormCFG", "NAGuidance", "CFGOverride",
-]  # fmt: skip
-DIT = ["SkipLayerGuidanceSD3", "SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple", "APG", "CFGNorm", "FreSca"]
-VALUES = {
-    "SkipLayerGuidanceSD3": {"layers": "0", "start_percent": 0.0, "end_percent": 1.0},
-    "SkipLayerGuidanceDiT": {"double_layers": "0", "single_layers": "", "start_percent": 0.0, "end_percent": 1.0},
-    "SkipLayerGuidanceDiTSimple": {"double_layers": "0", "single_layers": "", "start_percent": 0.0},
-    "CFGOverride": {"cfg": 2.5, "start_percent": 0.0, "end_percent": 0.6}, "RescaleCFG": {"multiplier": 0.7},
-    "APG": {"eta": 0.5, "norm_threshold": 5.0, "momentum": -0.5}, "HyperTile": {"tile_size": 32},
-}  # fmt: skip
-NO_EFFECT = ("HyperTile", "TomePatchModel")  # on latents as small as these
-
-
-def defaults(node):
-    """A node's widgets at their defaults, read from its own declaration."""
-    values = {}
-    for name, spec in node.INPUT_TYPES().get("required", {}).items():
-        options = spec[1] if len(spec) > 1 else {}
-        if spec[0] == "MODEL":
-            continue
-        choices = spec[0] if isinstance(spec[0], list) else options.get("options")
-        values[name] = options.get("default", choices[0] if choices else None)
-    return values
-
-
-def patch(nodes, name, model):
-    """`model` through the core node `name`."""
-    node = nodes[name]
-    values = {k: v for k, v in (defaults(node) | VALUES.get(name, {})).items() if k in defaults(node)}
-    if hasattr(node, "PREPARE_CLASS_CLONE"):
-        result = node.execute(model=model, **values)
-        return getattr(result, "result", result)[0]
-    return getattr(node(), node.FUNCTION)(model=model, **values)[0]
-
-
+NO_EFFECT = ("TomePatchModel",)  # on latents as small as these
+PAIRS = [("sd15", n) for n in UNET] + [("sd3", n) for n in [*DIT, "APG", "CFGNorm", "FreSca"]]
 _tiny = {}
 
 
@@ -52,23 +15,28 @@ def built(arch):
     return _tiny.setdefault(arch, tiny.build(arch))
 
 
-@pytest.mark.parametrize("arch,name", [("sd15", n) for n in UNET] + [("sd3", n) for n in DIT])
+@pytest.mark.parametrize("arch,name", PAIRS)
 @pytest.mark.parametrize("form", ["row_sum", "scalar"])
 def test_once_a_step_in_any_order(host, pack, all_nodes, arch, name, form):
     if name not in all_nodes:
         pytest.skip(f"this ComfyUI has no {name}")
     t = built(arch)
+
+    def sample(model):
+        torch.manual_seed(0)  # HyperTile and token merging draw
+        return tiny.sample(t, model, steps=4)
+
     before, trace = reg.apply(pack, patch(all_nodes, name, t.patcher), form)
-    out = tiny.sample(t, before, steps=4)
+    out = sample(before)
     after, other_trace = reg.apply(pack, t.patcher, form)
-    assert torch.allclose(out, tiny.sample(t, patch(all_nodes, name, after), steps=4), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(out, sample(patch(all_nodes, name, after)), rtol=1e-4, atol=1e-4)
     for run in (trace.last, other_trace.last):
         assert len(run.rows) == 4
         assert len(run.active) == (4 if name != "CFGOverride" else len([r for r in run.rows if r.cfg > 1])), run.table()
     assert torch.isfinite(out).all()
     if name not in NO_EFFECT:
-        assert not torch.equal(out, tiny.sample(t, reg.apply(pack, t.patcher, form)[0], steps=4)), "the other patch must act"
-    assert not torch.equal(out, tiny.sample(t, patch(all_nodes, name, t.patcher), steps=4)), "REG must act"
+        assert not torch.equal(out, sample(reg.apply(pack, t.patcher, form)[0])), "the other patch must act"
+    assert not torch.equal(out, sample(patch(all_nodes, name, t.patcher))), "REG must act"
 
 
 def test_cfg_override_is_what_the_trace_reports(host, pack, all_nodes):
@@ -80,33 +48,59 @@ def test_cfg_override_is_what_the_trace_reports(host, pack, all_nodes):
     assert {round(r.cfg, 3) for r in trace.last.rows} == {2.5, 4.0}
 
 
-@pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
-@pytest.mark.parametrize("form,engine", [("row_sum", "auto"), ("scalar", "auto"), ("scalar", "reverse"), ("scalar", "forward")])
-def test_caches_do_not_see_the_probes(host, pack, all_nodes, name, form, engine):
-    """With a threshold never reached the cache must change nothing; with one always reached it skips as often as without REG."""
-    t, node = built("sd3"), all_nodes[name]
+# Networks that draw
 
-    def cached(model, threshold):
-        return node.execute(model=model, reuse_threshold=threshold, start_percent=0.0, end_percent=1.0, verbose=False).result[0]
 
-    values = dict(steps=8)
-    never = tiny.sample(t, reg.apply(pack, cached(t.patcher, 0.0), form, engine)[0], **values)
-    assert reg.relative(never, tiny.sample(t, reg.apply(pack, t.patcher, form, engine)[0], **values)) < 0.01
+class Chance:
+    """An attention patch that scales by what it draws: anew at every use, or (`kept`) once for each noise level and layer."""
 
-    def calls(model):
-        with reg.counted(t.patcher) as seen:
-            out = tiny.sample(t, model, **values)
-        assert torch.isfinite(out).all()
-        return seen["calls"]
+    def __init__(self, kept):
+        self.kept = {} if kept else None
+        self.level = self.layer = 0
 
-    plain, skipping = calls(t.patcher), calls(cached(t.patcher, 3.0))
-    model, trace = reg.apply(pack, cached(t.patcher, 3.0), form, engine)
-    with_reg = calls(model)
-    if name == "LazyCache":  # EasyCache judges tiny random networks too changeable to skip
-        assert skipping < plain
-    if engine == "auto" and name == "LazyCache":  # it leaves out whole steps: REG's probes go with them
-        assert len(trace.last.rows) < 8
-    assert {r.engine for r in trace.last.active} == {"finite_difference" if engine == "auto" else engine}
-    assert all(-3 < r.correction_mean < 3 for r in trace.last.active), trace
-    assert with_reg > skipping
-    assert torch.equal(tiny.sample(t, cached(t.patcher, 3.0), **values), tiny.sample(t, cached(t.patcher, 3.0), **values))
+    def model(self, patcher):
+        model = patcher.clone()
+        model.set_model_attn1_output_patch(lambda out, extra: out * self.draw())
+        model.set_model_unet_function_wrapper(self.enter)
+        return model
+
+    def enter(self, apply_model, args):
+        self.level, self.layer = float(args["timestep"][0]), 0
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    def draw(self):
+        if self.kept is None:
+            return 0.5 + torch.rand(())
+        self.layer += 1
+        place = self.level, self.layer
+        if place not in self.kept:
+            self.kept[place] = 0.5 + torch.rand(())
+        return self.kept[place]
+
+
+@pytest.mark.parametrize("engine", features.ENGINES)
+@pytest.mark.parametrize("form", ["row_sum", "scalar"])
+def test_networks_that_draw_random_numbers_draw_the_same_in_all_our_passes(host, pack, form, engine):
+    """Oracle: the draws kept by hand. And the generators stand where they stand without REG: they are the sampler's noise too."""
+    t = built("sd15")
+
+    def sample(model):
+        torch.manual_seed(3)
+        return tiny.sample(t, model), torch.get_rng_state()
+
+    _, state = sample(Chance(kept=False).model(t.patcher))
+    model, trace = reg.apply(pack, Chance(kept=False).model(t.patcher), form, engine)
+    out, after = sample(model)
+    assert {r.engine for r in trace.last.rows} == {engine} and not trace.last.notes, trace
+    assert torch.equal(after, state)
+    assert torch.equal(out, sample(reg.apply(pack, Chance(kept=True).model(t.patcher), form, engine)[0])[0])
+
+
+@pytest.mark.parametrize("engine", ["forward", "reverse"])
+@pytest.mark.parametrize("form", ["row_sum", "scalar"])
+def test_tiles_of_the_queries_alone(host, pack, all_nodes, form, engine):
+    """HyperTile rearranges q only; ComfyUI's attention reads k and v by q's batch. Oracle: differences of ComfyUI's own passes."""
+    t = built("sd15")
+    model, trace = reg.apply(pack, patch(all_nodes, "HyperTile", t.patcher), form, engine)
+    tiny.sample(t, model, batch=2)
+    assert {r.engine for r in trace.last.rows} == {engine} and not trace.last.notes, trace
