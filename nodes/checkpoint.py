@@ -18,33 +18,6 @@ IN_PLACE = "modified by an inplace operation"  # as PyTorch words it
 VERIFIED = 1e-2  # relative difference between a block's first and second pass; kernels may sum in another order
 
 
-def blocks(root):
-    """The repeated blocks of a network: the innermost children of ModuleLists that are more than a layer."""
-    for child in root.children():
-        if isinstance(child, torch.nn.ModuleList):
-            for item in child:
-                yield from _unit(item)
-        elif isinstance(child, torch.nn.Sequential) and any(_has_list_of_blocks(m) for m in child):
-            yield from _unit(child)  # a UNet's middle block
-        else:
-            yield from blocks(child)
-
-
-def _unit(item):
-    if isinstance(item, (torch.nn.ModuleList, torch.nn.Sequential)):  # UNets call the children of these themselves
-        for child in item:
-            yield from _unit(child)
-    elif _has_list_of_blocks(item):
-        yield from blocks(item)
-    elif sum(1 for m in item.modules() if next(m.children(), None) is None) > 1:  # a layer alone saves only its weight
-        yield item
-
-
-def _has_list_of_blocks(module):
-    lists = (m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m))
-    return any(all(next(child.children(), None) is not None for child in found) for found in lists)
-
-
 class Recompute:
     """One differentiated pass. Holds state of that pass only; `attention` stands in for the host's attention.
 

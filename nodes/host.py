@@ -22,7 +22,8 @@ import torch
 from ..reg_core.guidance import Branches
 from ..reg_core.jacobian import JacobianError
 from .attention import differentiable_attention
-from .checkpoint import Recompute, blocks
+from .blocks import blocks
+from .checkpoint import Recompute
 from .draws import Draws
 from .memory import ReverseMemory, divisible, rows_of
 from .thaw import control_modules, private_saved_tensors, thawed, thawed_cond

@@ -64,8 +64,7 @@ class _RewardHook:
         branches = ModelBranches(args["model"], [args["cond"], None], without_reg(args["model_options"]))
         x, sigma = args["input"], args["sigma"]
         try:
-            with branches.differentiable("reverse"):
-                return jacobian.reverse(branches.cond, x, sigma, alpha, gradient)[1]
+            return branches.reverse(x, sigma, alpha, gradient)[1]
         except Interrupted:
             raise
         except RuntimeError as error:

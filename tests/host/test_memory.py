@@ -272,7 +272,7 @@ def test_fewer_samples_from_the_start_where_memory_is_short(host, pack):
 
 def test_blocks_are_found(host, pack):
     """Every family has blocks, none inside another, and no layer alone."""
-    blocks = pack.import_("nodes.checkpoint").blocks
+    blocks = pack.import_("nodes.blocks").blocks
     for case in tiny.FAMILIES:
         network = fixture(case)[0].patcher.model.diffusion_model
         found = list(blocks(network))
