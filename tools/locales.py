@@ -1,0 +1,175 @@
+"""Writes locales/en/nodeDefs.json from the nodes' schemas and keeps the other languages up with it.
+
+python tools/locales.py                     English anew; then what is missing, out of date or left over in the other languages
+python tools/locales.py todo zh > new.json  English texts that Chinese lacks, or has from an older English, as {English: ""}
+python tools/locales.py accept zh new.json  takes {English: Chinese} in and notes which English it was made from
+
+tools/locales.json holds that note: {path: {hash of the English: languages}}. The page compiles some of these texts as
+vue-i18n messages and shows others as they are, differently in each version, so none may hold a character of its syntax.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCALES = ROOT / "locales"
+NOTES = ROOT / "tools" / "locales.json"
+LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es", "ru")
+SYNTAX = "@{}|%$\\"  # vue-i18n's: `a | b` shows as `a`, `@x` is an error
+BAR = "\N{DIVIDES}"  # stands for | in English
+
+
+class NewerSockets:
+    """While it lasts the host's `io` has the sockets that only newer hosts know, so that English is the same everywhere."""
+
+    def __init__(self, io):
+        self.io, self.added = io, not hasattr(io, "Curve")
+
+    def __enter__(self):
+        if self.added:
+            socket = self.io.Custom("CURVE")
+            self.io.Curve = SimpleNamespace(Input=lambda name, socketless=False, **kwargs: socket.Input(name, **kwargs))
+
+    def __exit__(self, *_):
+        if self.added:
+            del self.io.Curve
+
+
+def english(nodes: dict, io) -> dict:
+    """nodeDefs.json in English, from {node id: class}: outputs by number, `.` in names as the page wants it."""
+    with NewerSockets(io):
+        return {key: _node(cls.define_schema()) for key, cls in sorted(nodes.items())}
+
+
+def _node(schema) -> dict:
+    inputs = {i.id.replace(".", "_"): _slot(i.display_name or i.id, i.tooltip) for i in schema.inputs}
+    outputs = {str(n): _slot(o.display_name or o.id, o.tooltip) for n, o in enumerate(schema.outputs)}
+    return {"display_name": _text(schema.display_name), "description": _text(schema.description), "inputs": inputs, "outputs": outputs}
+
+
+def _slot(name, tooltip) -> dict:
+    return {"name": _text(name), "tooltip": _text(tooltip)}
+
+
+def _text(text) -> str:
+    return (text or "").replace("|", BAR)
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """{"REGGuidance.inputs.form.tooltip": text}"""
+    texts = {}
+    for key, value in tree.items():
+        texts |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return texts
+
+
+def load(language: str) -> dict:
+    """A language's file, {} if there is none yet."""
+    path = LOCALES / language / "nodeDefs.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def save(language: str, tree: dict) -> None:
+    (LOCALES / language).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(tree, ensure_ascii=False, indent=2) + "\n"
+    (LOCALES / language / "nodeDefs.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def notes() -> dict:
+    return json.loads(NOTES.read_text(encoding="utf-8")) if NOTES.exists() else {}
+
+
+def save_notes(seen: dict) -> None:
+    rows = [f"{json.dumps(path)}: {json.dumps(seen[path], sort_keys=True)}" for path in sorted(seen)]
+    NOTES.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8", newline="\n")
+
+
+def trouble(language: str, wanted: dict) -> dict:
+    """{path: "missing" | "out of date" | "left over"} of a language against the flat English."""
+    have, seen = flat(load(language)), notes()
+    found = dict.fromkeys(have.keys() - wanted.keys(), "left over")
+    for path, text in wanted.items():
+        if not have.get(path):
+            found[path] = "missing"
+        elif language not in seen.get(path, {}).get(digest(text), "").split():
+            found[path] = "out of date"
+    return dict(sorted(found.items()))
+
+
+def accept(language: str, tree: dict, texts: dict) -> list:
+    """Put {English: translation} wherever `tree` (English) has these texts; drop what English no longer has. Paths written."""
+    wanted, old, seen, written = flat(tree), flat(load(language)), notes(), []
+    unknown = sorted(texts.keys() - set(wanted.values()))
+    if unknown:
+        raise ValueError(f"{language}: no English text reads {unknown[0]!r}" + (f", nor {len(unknown) - 1} more" if unknown[1:] else ""))
+    for path, text in wanted.items():
+        if texts.get(text):
+            old[path] = texts[text]
+            written.append(path)
+    for path in list(seen):
+        if path not in wanted:
+            del seen[path]
+    for path in written:
+        by_hash = {key: set(languages.split()) - {language} for key, languages in seen.get(path, {}).items()}
+        by_hash.setdefault(digest(wanted[path]), set()).add(language)
+        seen[path] = {key: " ".join(sorted(languages)) for key, languages in by_hash.items() if languages}
+    save(language, _fill(tree, old))
+    save_notes(seen)
+    return written
+
+
+def _fill(tree: dict, texts: dict, prefix: str = "") -> dict:
+    """`tree` with the texts of another language, in its order, without those that are missing."""
+    out = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out[key] = _fill(value, texts, f"{prefix}{key}.")
+        elif texts.get(prefix + key):
+            out[key] = texts[prefix + key]
+    return out
+
+
+def pack_in_english() -> dict:
+    """The pack as a ComfyUI loads it ($COMFYUI_PATH, or the tests' own)."""
+    import importlib
+
+    sys.path.insert(0, str(ROOT))
+    from tests.host import conftest
+
+    nodes, io = importlib.import_module("nodes"), importlib.import_module("comfy_api.latest").io
+    return english(conftest.load_pack(SimpleNamespace(nodes=nodes), ROOT).nodes, io)
+
+
+def main(arguments) -> int:
+    command, language, file = (*arguments, None, None, None)[:3]
+    if command not in (None, "todo", "accept") or (command and language not in LANGUAGES) or (command == "accept") != bool(file):
+        print(__doc__, f"\nLanguages: {' '.join(LANGUAGES)}", file=sys.stderr)
+        return 2
+    texts = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
+    tree = pack_in_english()
+    wanted = flat(tree)
+    if command == "todo":
+        text = {wanted[path]: "" for path, why in trouble(language, wanted).items() if why != "left over"}
+        print(json.dumps(text, ensure_ascii=False, indent=1))
+        return 0
+    if command == "accept":
+        print(f"{language}: {len(accept(language, tree, texts))} texts taken in")
+    save("en", tree)
+    found = {language: trouble(language, wanted) for language in LANGUAGES}
+    for language, problems in found.items():
+        for path, why in problems.items():
+            print(f"{language} {path}: {why}")
+    return int(any(found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
