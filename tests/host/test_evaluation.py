@@ -181,6 +181,21 @@ def test_failing_images_do_not_stop_the_others(server, tmp_path):
     assert sorted(tree(tmp_path)) == [f"images/form=off,latent=good/0000{i}_000.png" for i in (0, 1)]
 
 
+def test_effective_cfg_is_taken_from_the_trace_plot(server, tmp_path):
+    """Oracle: the number that REG logged on the server for this very run."""
+    if not server.object_info("REGTracePlot"):
+        pytest.skip("no REGTracePlot")
+    plan, template = prepared(tmp_path)
+    workflow = template.fill(plan.values(plan.jobs()[1]) | {"form": "schedule", "seed": 77})
+    required = server.object_info("REGTracePlot")["input"]["required"]
+    widgets = {name: spec[1]["default"] for name, spec in required.items() if "default" in spec[1]}
+    workflow["10"] = {"class_type": "REGTracePlot", "inputs": widgets | {"trace": ["2", 1], "latent": ["6", 0]}}
+    images, facts = Server(url(server)).render(workflow, "8", 60)
+    logged = re.findall(r"form schedule.*effective cfg (\S+),", server.log)
+    assert len(images) == 1 and facts["effective_cfg"] == float(logged[-1])
+    assert 1 < facts["effective_cfg"] < 4
+
+
 class Forgetful(Server):
     """Its first prompt is one that the server has never heard of, as after a restart."""
 
