@@ -17,7 +17,7 @@ from . import plan, plots, report, study, toys
 from .analysis import METRICS, fronts, shown
 from .fronts import Point
 
-TOYS = ("1d", "1d_script", "2d")
+TOYS = ("1d", "2d")
 
 
 def compact(rows: list[dict]) -> dict:

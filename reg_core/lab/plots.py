@@ -169,7 +169,11 @@ def front_panels(found: dict[tuple[str, str, str], Front], path: Path, forms: tu
             style = "--" if front.form in FREE_FORMS else "-"
             label = name_of(front.form, base[0])
             ax.errorbar(mean["is_"], mean["fid"], std["fid"], std["is_"], color=colour, linestyle=style, label=label, marker=".", elinewidth=0.6, linewidth=1.3)
+        start = group[0].values  # guidance gone wild is off the picture: worse than none in both
+        top, left = 1.5 * start["fid"][0].max(), start["is_"][0].min() - 0.2
+        least = min(f.values["fid"].mean(1).min() for f in group)
         ax.set(title=f"{base[0]}, {base[1]}", xlabel="IS (higher is better)", ylabel="FID (lower is better)", yscale="log")
+        ax.set(ylim=(0.8 * least, max(top, 3 * least)), xlim=(left, None))
     axes.flat[0].legend(fontsize=7)
     return _save(figure, path)
 

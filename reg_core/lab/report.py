@@ -106,6 +106,7 @@ def sizes(plan: Plan, results: dict[Point, dict]) -> str:
 def document(plan: Plan, results: dict[Point, dict], study: dict, toys: list[dict], pictures: dict[str, str]) -> str:
     """The page. `pictures`: {name: path relative to the page}; those that were not drawn are left out."""
     found = fronts(results)
+    compared = claims_fronts(found)
     weight = 1.0 if any(r["weight"] == 1.0 for r in study["errors"]) else study["errors"][0]["weight"]
     setups = "\n".join(f"- `{name}`: {text}" for name, text in SETUPS.items() if name in plan.images)
     won = tables.winners(found)
@@ -124,7 +125,9 @@ product with the Jacobian. Nothing is concluded from equal w alone: REG guides l
 
 ## What holds and what does not
 
-{summary(claims_fronts(found) + claims_mixtures(study))}
+{summary(compared + claims_mixtures(study))}
+
+- Of the {len(compared)} comparisons of fronts about {0.05 * len(compared):.0f} would be called better or worse by chance alone.
 
 - {default_claim(results, plan.variants)}
 - Bets of our own that beat both forms of equal cost at matched IS: {bets}.
