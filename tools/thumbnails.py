@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -18,7 +19,7 @@ FOLDER = ROOT / "example_workflows"
 SIZE = (768, 432)
 COLORS = {
     "MODEL": "#b39ddb", "CLIP": "#ffd500", "VAE": "#ff6e6e", "CONDITIONING": "#ffa931", "LATENT": "#ff9cf9", "IMAGE": "#64b5f6",
-    "REG_TRACE": "#9fe0a0",
+    "REG_TRACE": "#9fe0a0", "VIDEO": "#64b5f6",
 }  # fmt: skip
 
 
@@ -67,44 +68,45 @@ def _curve(draw, start, end, color, width):
     for i in range(33):
         t = i / 32
         a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3
-        points.append(
-            (a * start[0] + b * (start[0] + bend) + c * (end[0] - bend) + d * end[0], a * start[1] + b * start[1] + c * end[1] + d * end[1])
-        )
+        points.append((a * start[0] + b * (start[0] + bend) + c * (end[0] - bend) + d * end[0], a * start[1] + b * start[1] + c * end[1] + d * end[1]))
     draw.line(points, fill=color, width=width, joint="curve")
 
 
-def run_digits(path: Path) -> Image.Image:
-    """The images of the digits workflow, run on a real server: CFG above, REG below."""
-    sys.path.insert(0, str(ROOT))
-    from tests.host.server import ComfyServer
+def run(path: Path, server) -> Image.Image:
+    """The pictures of a workflow that needs no download, run on a real server, one below the other with their titles."""
     from tests.host.workflow import to_api
 
-    with ComfyServer() as server:
-        prompt = to_api(path, server.get("/object_info"))
-        result = server.run(prompt)
-        pictures = {}
-        for key, node in prompt.items():
-            if node["class_type"] == "SaveImage":
-                branch = node["inputs"]["filename_prefix"].split("_")[-1]
-                pictures[branch] = Image.open(io.BytesIO(server.view(result.images(key)[0]))).convert("RGB")
+    prompt = to_api(path, server.get("/object_info"))
+    result = server.run(prompt)
+    rows = []
+    for key, node in prompt.items():
+        if node["class_type"] == "SaveImage":
+            rows.append((node["_meta"]["title"], Image.open(io.BytesIO(server.view(result.images(key)[0]))).convert("RGB")))
     page = Image.new("RGB", SIZE, "#202024")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(18)
-    for branch, x, y in (("CFG", 20, 8), ("REG", 20, 222)):
-        sheet = pictures[branch]
-        height = 180
-        width = round(sheet.width * height / sheet.height)
-        page.paste(sheet.resize((width, height), Image.Resampling.NEAREST), (SIZE[0] - width - 20, y + 16))
-        draw.multiline_text((x, y + 70), {"CFG": "CFG", "REG": "REG\nsame noise,\nsame cfg"}[branch], fill="white", font=font)
+    left = 20 if len(rows) == 1 else 200
+    room = (SIZE[0] - left - 20, (SIZE[1] - 20 * (len(rows) + 1)) // len(rows))
+    for i, (title, picture) in enumerate(rows):
+        top = 20 + i * (room[1] + 20)
+        scale = min(room[0] / picture.width, room[1] / picture.height)
+        size = (round(scale * picture.width), round(scale * picture.height))
+        page.paste(picture.resize(size, Image.Resampling.LANCZOS), (left + (room[0] - size[0]) // 2, top + (room[1] - size[1]) // 2))
+        if len(rows) > 1:
+            draw.multiline_text((20, top + room[1] // 2 - 12), textwrap.fill(title, 18), fill="white", font=font)
     return page
 
 
 def main() -> None:
-    for path in sorted(FOLDER.glob("*.json")):
-        workflow = json.loads(path.read_text(encoding="utf-8"))
-        ours = all(n["type"].startswith("REGDemo") for n in workflow["nodes"] if n["type"].endswith(("Model", "LoaderSimple")))
-        picture = run_digits(path) if ours else draw_graph(workflow)
-        picture.save(path.with_suffix(".jpg"), quality=88)
-        print(path.with_suffix(".jpg").name, picture.size)
+    sys.path.insert(0, str(ROOT))
+    from tests.host.server import ComfyServer
+
+    with ComfyServer() as server:
+        for path in sorted(FOLDER.glob("*.json")):
+            workflow = json.loads(path.read_text(encoding="utf-8"))
+            loads = any(n["properties"].get("models") for n in workflow["nodes"])
+            picture = draw_graph(workflow) if loads else run(path, server)
+            picture.save(path.with_suffix(".jpg"), quality=88)
+            print(path.with_suffix(".jpg").name, picture.size)
 
 
 if __name__ == "__main__":

@@ -89,12 +89,43 @@ def test_bypassed_node_passes_its_input_on():
     assert prompt["6"]["inputs"]["model"] == ["1", 0]
 
 
+def subgraphed(mode=0):
+    """The workflow with its patch and reroute inside a subgraph, and strength as a widget of the subgraph's node."""
+    whole = workflow()
+    patch = node(5, "Patch", [0.5], [("model", "MODEL", 1), ("strength", "FLOAT", 2, True)])
+    inside = {
+        "id": "inner", "inputNode": {"id": -10}, "outputNode": {"id": -20}, "nodes": [patch],
+        "links": [
+            {"id": link, "origin_id": a, "origin_slot": b, "target_id": c, "target_slot": d, "type": t}
+            for link, a, b, c, d, t in [(1, -10, 0, 5, 0, "MODEL"), (2, -10, 1, 5, 1, "FLOAT"), (3, 5, 0, -20, 0, "MODEL")]
+        ],
+    }  # fmt: skip
+    outer = node(2, "inner", (), [("model", "MODEL", 1), ("strength", "FLOAT", None, True)], mode=mode)
+    nodes = [outer if n["id"] == 2 else n for n in whole["nodes"]]
+    return whole | {"nodes": nodes, "definitions": {"subgraphs": [inside]}}
+
+
+def test_subgraphs_are_opened():
+    flat, nested = to_api(workflow(), INFO), to_api(subgraphed(), INFO)
+    assert nested["2:5"]["inputs"] == flat.pop("2")["inputs"] == {"model": ["1", 0], "strength": 0.5}
+    del nested["2:5"]
+    assert nested.pop("6")["inputs"] == flat.pop("6")["inputs"] | {"model": ["2:5", 0]}
+    assert nested == flat
+
+
+def test_a_value_that_reaches_a_subgraph_by_a_link():
+    fed = subgraphed()
+    fed["links"].append([20, 8, 0, 2, 1, "FLOAT"])
+    fed["nodes"][1]["inputs"][1]["link"] = 20
+    assert to_api(fed, INFO)["2:5"]["inputs"]["strength"] == 11
+
+
 @pytest.mark.parametrize(
     "broken, message",
     [
         (workflow(patch_mode=2), r"node 2 \(Patch\) is muted"),
         (workflow(sampler_values=(7, "fixed", 4, 3.5, "heun", "karras", 0.9, 1, 2)), r"node 6 .* more widget values"),
-        (workflow() | {"definitions": {"subgraphs": [{}]}}, "subgraphs"),
+        (subgraphed(mode=4), r"node 2 \(inner\): muted and bypassed subgraphs"),
         ({"1": {"class_type": "KSampler", "inputs": {}}}, "no `nodes`"),
         ({"nodes": [node(1, "Nope")], "links": []}, r"node 1 \(Nope\): unknown"),
         ({"nodes": [node(1, "Patch", [1.0])], "links": []}, "required input model"),

@@ -9,10 +9,13 @@ import json
 import zlib
 from pathlib import Path
 
+from .subgraph import ACTIVE, WorkflowError, flatten
+from .subgraph import name_of as _name
+
 CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 COMMENTS = {"Note", "MarkdownNote"}
-ACTIVE, MUTED, BYPASSED = 0, 2, 4
+MUTED, BYPASSED = 2, 4
 
 # loader -> {its output slot: slot of REGTestTinyCheckpoint}
 LOADERS = {
@@ -26,10 +29,6 @@ LOADERS = {
     "QuadrupleCLIPLoader": {0: 1},
     "VAELoader": {0: 2},
 }
-
-
-class WorkflowError(ValueError):
-    """The workflow cannot be converted or run as it is; the message names the node."""
 
 
 # --- UI format to API format ---------------------------------------------------------------------------------------
@@ -46,9 +45,7 @@ def to_api(workflow: dict | str | Path, info: dict) -> dict:
         workflow = json.loads(Path(workflow).read_text(encoding="utf-8"))
     if "nodes" not in workflow:
         raise WorkflowError("not a UI-format workflow: it has no `nodes`")
-    if workflow.get("definitions", {}).get("subgraphs"):
-        raise WorkflowError("subgraphs are not supported: keep test workflows flat")
-    graph = _Graph(workflow)
+    graph = _Graph(flatten(workflow))
     prompt = {}
     for node in graph.nodes.values():
         if node["type"] in COMMENTS | {"Reroute", "PrimitiveNode"} or node.get("mode", ACTIVE) in (MUTED, BYPASSED):
@@ -150,10 +147,6 @@ def _widgets(spec, sections=("required", "optional")) -> dict:
 
 def _choices(kind, options) -> list:
     return list(kind) if isinstance(kind, (list, tuple)) else list(options.get("options") or ())
-
-
-def _name(node) -> str:
-    return f"node {node['id']} ({node['type']})"
 
 
 # --- stand-ins for checkpoints -------------------------------------------------------------------------------------

@@ -1,0 +1,195 @@
+"""The example workflows that need no download, as shipped, on a real server. Oracle: the same pictures without ComfyUI, by
+reg_core's Heun sampler on the digits model from the same noise, and the digits classifier."""
+
+import re
+
+import comfy.sample
+import numpy
+import pytest
+import torch
+
+from .test_workflows import DIGITS, api, nodes_of, pixels
+
+STEPS = 18
+
+
+def library(settings, count, cfg, model, weak=None, seed=7, denoiser=None):
+    """(latents, trace): CFG, or autoguidance by `weak`, rectified; or any `denoiser`."""
+    import reg_core
+    from reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN
+
+    labels = torch.arange(count) % 10
+    if denoiser is None:
+        reference = (lambda x, s: weak(x, s, labels)) if weak else model
+        denoiser = reg_core.Guided(lambda x, s: model(x, s, labels), reference, cfg - 1, settings)
+    noise = comfy.sample.prepare_noise(torch.zeros(count, 1, 8, 8), seed)
+    # ComfyUI starts eps-like models at sigma_max with noise of the full marginal standard deviation
+    start = noise * (1 + SIGMA_MAX**2) ** 0.5
+    return reg_core.sample_heun(denoiser, start, reg_core.karras_sigmas(STEPS, SIGMA_MIN, SIGMA_MAX)), getattr(denoiser, "trace", None)
+
+
+@pytest.fixture(scope="module")
+def models(pack):
+    from reg_core.lab.models import load_digits_model
+
+    with torch.inference_mode(False):
+        return {name: load_digits_model(name) for name in ("digits", "digits_weak")}
+
+
+def settings(prompt, key):
+    """The Settings of a REGGuidance node of a prompt."""
+    import reg_core
+
+    values = {k: v for k, v in prompt[key]["inputs"].items() if k not in ("model", "start_percent", "end_percent", "calibration")}
+    return reg_core.Settings(**values)
+
+
+def plain():
+    import reg_core
+
+    return reg_core.Settings(form="off")
+
+
+def sheets(prompt, result, server):
+    """{branch: images [40, 1, 8, 8] in -1..1} of the saved sheets, read back from their pixels."""
+    found = {}
+    for save, node in nodes_of(prompt, "SaveImage").items():
+        (image,) = result.images(save)
+        picture = pixels(server.view(image))
+        decode = prompt[node["inputs"]["images"][0]]["inputs"]
+        scale, columns = decode["scale"], decode["columns"]
+        cell = 9 * scale  # 8 and half a latent pixel of frame on either side
+        assert picture.shape == (4 * cell, columns * cell, 3)
+        points = torch.from_numpy(picture[:, :, 0]).unflatten(0, (4, cell)).unflatten(2, (columns, cell))[:, scale::scale, :, scale::scale]
+        found[re.sub(r"^REG/[a-z]+_", "", node["inputs"]["filename_prefix"])] = (points.float() / 127.5 - 1).transpose(1, 2).reshape(-1, 1, 8, 8)
+    return found
+
+
+def same(images, latents):
+    return (images - latents.clamp(-1, 1)).abs().max() < 0.06
+
+
+def accuracy(images):
+    from reg_core.lab.models import load_digits_classifier
+
+    return (load_digits_classifier()(images).argmax(1) == torch.arange(len(images)) % 10).float().mean().item()
+
+
+def test_first_workflow_draws_the_digits_that_were_asked_for(server, models):
+    prompt = api(DIGITS, server)
+    pictures = sheets(prompt, server.run(prompt), server)
+    (key,) = nodes_of(prompt, "REGGuidance")
+    for branch, how in (("REG", settings(prompt, key)), ("CFG", plain())):
+        latents, _ = library(how, 40, 8.0, models["digits_weak"])
+        assert accuracy(pictures[branch]) > 0.9
+        assert same(pictures[branch], latents), branch  # ... and it is that picture, not only such a picture
+    assert abs(pictures["REG"] - pictures["CFG"]).mean() > 0.02
+    assert "REG: form row_sum" in server.log and "active in 35 of 35 model calls" in server.log
+
+
+def test_compared_with_cfg_of_the_same_strength(server, models):
+    prompt = api("REG against CFG with the trace", server)
+    result = server.run(prompt)
+    pictures = sheets(prompt, result, server)
+    (key,) = nodes_of(prompt, "REGGuidance")
+    rectified, trace = library(settings(prompt, key), 40, 4.0, models["digits_weak"])
+    assert same(pictures["REG_cfg_4"], rectified)
+    for cfg in (4, 1.3):
+        assert same(pictures[f"CFG_cfg_{cfg}"], library(plain(), 40, cfg, models["digits_weak"])[0])
+    # the plot tells the strength, and the third picture has it
+    (plot,) = nodes_of(prompt, "REGTracePlot")
+    told = float(re.search(r"effective cfg ([\d.]+)", result.text(plot))[1])
+    assert told == pytest.approx(trace.last.effective_cfg, abs=0.011) and told == pytest.approx(1.3, abs=0.06)
+    (image,) = result.images(plot)
+    assert pixels(server.view(image)).shape[1] == 1024
+    (heat,) = nodes_of(prompt, "PreviewImage")
+    assert len(result.images(heat)) == 40
+
+
+def test_autoguidance(server, models):
+    prompt = api("REG on autoguidance", server)
+    pictures = sheets(prompt, server.run(prompt), server)
+    (key,) = nodes_of(prompt, "REGGuidance")
+    for branch, how in (("REG", settings(prompt, key)), ("plain", plain())):
+        assert same(pictures[branch], library(how, 40, 3.0, models["digits"], models["digits_weak"])[0]), branch
+        assert accuracy(pictures[branch]) > 0.9
+    assert abs(pictures["REG"] - pictures["plain"]).mean() > 0.01
+
+
+def test_reward_guidance(server, models):
+    """Oracle: the gradient written out by autograd, with and without the chain rule."""
+    from reg_core.lab.models import load_digits_classifier
+
+    prompt = api("REG reward guidance", server)
+    pictures = sheets(prompt, server.run(prompt), server)
+    with torch.inference_mode(False):
+        labels, classifier, model = torch.arange(40) % 10, load_digits_classifier(), models["digits"]
+
+        def denoiser(scale, rectified):
+            def denoise(x, sigma):
+                with torch.enable_grad():
+                    x = x.clone().requires_grad_(True)
+                    d = model(x, sigma)
+                    at = x if rectified else d
+                    (g,) = torch.autograd.grad(classifier(d).log_softmax(1)[torch.arange(40), labels].sum(), at)
+                return (d + scale * sigma.clamp(max=20).reshape(-1, 1, 1, 1) ** 2 * g).detach()
+
+            return denoise
+
+        for branch, scale, rectified in (("rectified", 4.0, True), ("unrectified", 0.1, False)):
+            want = library(None, 40, 1.0, model, denoiser=denoiser(scale, rectified))[0]
+            off = (pictures[branch] - want.clamp(-1, 1)).abs()
+            assert off.mean() < 0.01 and (off.flatten(1).amax(1) < 0.06).float().mean() > 0.9, (branch, off.mean(), off.max())
+    unguided = library(None, 40, 1.0, models["digits"], denoiser=models["digits"])[0]
+    assert accuracy(pictures["rectified"]) > 0.8 and accuracy(pictures["unrectified"]) > 0.6
+    assert accuracy(unguided) < 0.4, "no prompt: without the reward the digits are any"
+
+
+def test_sweep(server, models):
+    """Every cell of the sheet is the picture of its row and column, found by its pixels."""
+    from scipy.signal import fftconvolve
+
+    import reg_core
+
+    prompt = api("REG sweep of forms and cfg", server)
+    result = server.run(prompt)
+    (save,) = nodes_of(prompt, "SaveImage")
+    (image,) = result.images(save)
+    whole = pixels(server.view(image))[:, :, 0].astype(float)
+    at = {}
+    for form in ("off", "row_sum", "schedule"):
+        for cfg in (2, 4, 8):
+            latents, _ = library(reg_core.Settings(form=form, refresh=4), 20, cfg, models["digits_weak"])
+            grey = ((latents.clamp(-1, 1) + 1) * 127.5).reshape(4, 5, 8, 8)
+            cells = torch.nn.functional.pad(grey.repeat_interleave(4, 2).repeat_interleave(4, 3), (2, 2, 2, 2), value=0.25 * 255)
+            cell = cells.transpose(1, 2).reshape(4 * 36, 5 * 36).numpy().astype(float)
+            power = fftconvolve(whole**2, numpy.ones_like(cell), "valid")
+            distance = (power - 2 * fftconvolve(whole, cell[::-1, ::-1], "valid") + (cell**2).sum()) / cell.size
+            assert distance.min() < 2, (form, cfg, distance.min())
+            at[form, cfg] = numpy.unravel_index(distance.argmin(), distance.shape)
+    rows = [{at[form, cfg][0] for cfg in (2, 4, 8)} for form in ("off", "row_sum", "schedule")]
+    columns = [{at[form, cfg][1] for form in ("off", "row_sum", "schedule")} for cfg in (2, 4, 8)]
+    assert all(len(line) == 1 for line in rows + columns)
+    assert [*map(min, rows)] == sorted(map(min, rows)) and [*map(min, columns)] == sorted(map(min, columns))
+
+
+def test_calibration(server, models):
+    import reg_core
+
+    prompt = api("REG calibration", server)
+    before = server.log
+    result = server.run(prompt)
+    pictures = sheets(prompt, result, server)
+    live = next(key for key in nodes_of(prompt, "REGGuidance") if prompt[key]["inputs"]["form"] == "scalar")
+    want, _ = library(settings(prompt, live), 40, 4.0, models["digits_weak"])
+    assert same(pictures["scalar"], want)
+    (file,) = (server.base / "output" / "reg_calibration").glob("digits_*.safetensors")
+    table = reg_core.Settings(form="calibrated", calibration=reg_core.Calibration.load(file))
+    assert same(pictures["calibrated"], library(table, 40, 4.0, models["digits_weak"])[0])
+    cfg, _ = library(plain(), 40, 4.0, models["digits_weak"])
+    assert abs(pictures["calibrated"] - want).mean() < 0.3 * abs(cfg - want).mean()
+    (note,) = nodes_of(prompt, "PreviewAny")
+    assert "c from" in result.text(note) and "digits_" in result.text(note)
+    # what the note in the workflow says
+    log = server.log[len(before) :]
+    assert re.search(r"form calibrated.* 0 extra rows", log) and re.search(r"form scalar.* 9 extra rows", log)

@@ -1,0 +1,72 @@
+"""The subgraph blueprint of subgraphs/: CFG beside REG, with the trace, as one node."""
+
+from __future__ import annotations
+
+import uuid
+
+if __package__:
+    from .graph import Graph
+    from .workflows_digits import PLOT, guidance
+else:
+    from graph import Graph
+    from workflows_digits import PLOT, guidance
+
+NAME = "CFG beside REG"
+SOCKETS = [("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT"), ("vae", "VAE")]
+WIDGETS = {  # of the node, each feeding both samplers or REG
+    "form": ("COMBO", "row_sum"), "seed": ("INT", 42), "steps": ("INT", 30), "cfg": ("FLOAT", 8.0), "sampler_name": ("COMBO", "euler"),
+    "scheduler": ("COMBO", "normal"),
+}  # fmt: skip
+OUTPUTS = ["REG", "CFG", "plot", "heat_map"]
+INPUT_NODE, OUTPUT_NODE = -10, -20  # the page's own ids
+DESCRIPTION = "The same noise sampled with REG and with plain CFG at the same cfg, and what REG did at every noise level. Twice the time of one picture."
+
+
+def _id(name: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"reg-guidance/{name}"))
+
+
+def json() -> dict:
+    g = Graph()
+    names = [*SOCKETS, *((name, type_) for name, (type_, _) in WIDGETS.items())]
+    border = {"id": INPUT_NODE, "outputs": [{"name": name, "type": type_, "links": []} for name, type_ in names]}
+    at = {name: (border, slot) for slot, (name, _) in enumerate(names)}
+    values = {name: value for name, (_, value) in WIDGETS.items()}
+    reg = g.add("REGGuidance", 0, guidance(form=values["form"]), model=at["model"], form=at["form"])
+    shared = {name: at[name] for name in ("positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler")}
+    numbers = [values["seed"], "fixed", values["steps"], values["cfg"], values["sampler_name"], values["scheduler"], 1.0]
+    samplers = [g.add("KSampler", 1, numbers, f"Sample with {name}", model=source, **shared) for name, source in (("REG", (reg, 0)), ("CFG", at["model"]))]
+    images = [g.add("VAEDecode", 2, beside=sampler, samples=(sampler, 0), vae=at["vae"]) for sampler in samplers]
+    plot = g.add("REGTracePlot", 3, PLOT, trace=(reg, 1), latent=(samplers[0], 0), image=(images[0], 0))
+    outputs = [(images[0], 0), (images[1], 0), (plot, 0), (plot, 1)]
+    left = []
+    for slot, (name, (node, out)) in enumerate(zip(OUTPUTS, outputs, strict=True)):
+        link = len(g.links) + 1
+        g.links.append([link, node["id"], out, OUTPUT_NODE, slot, "IMAGE"])
+        node["outputs"][out]["links"].append(link)
+        left.append({"id": _id(f"output/{name}"), "name": name, "type": "IMAGE", "linkIds": [link], "localized_name": name})
+    inside = g.json()
+    width = max(n["pos"][0] + n["size"][0] for n in g.nodes)
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    definition = {
+        "id": _id(NAME), "version": 1, "revision": 0, "name": NAME, "category": "REG", "description": DESCRIPTION, "config": {},
+        "state": {"lastGroupId": 0, "lastNodeId": inside["last_node_id"], "lastLinkId": len(g.links), "lastRerouteId": 0},
+        "inputNode": {"id": INPUT_NODE, "bounding": [-220, 0, 130, 20 * len(names) + 40]},
+        "outputNode": {"id": OUTPUT_NODE, "bounding": [width + 90, 0, 130, 20 * len(OUTPUTS) + 40]},
+        "inputs": [
+            {"id": _id(f"input/{name}"), "name": name, "type": type_, "linkIds": border["outputs"][slot]["links"], "localized_name": name}
+            for slot, (name, type_) in enumerate(names)
+        ],
+        "outputs": left, "widgets": [], "nodes": inside["nodes"], "groups": [],
+        "links": [dict(zip(keys, link, strict=True)) for link in g.links], "extra": {},
+    }  # fmt: skip
+    node = {
+        "id": 1, "type": definition["id"], "pos": [0, 0], "size": [300, 20 * len(SOCKETS) + 24 * len(WIDGETS) + 40], "flags": {}, "order": 0, "mode": 0,
+        "inputs": [{"name": name, "type": type_, "link": None} | ({"widget": {"name": name}} if name in WIDGETS else {}) for name, type_ in names],
+        "outputs": [{"name": name, "type": "IMAGE", "links": []} for name in OUTPUTS],
+        "title": NAME, "properties": {"proxyWidgets": []}, "widgets_values": [],
+    }  # fmt: skip
+    return {
+        "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "groups": [], "version": 0.4,
+        "definitions": {"subgraphs": [definition]}, "config": {}, "extra": {},
+    }  # fmt: skip
