@@ -161,7 +161,7 @@ def compiled(w):
     t = tiny.build("sd3")
     model = t.patcher.clone()
     set_torch_compile_wrapper(model=model, backend="eager")
-    return Setup(t, model, flow=True)
+    return Setup(t, model, values=dict(steps=2), flow=True)
 
 
 @case(KIND, "attention without derivative (sage, flash), by override")

@@ -82,9 +82,9 @@ class Outcome:
         return any("failed" in note for note in self.notes)
 
 
-def run(pack, setup: Setup, engine: str, form: str = "row_sum") -> Outcome:
-    """The case sampled once without REG and once with it."""
-    plain = setup.sample()
+def run(pack, setup: Setup, engine: str, form: str = "row_sum", plain: torch.Tensor | None = None) -> Outcome:
+    """The case sampled with REG, and once without it (`plain`, if that is known)."""
+    plain = setup.sample() if plain is None else plain
     model, trace = reg.apply(pack, setup.model, form, engine)
     latent = setup.sample(model)
     rows, active = trace.last.rows, trace.last.active

@@ -1,9 +1,9 @@
-"""Writes docs/compatibility.md from what really ran: every family, form and engine, with both attentions.
+"""Writes docs/compatibility.md from what really ran: every family, form and engine, and every feature and engine, with both attentions.
 
-    COMFYUI_PATH=/path/to/ComfyUI python tests/host/matrix.py
+    COMFYUI_PATH=/path/to/ComfyUI python tests/host/matrix.py [families] [features]
 
-makes the section of that ComfyUI's version anew and leaves those of other versions as they are. The runs are one test
-below, under pytest for the sake of conftest.py; pytest does not collect it unless it is asked for this file.
+makes the sections of that ComfyUI's version anew (both, or the one named) and leaves those of other versions as they are.
+The runs are tests below, under pytest for the sake of conftest.py; pytest does not collect them unless it is asked for this file.
 """
 
 import json
@@ -17,32 +17,35 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 PAGE = REPO / "docs" / "compatibility.md"
 CELLS = "REG_MATRIX_CELLS"  # where the test below writes
+PARTS = ("families", "features")
 ATTENTIONS = ("sub_quad", "pytorch")
+ENGINES = ("finite_difference", "forward", "reverse")
 STEPS = 2
 HEAD = f"""# Compatibility
 
-Made by `python tests/host/matrix.py`, one run a ComfyUI version; not edited by hand. Every cell was run: a MODEL of ComfyUI's own
-classes with a few layers and random weights, sampled by a real KSampler ({STEPS} steps, batch 2, cfg 4, in inference mode, on a
-CPU, float32), with both attentions, sub-quadratic and PyTorch's.
+Made by `python tests/host/matrix.py`, one run a ComfyUI version; not edited by hand. Every cell was run, with MODELs of ComfyUI's own
+classes with a few layers and random weights, sampled by a real KSampler or guider (cfg 4, in inference mode, on a CPU, float32 unless
+it says otherwise), with both attentions, sub-quadratic and PyTorch's.
 
-- **ok**: the engine asked for served every model call, latents are finite and the same twice, and the MODEL
+- **ok**: the engine asked for served every model call and latents are finite; families: they are the same twice, and the MODEL
   is bit-identical afterwards.
 - **falls back**: sampling went on with finite differences, and the trace says why.
-- **not in this host**: this ComfyUI has no such model class.
+- **no effect**: the latents are those without REG, and the log and the trace say why.
+- **not in this host**: this ComfyUI has no such class or node.
 
-The last two columns are relative errors at one noise level, the worse of both attentions: how far `<u, J v>` by forward mode is
-from `<J^T u, v>` by reverse mode, and `J v` from central differences.
+Families: {STEPS} steps, batch 2. Their last two columns are relative errors at one noise level, the worse of both attentions: how far
+`<u, J v>` by forward mode is from `<J^T u, v>` by reverse mode, and `J v` from central differences. Features: form `row_sum`, 3 to 8 steps;
+what each is stands in `tests/host/feature_*.py`, and that their latents are right is tested there against oracles.
 
 What a CPU does not show: by its source, ComfyUI picks the attention kernel itself on CUDA (0.3.75: on Windows only). PixArt and
 Hunyuan-DiT then cannot be given one with a tangent, and forward mode falls back; reverse mode works. The test
-`test_host_that_chooses_the_attention_kernel` plays this through.
+`test_host_that_chooses_the_attention_kernel` plays this through. The paging of dynamic VRAM, real low-precision kernels and a second GPU
+need CUDA too.
 """
 
 
-def test_cells(host, pack):
-    """Runs all of one host and attention, and writes JSON."""
-    import torch
-
+def test_families(host, pack):
+    """Runs all families of one host and attention, and writes JSON."""
     from . import tiny, tiny_engines
 
     families = {}
@@ -58,8 +61,32 @@ def test_cells(host, pack):
         for engine in tiny_engines.ENGINES:
             for form in tiny_engines.FORMS:
                 row["cells"][f"{engine} {form}"] = _verdict(tiny_engines.sampled(pack, t, form, engine, STEPS), engine)
-    result = {"version": host.version, "torch": torch.__version__, "families": families}
-    Path(os.environ[CELLS]).write_text(json.dumps(result), encoding="utf-8")
+    _write(host, "families", families)
+
+
+def test_features(host, pack, all_nodes):
+    """Runs all features of one host and attention, and writes JSON."""
+    from . import features
+
+    rows = {}
+    for key in features.names():
+        cells = rows[" | ".join(key)] = {}
+        try:
+            setup = features.build(*key, features.world(host, pack, all_nodes))
+            plain = setup.sample()
+        except features.Missing:
+            continue
+        for engine in features.ENGINES:
+            cells[engine] = features.run(pack, setup, engine, plain=plain).verdict
+    _write(host, "features", rows)
+
+
+def _write(host, part, rows):
+    import torch
+
+    path = Path(os.environ[CELLS])
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(known | {"version": host.version, "torch": torch.__version__, part: rows}), encoding="utf-8")
 
 
 def _verdict(found, engine):
@@ -73,7 +100,7 @@ def _verdict(found, engine):
 
 
 def section(runs: dict) -> str:
-    """One host's table; `runs`: {attention: result of test_cells}."""
+    """One host's families; `runs`: {attention: JSON of the tests above}."""
     first = next(iter(runs.values()))
     columns = list(next(row["cells"] for row in first["families"].values() if row["cells"]))
     notes, lines = [], []
@@ -84,9 +111,22 @@ def section(runs: dict) -> str:
         shape = " x ".join(map(str, row["latent"]))
         lines.append([name, row["class"], row.get("sampling", ""), shape, *cells, *errors])
     titles = ["family", "class", "sampling", "latent", *(c.replace("finite_difference", "differences") for c in columns), "adjoint error", "J v error"]
+    return f"## ComfyUI {first['version']}\n\ntorch {first['torch']}; columns: engine and form.\n\n" + _table(titles, lines, notes)
+
+
+def feature_section(runs: dict) -> str:
+    """One host's features."""
+    first, notes, lines = next(iter(runs.values())), [], []
+    for name in first["features"]:
+        verdicts = ({attention: run["features"][name].get(engine) for attention, run in runs.items()} for engine in ENGINES)
+        lines.append([*name.split(" | "), *(_cell(v, notes) for v in verdicts)])
+    titles = ["kind", "feature", *(engine.replace("finite_difference", "differences") for engine in ENGINES)]
+    return f"## ComfyUI {first['version']}: features\n\ntorch {first['torch']}; columns: engine.\n\n" + _table(titles, lines, notes)
+
+
+def _table(titles, lines, notes) -> str:
     table = ["| " + " | ".join(row) + " |" for row in [titles, ["---"] * len(titles), *lines]]
-    table += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]
-    return f"## ComfyUI {first['version']}\n\ntorch {first['torch']}; columns: engine and form.\n\n" + "\n".join(table).rstrip() + "\n"
+    return "\n".join([*table, "", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]).rstrip() + "\n"
 
 
 def _cell(verdicts: dict, notes: list) -> str:
@@ -105,26 +145,35 @@ def _cell(verdicts: dict, notes: list) -> str:
     return ", ".join(f"{attention}: {text}" for attention, text in short.items())
 
 
-def run_host() -> dict:
-    """test_cells in a process for each attention: ComfyUI chooses its attention once, at import."""
+def run_host(parts) -> dict:
+    """The tests in a process for each attention: ComfyUI chooses its attention once, at import."""
     runs = {}
     for attention in ATTENTIONS:
         with tempfile.TemporaryDirectory() as folder:
             cells = Path(folder) / "cells.json"
             env = os.environ | {CELLS: str(cells), "REG_TEST_ATTENTION": attention}
-            subprocess.run([sys.executable, "-m", "pytest", "-q", str(Path(__file__).resolve())], cwd=REPO, env=env, check=True)
+            tests = [f"{Path(__file__).resolve()}::test_{part}" for part in parts]
+            options = ["-q", "-o", "timeout=0", "-p", "no:logging"]  # each is one long test, and compilers log much
+            subprocess.run([sys.executable, "-m", "pytest", *options, *tests], cwd=REPO, env=env, check=True)
             runs[attention] = json.loads(cells.read_text(encoding="utf-8"))
     return runs
 
 
-def main() -> None:
-    new = section(run_host())
+def main(parts) -> None:
+    unknown = set(parts) - set(PARTS)
+    if unknown:
+        sys.exit(f"want {' or '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    runs = run_host(parts)
+    new = [make(runs) for part, make in zip(PARTS, (section, feature_section), strict=True) if part in parts]
     old = re.findall(r"(?ms)^## .*?(?=^## |\Z)", PAGE.read_text(encoding="utf-8")) if PAGE.exists() else []
-    sections = {text.splitlines()[0]: text.rstrip() + "\n" for text in [*old, new]}
-    ordered = sorted(sections, key=lambda title: [int(n) for n in re.findall(r"\d+", title)], reverse=True)
+    sections = {text.splitlines()[0]: text.rstrip() + "\n" for text in [*old, *new]}
+
+    def order(title):  # families before features, newest host first
+        return ("features" not in title, [int(n) for n in re.findall(r"\d+", title)])
+
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join([HEAD, *(sections[title] for title in ordered)]), encoding="utf-8")
+    PAGE.write_text("\n".join([HEAD, *(sections[title] for title in sorted(sections, key=order, reverse=True))]), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or PARTS)
