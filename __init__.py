@@ -1,5 +1,7 @@
 """ComfyUI's door to the pack."""
 
+WEB_DIRECTORY = "./web"  # docs/<node_id>.md, the pages behind a node's help button; no scripts
+
 
 async def comfy_entrypoint():
     """Called by ComfyUI's loader."""
@@ -8,4 +10,4 @@ async def comfy_entrypoint():
     return RegExtension()
 
 
-__all__ = ["comfy_entrypoint"]
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
