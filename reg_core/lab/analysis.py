@@ -10,7 +10,7 @@ import numpy as np
 from .fronts import Point
 
 METRICS = ("fid", "is_", "accuracy", "precision", "recall", "density", "coverage")
-BAND = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the way from the unguided IS to the highest IS that every form reaches
+BAND = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the way between the ISs that every front has sampled weights around
 CONFIDENCE = 0.95
 
 
@@ -113,14 +113,20 @@ def fronts(results: dict[Point, dict]) -> dict[tuple[str, str, str], Front]:
 
 
 def band(group: list[Front]) -> list[float]:
-    """IS levels that every front of a base reaches."""
-    start = float(group[0].values["is_"][0].mean())
+    """IS levels between the sampled weights of every front of a base.
+
+    From the highest IS that any of them has at its first weight, as what lies between that and no guidance is a long way to interpolate,
+    to the lowest that any of them reaches. Empty when nothing is in between.
+    """
+    start = max(float(front.values["is_"][1].mean()) for front in group)
     top = min(front.reach() for front in group)
-    return [start + share * (top - start) for share in BAND]
+    return [start + share * (top - start) for share in BAND] if top > start else []
 
 
 def at_matched(a: Front, b: Front, levels: list[float]) -> Difference:
     """FID of `a` minus FID of `b` at equal IS, averaged over levels, paired by seed."""
+    if not levels:
+        return Difference(math.nan, math.nan)
     return Difference.of(np.mean([a.fid_at(level) - b.fid_at(level) for level in levels], axis=0))
 
 

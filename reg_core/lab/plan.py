@@ -121,9 +121,9 @@ FULL = Plan(
         "good": Grid((0.1, 0.3), (0.3, 1.0)),
     },
     schedules={"weak": ("linear", "cosine", "interval")},
-    scheduled=Grid((0.5, 1.0, 2.5), (1.5, 3.0, 7.0)),
+    scheduled=Grid((0.2, 0.5, 1.0, 2.5), (0.6, 1.5, 3.0, 7.0)),
     variants=(1.5, 3.0),
-    bets={"weak": (1.5, 3.0, 4.5)},
+    bets={"weak": (0.75, 1.5, 3.0, 4.5)},
     dear=("auto", "good"),
     few=("good",),
 )

@@ -13,6 +13,7 @@ from PIL import Image
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import TwoSlopeNorm  # noqa: E402
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 from ..rectify import FREE_FORMS  # noqa: E402
 from .analysis import Front, shown  # noqa: E402
@@ -31,6 +32,7 @@ COLOURS = {
     "product": "tab:purple",
     "optimum": "tab:red",
 }
+OTHERS = ("tab:red", "tab:pink", "tab:olive", "tab:cyan", "tab:gray", "navy", "gold")  # of the bets
 matplotlib.rcParams["figure.dpi"] = 100
 
 
@@ -148,6 +150,10 @@ def ends(rows: list[dict], path: Path) -> Path:
             if form != "optimum":
                 ax.plot([r["weight"] for r in mine], [r["tuned_distance"] for r in mine], ":", color=COLOURS[form])
         ax.set(xscale="log", yscale="log", title=name, xlabel="w")
+        ax.set_xticks(sorted({r["weight"] for r in rows}))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
     axes.flat[0].set_ylabel("W1 to the tilted target, x0 units")
     axes.flat[0].legend(fontsize=8, title="dotted: re-tuned", title_fontsize=8)
     return _save(figure, path)
@@ -169,13 +175,17 @@ def front_panels(found: dict[tuple[str, str, str], Front], path: Path, forms: tu
             style = "--" if front.form in FREE_FORMS else "-"
             label = name_of(front.form, base[0])
             ax.errorbar(mean["is_"], mean["fid"], std["fid"], std["is_"], color=colour, linestyle=style, label=label, marker=".", elinewidth=0.6, linewidth=1.3)
-        start = group[0].values  # guidance gone wild is off the picture: worse than none in both
-        top, left = 1.5 * start["fid"][0].max(), start["is_"][0].min() - 0.2
-        least = min(f.values["fid"].mean(1).min() for f in group)
-        ax.set(title=f"{base[0]}, {base[1]}", xlabel="IS (higher is better)", ylabel="FID (lower is better)", yscale="log")
-        ax.set(ylim=(0.8 * least, max(top, 3 * least)), xlim=(left, None))
+        _zoom(ax, group)
+        ax.set(title=f"{base[0]}, {base[1]}", xlabel="IS (higher is better)", ylabel="FID (lower is better)")
     axes.flat[0].legend(fontsize=7)
     return _save(figure, path)
+
+
+def _zoom(ax, group: list[Front]) -> None:
+    """The part of the picture where somebody would sample: FID up to 2.5 times the least."""
+    fid, score = (np.concatenate([f.values[m].mean(1) for f in group]) for m in ("fid", "is_"))
+    near = fid <= 2.5 * fid.min()
+    ax.set(xlim=(score[near].min() - 0.1, score[near].max() + 0.1), ylim=(0.85 * fid.min(), 2.5 * fid.min()))
 
 
 def corrections(results: dict[Point, dict], path: Path) -> Path:
@@ -207,12 +217,15 @@ def bets(found: dict[tuple[str, str, str], Front], path: Path) -> Path:
         for ax, rows in zip(line, (0, 1), strict=True):
             mine = [f"bet:{n}" for n, bet in BETS.items() if bet.rows == rows]
             known = ("off", "schedule", "calibrated") if rows == 0 else ("off", "row_sum", "scalar")
+            group = []
             for i, form in enumerate([*known, *mine]):
                 if (front := found.get((setup, "constant", form))) is None:
                     continue
                 fid, score = (front.values[m].mean(1) for m in ("fid", "is_"))
-                style = {"color": COLOURS[form], "linewidth": 2} if form in COLOURS else {"color": f"C{i}", "linestyle": "--"}
+                group.append(front)
+                style = {"color": COLOURS[form], "linewidth": 2} if form in COLOURS else {"color": OTHERS[i - len(known)], "linestyle": "--"}
                 ax.plot(score, fid, marker=".", label=name_of(form, setup), **style)
-            ax.set(title=f"{setup}: {'no model call' if rows == 0 else 'one model row more'}", xlabel="IS", ylabel="FID", yscale="log")
+            ax.set(title=f"{setup}: {'no model call' if rows == 0 else 'one model row more'}", xlabel="IS", ylabel="FID")
+            _zoom(ax, group)
             ax.legend(fontsize=7)
     return _save(figure, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import tables
-from .analysis import BAND, at_matched, band, fronts, variant
+from .analysis import BAND, at_best, at_matched, band, fronts, variant
 from .error import FORMS
 from .fronts import INTERVAL, SETUPS, WEAKER_STEPS, Point
 from .plan import ECONOMY, ENGINES, EXACT, Plan
@@ -13,39 +13,44 @@ Claim = tuple[str, str]  # (better, worse, undecided; the sentence)
 
 
 def claims_fronts(found: tables.Fronts) -> list[Claim]:
-    """Forms against plain guidance, and forms that cost model rows against the free schedule, at matched IS on every base."""
+    """On every base: forms against plain guidance at matched IS and at their best FID; paid forms against the free schedule."""
     claims = []
     for (setup, schedule), group in tables.bases(found).items():
-        levels = band(list(group.values()))
+        levels, where = band(list(group.values())), f"{setup}, {schedule}"
         rivals = [(f, "off") for f in group if f != "off"] + [(f, "schedule") for f in group if f not in ("off", "schedule") and "schedule" in group]
         for form, rival in rivals:
-            d = at_matched(group[form], group[rival], levels)
-            claims.append((d.verdict, f"{setup}, {schedule}: `{form}` less {name_of(rival, setup)}, FID at matched IS {d}"))
+            names = f"`{form}` less {name_of(rival, setup)}"
+            for what, d in (("FID at matched IS", at_matched(group[form], group[rival], levels)), ("best FID", at_best(group[form], group[rival]))):
+                claims.append((d.verdict, f"{where}: {names}, {what} {d}"))
     return claims
 
 
+def _count(what: str, cases: dict[tuple[str, float], tuple[float, float]]) -> Claim:
+    """`cases`: (pair, w) -> (our error, the rival's). Within a thousandth they are called equal."""
+    equal = [case for case, (ours, rival) in cases.items() if abs(ours - rival) <= 1e-3 * rival]
+    lost = [case for case, (ours, rival) in cases.items() if ours > rival and case not in equal]
+    won = len(cases) - len(equal) - len(lost)
+    verdict = "better" if not lost else "worse" if not won else "mixed"
+    by_pair: dict[str, list[str]] = {}
+    for pair, weight in lost:
+        by_pair.setdefault(pair, []).append(f"{weight:g}")
+    tail = "; not for " + "; ".join(f"{pair} at w {', '.join(weights)}" for pair, weights in by_pair.items()) if lost else ""
+    return verdict, f"{what} in {won} of {len(cases)} cases{f', equal in {len(equal)}' if equal else ''}{tail}"
+
+
 def claims_mixtures(study: dict) -> list[Claim]:
-    """Pooled errors of row_sum and schedule on every pair and weight, nominal and re-tuned, and the terminal distances."""
+    """Pooled errors of forms on every pair and weight, nominal and re-tuned, and the terminal distances."""
     claims = []
     pooled = [r for r in study["errors"] if r["sigma"] is None]
     for form in ("row_sum", "scalar", "schedule"):
-        mine = [r for r in pooled if r["form"] == form]
         for what, key in (("at nominal w", "relative_rms"), ("every form at its best w", "tuned_rms")):
-            lost = [f"{r['pair']} w {r['weight']:g}" for r in mine if r[key] >= 1]
-            verdict = "better" if not lost else "worse" if len(lost) == len(mine) else "mixed"
-            tail = f"; not: {', '.join(lost)}" if lost else ""
-            claims.append(
-                (verdict, f"mixtures, {what}: `{form}` has a smaller pooled RMS error than CFG in {len(mine) - len(lost)} of {len(mine)} cases{tail}")
-            )
+            cases = {(r["pair"], r["weight"]): (r[key], 1.0) for r in pooled if r["form"] == form}
+            claims.append(_count(f"mixtures, {what}: `{form}` has a smaller pooled RMS error than CFG", cases))
     ends = {(r["pair"], r["weight"], r["form"]): r for r in study["ends"]}
-    cases = list(dict.fromkeys(key[:2] for key in ends))
     for what, key in (("at nominal w", "distance"), ("every form at its best w", "tuned_distance")):
-        for rival in ("off", "schedule"):
-            lost = [f"{p} w {w:g}" for p, w in cases if ends[p, w, "row_sum"][key] >= ends[p, w, rival][key]]
-            verdict = "better" if not lost else "worse" if len(lost) == len(cases) else "mixed"
-            tail = f"; not: {', '.join(lost)}" if lost else ""
-            sentence = f"terminal distance to the tilted target, {what}: `row_sum` is nearer than {name_of(rival)} in {len(cases) - len(lost)} of {len(cases)}"
-            claims.append((verdict, sentence + tail))
+        for form, rival in (("row_sum", "off"), ("schedule", "off"), ("row_sum", "schedule")):
+            cases = {(p, w): (ends[p, w, form][key], ends[p, w, rival][key]) for p, w in dict.fromkeys(k[:2] for k in ends)}
+            claims.append(_count(f"mixtures, after sampling, {what}: `{form}` ends nearer to the tilted target than {name_of(rival)}", cases))
     return claims
 
 
@@ -149,8 +154,8 @@ Each method at its own best weight, found on these seeds ("last": the largest we
 
 ### FID at matched IS
 
-Fronts are monotone cubics through the weights. Band: {BAND[0]:.0%} to {BAND[-1]:.0%} of the way from the unguided IS to the highest that all forms
-reach. Negative is better.
+Fronts are monotone cubics through the weights. Band: IS levels that every form of the base has sampled weights around, the mean over
+{len(BAND)} of them. "-": not reached. Negative is better.
 
 {tables.matched_fid(found)}
 

@@ -62,7 +62,7 @@ def matched_fid(found: Fronts) -> str:
             to_schedule = at_matched(front, group["schedule"], levels) if form != "schedule" and "schedule" in group else None
             last = "" if to_schedule is None else f"{to_schedule} {to_schedule.verdict}"
             rows.append([setup, schedule, form, f"{own:.2f}", str(at_matched(front, group["off"], [own]))]
-                        + [f"{levels[0]:.2f}-{levels[-1]:.2f}", f"{to_plain} {to_plain.verdict}", last])  # fmt: skip
+                        + [f"{levels[0]:.2f}-{levels[-1]:.2f}" if levels else "none", f"{to_plain} {to_plain.verdict}", last])  # fmt: skip
     head = ["setup", "base schedule", "form", "IS of plain's best FID", "FID less plain's there", "IS band", "FID less plain's over the band"]
     return markdown([*head, "FID less `schedule`'s over the band"], rows)
 

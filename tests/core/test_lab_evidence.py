@@ -172,12 +172,23 @@ def known(form, offset, setup="weak"):
 def test_claims_follow_the_numbers():
     def said(row_sum, schedule):
         found = {("weak", "constant", f): known(f, o) for f, o in (("off", 0.0), ("schedule", schedule), ("row_sum", row_sum))}
-        return {re.match(r"weak, constant: `(\w+)` less (\w+)", text).groups(): verdict for verdict, text in report.claims_fronts(found)}
+        claims = report.claims_fronts(found)
+        matched, best = ([c for c in claims if what in c[1]] for what in ("matched IS", "best FID"))
+        pair = re.compile(r"weak, constant: `(\w+)` less `?(\w+)")
+        made = [{pair.match(text).groups(): verdict for verdict, text in part} for part in (matched, best)]
+        assert made[0] == made[1], "the offset is the same everywhere on the front"
+        return made[0]
 
     assert said(-0.3, -0.1) == {("schedule", "CFG"): "better", ("row_sum", "CFG"): "better", ("row_sum", "schedule"): "better"}
     assert said(0.2, -0.1) == {("schedule", "CFG"): "better", ("row_sum", "CFG"): "worse", ("row_sum", "schedule"): "worse"}
     text = report.summary(report.claims_fronts({("weak", "constant", f): known(f, o) for f, o in (("off", 0.0), ("row_sum", 0.2))}))
     assert "Does not hold" in text and "Holds" not in text
+
+
+def test_mixtures_are_counted_case_by_case():
+    cases = {("a", 1.0): (1.0, 2.0), ("a", 2.0): (3.0, 2.0), ("b", 1.0): (2.0, 2.0), ("a", 4.0): (9.0, 2.0)}
+    assert report._count("it wins", cases) == ("mixed", "it wins in 1 of 4 cases, equal in 1; not for a at w 2, 4")
+    assert report._count("it wins", {("a", 1.0): (1.0, 2.0)})[0] == "better" and report._count("it wins", {("a", 1.0): (3.0, 2.0)})[0] == "worse"
 
 
 def test_the_default_is_judged_by_the_spread_between_seeds():

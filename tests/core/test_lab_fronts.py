@@ -22,7 +22,7 @@ pytest.importorskip("prdc")
 
 from reg_core.lab import evaluate as first_loop
 from reg_core.lab import fronts, metrics
-from reg_core.lab.analysis import Difference, Front, at_best, at_matched
+from reg_core.lab.analysis import Difference, Front, at_best, at_matched, band
 from reg_core.lab.analysis import fronts as make_fronts
 from reg_core.lab.fronts import Point, Size
 from reg_core.lab.models import load_digits_model
@@ -259,6 +259,14 @@ def test_matched_difference_does_not_see_the_weights_and_pairs_seeds():
     assert d.mean == pytest.approx(-0.1, abs=1e-9) and d.half == pytest.approx(0, abs=1e-9) and d.verdict == "better"
     assert at_best(slow, known_front("off", 0)).mean == pytest.approx(-0.1)
     assert at_matched(slow, known_front("off", 0), [8.7]).verdict == "not reached"
+
+
+def test_the_band_lies_where_every_front_was_sampled():
+    """First weights at IS 9 - 2/1.5 and 9 - 2/2, last ones at 8.6 and 8.5: nothing below 8 or above 8.5 is compared."""
+    levels = band([known_front("off", 0), known_front("row_sum", 0, weights=(0, 1, 2, 3))])
+    assert 8.0 < min(levels) < max(levels) < 8.5 and levels == sorted(levels)
+    apart = band([known_front("off", 0, weights=(0, 0.2, 0.4)), known_front("row_sum", 0, weights=(0, 4, 5))])
+    assert apart == [] and at_matched(known_front("off", 0), known_front("row_sum", 0), apart).verdict == "not reached"
 
 
 def test_intervals_are_those_of_scipys_paired_t_test():
