@@ -95,6 +95,15 @@ class ModelBranches(Branches):
         denoised, reference, probe = self.evaluate([positive, negative, positive], x, sigma, options)
         return denoised, reference, probe
 
+    def only_and_probe(self, x, sigma, step):
+        if not self._joinable():
+            return self.only(x, sigma), self.cond(x + step, sigma)
+        options = clone_options(self.options)
+        options["model_function_wrapper"] = _shifted_rows(step, options.get("model_function_wrapper"))
+        positive = self.conds[0]
+        denoised, _, probe = self.evaluate([positive, None, positive], x, sigma, options)
+        return denoised, probe
+
     def _joinable(self) -> bool:
         # A control net's output was computed for x, a chained function expects two conds, workers hold other models.
         controlled = any(c.get("control") is not None for cond in self.conds for c in cond)

@@ -97,6 +97,15 @@ class Economy:
             return None
         return float(carry(torch.tensor([share], dtype=torch.float64), torch.tensor([level / measured], dtype=torch.float64)))
 
+    def unsure(self, level: float) -> bool:
+        """True where skipping is wanted, nothing measured tells about this level, and `row_sum` could tell by two rows."""
+        return self.settings.skip_below > 0 and self.settings.form == "row_sum" and self._expected_share(level) is None
+
+    def learns(self, level: float, product: Tensor, weight: float) -> bool:
+        """Take rms(J 1) as the share, which it is for guidance without a pattern of its own; whether this call may be skipped."""
+        self._share = (level, product.square().mean().sqrt())
+        return self.skips(level, weight)
+
     # Reuse between refreshes
 
     def reusable(self, x: Tensor, level: float) -> bool:

@@ -43,6 +43,10 @@ class Branches:
         """D_c at x as the one pass of an unguided step."""
         return self.cond(x, sigma)
 
+    def only_and_probe(self, x: Tensor, sigma: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """(D_c(x), D_c(x + step)), the first as the one pass of an unguided step."""
+        return self.only(x, sigma), self.cond((x + step).to(x.dtype), sigma)
+
     def both_and_probe(self, x: Tensor, sigma: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(D_c(x), D_ref(x), D_c(x + step)); `step` [B, 1, ...] is the same for all elements of a row."""
         return self.cond(x, sigma), self.reference(x, sigma), self.cond((x + step).to(x.dtype), sigma)

@@ -70,24 +70,31 @@ class Rectifier:
         alpha = self.space.alpha(sigma) if alpha is None else alpha
         s = self.space.s(sigma) if s is None else s
         sigma_ve, cfg = s / alpha, 1 + _number(weight)
-        level = self._economy.level(sigma_ve)
-        if may_skip and self._economy.skips(level, cfg - 1):
-            denoised = branches.only(x, sigma)
-            row = trace.Row(_sigma=sigma, cfg=cfg, skipped=True, extra_rows=-1, note="rectified weight negligible: no guidance")
-            row.seconds = time.perf_counter() - begin
-            self.run.add(row)
-            return Prediction(denoised, denoised, torch.zeros_like(denoised))
+        economy, probed = self._economy, None
+        level = economy.level(sigma_ve)
+        if may_skip:
+            skips = economy.skips(level, cfg - 1)
+            if not skips and economy.unsure(level) and self.engine == "finite_difference" and not branches.cached:
+                probed = self._probe(branches, x, sigma, alpha, s)  # J 1 needs no reference: where it is nothing, neither do we
+                skips = economy.learns(level, probed[1], cfg - 1)
+            if skips:
+                denoised = branches.only(x, sigma) if probed is None else probed[0]
+                note = "rectified weight negligible: no guidance"
+                row = trace.Row(_sigma=sigma, cfg=cfg, skipped=True, extra_rows=-1 if probed is None else 0, note=note)
+                row.seconds = time.perf_counter() - begin
+                self.run.add(row)
+                return Prediction(denoised, denoised, torch.zeros_like(denoised))
         row = trace.Row(cfg=cfg, fresh=True)
-        denoised, reference, raw, moved = self._rectified(branches, x, sigma, alpha, s, sigma_ve, level, row)
+        denoised, reference, raw, moved = self._rectified(branches, x, sigma, alpha, s, sigma_ve, level, row, probed)
         v = denoised - reference
         rectified = raw if self.settings.strength == 1 else blend(v.to(raw.vector.dtype), raw.vector, raw.factor, self.settings.strength)
-        row._numbers = trace.numbers(sigma, v, rectified.vector, rectified.factor, weight, raw.bad | rectified.bad, moved)
+        row._numbers = trace.numbers(sigma, v, rectified.vector, rectified.factor, weight, raw.bad | rectified.bad, moved, row._error)
         self.run.warm(rectified.factor)
         row.seconds = time.perf_counter() - begin
         self.run.add(row)
         return Prediction(denoised, reference, rectified.vector)
 
-    def _rectified(self, branches, x, sigma, alpha, s, sigma_ve, level, row):
+    def _rectified(self, branches, x, sigma, alpha, s, sigma_ve, level, row, probed=None):
         """(D_c, D_ref, R v at strength 1, how far a carried correction was off or None)."""
         form, economy = self.settings.form, self._economy
         if economy.free:
@@ -95,11 +102,15 @@ class Rectifier:
             factor = schedule_factor(sigma_ve, self.settings.data_std) if form == "schedule" else self.settings.calibration(sigma_ve)
             row.engine, row.product = "none needed", "c(sigma)" if form == "schedule" else "table"
             return denoised, reference, rectify_by_factor(denoised - reference, factor), None
-        if economy.reusable(x, level):
+        if probed is None and economy.reusable(x, level):
             denoised, reference = branches.both(x, sigma)
             row.engine, row.fresh = self.engine, False
             return denoised, reference, economy.reused(denoised - reference, sigma_ve), None
-        denoised, reference, product = self._evaluate(branches, x, sigma, alpha, s, row)
+        if probed is None:
+            denoised, reference, product = self._evaluate(branches, x, sigma, alpha, s, row)
+        else:
+            denoised, product, reference = *probed, branches.reference(x, sigma)
+            row.engine, row.product, row.extra_rows = self.engine, "J 1", 1
         v = denoised - reference
         raw = rectify(form, v, product)
         if self.observe is not None:
@@ -134,24 +145,32 @@ class Rectifier:
 
         `product` has no sum to average rounding away: in half precision it probes to both sides, one row more.
         """
-        wide = torch.promote_types(x.dtype, torch.float32)
         dtype = branches.compute_dtype(x)
         row.engine = "finite_difference"
         row.extra_rows += 1 + branches.cached
         if self.settings.form == "row_sum":
             row.product = "J 1"
-            h = expand(s.to(wide) * jacobian.PROBE_ONES.get(dtype, 0.4), x)
+            h = _ones_step(x, s, dtype)
             denoised, reference, probe = branches.both_and_probe(x, sigma, h)
-            return denoised, reference, jacobian.difference(probe, denoised, h, alpha)
-        row.product = "J v"
-        denoised, reference = branches.both(x, sigma)
-        central = self.settings.form == "product" and dtype in (torch.float16, torch.bfloat16)
-        row.extra_rows += central
-        relative = (jacobian.PROBE_CENTRAL if central else jacobian.PROBE).get(dtype, 0.1)
-        v = denoised - reference
-        at_x = None if branches.cached else denoised
-        _, product = jacobian.finite_difference(branches.cond, x, sigma, alpha, v, s, at_x, relative, central)
+            product = jacobian.difference(probe, denoised, h, alpha)
+        else:
+            row.product = "J v"
+            denoised, reference = branches.both(x, sigma)
+            central = self.settings.form == "product" and dtype in (torch.float16, torch.bfloat16)
+            row.extra_rows += central
+            v = denoised - reference
+            relative = jacobian.probe_length(dtype, s, alpha, central)
+            h = jacobian.probe_step(v.to(relative.dtype), s, relative) * (1 + central)
+            at_x = None if branches.cached else denoised
+            _, product = jacobian.finite_difference(branches.cond, x, sigma, alpha, v, s, at_x, relative, central)
+        row._error = jacobian.difference_error(x, denoised, product, h, alpha, dtype).max()
         return denoised, reference, product
+
+    def _probe(self, branches, x, sigma, alpha, s):
+        """(D_c, J 1) by two rows."""
+        h = _ones_step(x, s, branches.compute_dtype(x))
+        denoised, probe = branches.only_and_probe(x, sigma, h)
+        return denoised, jacobian.difference(probe, denoised, h, alpha)
 
     def _by_derivative(self, branches, x, sigma, alpha, s, row):
         row.engine = self.engine
@@ -191,6 +210,11 @@ class Rectifier:
         # Written so that a NaN on the engine's side fails; a probe that is no number itself proves nothing.
         if abs(probe) < float("inf") and not abs(engine - probe) <= absolute * norm + relative * size:
             raise jacobian.JacobianError(f"self-check: v^T J v is {engine:.5g} by {self.engine} mode but {probe:.5g} by finite differences")
+
+
+def _ones_step(x: Tensor, s: Tensor, dtype: torch.dtype) -> Tensor:
+    """Length [B, 1, ...] of a probe along the ones vector."""
+    return expand(s.to(torch.promote_types(x.dtype, torch.float32)) * jacobian.PROBE_ONES.get(dtype, 0.4), x)
 
 
 def _number(weight) -> float:

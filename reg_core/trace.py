@@ -23,6 +23,7 @@ NUMBERS = (
     "correction_low",
     "correction_high",
     "moved",
+    "error",
 )
 QUANTILES = (0.05, 0.95)
 SAMPLE = 1 << 14  # elements that quantiles are taken of: sorting a whole video would cost more than a step may
@@ -35,6 +36,7 @@ class Row:
     The correction is the factor R of the form (elementwise for row_sum, a number per sample for the others; for
     `product` it is <R g, g> / <g, g>); low and high are its 5 % and 95 % quantiles; `nonfinite` counts samples whose
     correction was no number and was left out. `moved`: |R v - what was carried along| / |v| where both are known.
+    `error`: of a finite difference by rounding, relative (jacobian.difference_error).
     `extra_rows` is -1 where the reference was not evaluated.
     """
 
@@ -51,6 +53,7 @@ class Row:
     correction_low: float = math.nan
     correction_high: float = math.nan
     moved: float = math.nan
+    error: float = math.nan
     nonfinite: float = 0.0
     extra_rows: int = 0
     seconds: float = 0.0
@@ -58,6 +61,7 @@ class Row:
     note: str = ""
     _numbers: Tensor | None = field(default=None, repr=False)
     _sigma: Tensor | None = field(default=None, repr=False)
+    _error: Tensor | None = field(default=None, repr=False)
 
     @property
     def active(self) -> bool:
@@ -69,7 +73,7 @@ class Row:
         if self._numbers is not None:
             for name, value in zip(NUMBERS, self._numbers.tolist(), strict=True):
                 setattr(self, name, value)
-            self._numbers = self._sigma = None
+            self._numbers = self._sigma = self._error = None
             if self.nonfinite:
                 self.note = _join(self.note, f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there")
         elif self._sigma is not None:
@@ -160,8 +164,13 @@ class Run:
         return (
             f"form {self.form}, engine {engines}, active in {len(active)} of {len(rows)} model calls, mean correction {mean:.3f}, "
             f"effective cfg {self.effective_cfg:.2f}, {f'{self.skipped} skipped, ' if self.skipped else ''}"
+            f"{self._error_text()}"
             f"{self.extra_rows} extra rows, {self.seconds:.2f} s"
         )
+
+    def _error_text(self) -> str:
+        worst = max((r.error for r in self.active if math.isfinite(r.error)), default=0.0)
+        return f"probe error up to {100 * worst:.0f} %, " if worst > 0.1 else ""
 
     def table(self) -> str:
         """The rows as aligned text: |g| and |Rg| before and after, mean, min and max of the factor, extra model rows, seconds."""
@@ -199,7 +208,7 @@ class Trace:
         return "\n".join([run.summary(), run.table(), *(f"note: {note}" for note in run.notes)])
 
 
-def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight, bad: Tensor, moved: Tensor | None = None) -> Tensor:
+def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight, bad: Tensor, moved=None, error=None) -> Tensor:
     """The numbers of one row as one tensor on the device, in the order of `NUMBERS`. `weight`: w = cfg - 1 in force."""
     wide = torch.float32 if v.dtype != torch.float64 else torch.float64
     weight = torch.as_tensor(weight, dtype=wide, device=v.device).abs().mean()
@@ -212,7 +221,7 @@ def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight,
     ranked = flat[:: -(-len(flat) // SAMPLE)].sort().values
     low, high = (ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
     parts = [sigma.to(wide).max(), rms(v), rms(rectified), factor.mean(), factor.min(), factor.max(), bad.sum().to(wide), low, high]
-    parts.append(torch.full_like(low, math.nan) if moved is None else moved.to(wide))
+    parts += [torch.full_like(low, math.nan) if number is None else number.to(wide) for number in (moved, error)]
     return torch.stack(parts)
 
 
