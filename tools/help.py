@@ -1,7 +1,8 @@
 """Keeps web/docs/*.md, the in-app help, at the nodes' schemas: `COMFYUI_PATH=... python tools/help.py`.
 
-Writes the first column of every table of inputs and outputs (name, type or range, default) from a real server's object_info.
-What an input means is written by hand; a new input gets a row with its tooltip, one that is gone loses its row.
+Writes the first line (name, type or range, default) of every row in the tables of inputs and outputs, from a real server's
+object_info. What an input means is written by hand below it; a new input gets a row with its tooltip, one that is gone loses
+its row. The tables have one column: the page's panel is some 250 px wide.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ def inputs(info: dict) -> dict[str, tuple]:
     return {name: (kind if isinstance(kind, str) else "COMBO", options, optional) for name, (kind, options, optional) in found.items()}
 
 
-def first_cell(name: str, kind: str, options: dict, optional: bool) -> str:
-    """`name`, its type or range, its default; lines of one narrow cell."""
-    lines = [f"`{name}`"]
+def facts(name: str, kind: str, options: dict, optional: bool) -> str:
+    """`name`, its type or range, its default, in a line."""
+    parts = [f"`{name}`"]
     if kind not in WIDGETS or options.get("forceInput"):
-        lines.append(kind + (", optional" if optional else ""))
+        parts.append(kind + (", optional" if optional else ""))
     elif "min" in options:
-        lines.append(f"{number(options['min'])} to {number(options['max'])}")
+        parts.append(f"{number(options['min'])} to {number(options['max'])}")
     if "default" in options and kind in WIDGETS and not options.get("forceInput"):
         value = options["default"]
         shown = ("on" if value else "off") if kind == "BOOLEAN" else number(value) if isinstance(value, (int, float)) else str(value)
-        lines.append(f"default {shown}")
+        parts.append(f"default {shown}")
     if options.get("advanced"):
-        lines.append("*advanced*")
-    return "<br>".join(lines)
+        parts.append("advanced")
+    return " · ".join(parts)
 
 
 def number(value) -> str:
@@ -46,30 +47,30 @@ def number(value) -> str:
     return "2^64 - 1" if value == 2**64 - 1 else f"{value:.10g}"
 
 
-def with_table(page: str, heading: str, cells: dict[str, str], meanings: dict[str, str], keep=()) -> str:
-    """The page with the table below `## heading` holding a row for each of `cells` {name: first cell}, in their order."""
-    pattern = re.compile(rf"(## {heading}\n\n\|[^\n]*\n\|[-|]+\|\n)((?:\|[^\n]*\n)*)")
+def with_table(page: str, heading: str, facts: dict[str, str], meanings: dict[str, str], keep=()) -> str:
+    """The page with the table below `## heading` holding a row for each of `facts` {name: first line}, in their order."""
+    pattern = re.compile(rf"(## {heading}\n\n\|[^\n]*\n\|-+\|\n)((?:\|[^\n]*\n)*)")
     found = pattern.search(page)
     if found is None:
-        raise ValueError(f"no table below '## {heading}'")
+        raise ValueError(f"no table of one column below '## {heading}'")
     rows = {}
     for row in found[2].splitlines():
-        first, meaning = (cell.strip() for cell in row.strip("|").split(" | ", 1))
-        rows[re.match(r"`?(\w+)", first)[1]] = (first, meaning)
-    lines = [f"| {cell} | {rows[name][1] if name in rows else meanings.get(name, '')} |" for name, cell in cells.items()]
-    lines += [f"| {first} | {meaning} |" for name, (first, meaning) in rows.items() if name not in cells and name in keep]
+        first, meaning = (part.strip() for part in row.strip("|").split("<br>", 1))
+        rows[re.match(r"`(\w+)`", first)[1]] = (first, meaning)
+    lines = [f"| {first}<br>{rows[name][1] if name in rows else meanings.get(name, '')} |" for name, first in facts.items()]
+    lines += [f"| {first}<br>{meaning} |" for name, (first, meaning) in rows.items() if name not in facts and name in keep]
     return page[: found.start(2)] + "".join(line + "\n" for line in lines) + page[found.end(2) :]
 
 
 def updated(page: str, node_id: str, info: dict) -> str:
     """A page brought to a node's object_info."""
     given = inputs(info)
-    cells = {name: first_cell(name, *spec) for name, spec in given.items()}
+    lines = {name: facts(name, *spec) for name, spec in given.items()}
     keep = [name for node, name in NEWER if node == node_id]
-    page = with_table(page, "Inputs", cells, {name: options.get("tooltip", "") for name, (_, options, _) in given.items()}, keep)
+    page = with_table(page, "Inputs", lines, {name: options.get("tooltip", "") for name, (_, options, _) in given.items()}, keep)
     kinds = zip(info["output_name"], info["output"], info["output_is_list"], strict=True)
-    cells = {name: f"`{name}`<br>{kind}{', a list' if many else ''}" for name, kind, many in kinds}
-    return with_table(page, "Outputs", cells, dict(zip(info["output_name"], info.get("output_tooltips") or [], strict=False)))
+    lines = {name: f"`{name}` · {kind}{', a list' if many else ''}" for name, kind, many in kinds}
+    return with_table(page, "Outputs", lines, dict(zip(info["output_name"], info.get("output_tooltips") or [], strict=False)))
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ import math
 import pictures  # first: it puts the repository on the path
 import torch
 from PIL import Image
+
+import reg_core
 from reg_core.calibration import Measurement
 from reg_core.drawing import labelled_grid, plot_run
 from reg_core.drawing.axes import TICK, Axes, Scale, scale_for
@@ -19,8 +21,6 @@ from reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN
 from reg_core.lab.models import load_digits_classifier, load_digits_model
 from reg_core.rectify import schedule_factor
 from reg_core.schedule import Cosine, Curve, Interval, Linear
-
-import reg_core
 
 FOLDER = pictures.ROOT / "web" / "docs" / "images"
 WIDTH, MARGIN = 640, 12

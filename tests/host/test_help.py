@@ -28,13 +28,14 @@ def schemas(server):
 
 
 def table(page: str, heading: str) -> dict:
-    """{name: (facts, meaning)} below a heading; facts are the lines of the first cell after the name."""
-    rows = re.search(rf"^## {heading}\n\n(?:\|.*\n){{2}}((?:\|.*\n)+)", page, re.M)
+    """{name: (facts, meaning)} below a heading; a row is "`name` · fact · fact<br>meaning"."""
+    rows = re.search(rf"^## {heading}\n\n\|.*\n\|-+\|\n((?:\|.*\n)+)", page, re.M)
     assert rows, f"no table below {heading}"
     found = {}
     for row in rows[1].splitlines():
-        first, meaning = row.strip("|").split(" | ", 1)
-        name, *facts = first.strip().split("<br>")
+        first, meaning = row.strip("|").split("<br>", 1)
+        assert not re.search(r"(?<!\\)\|", row.strip("|")), f"a bare | ends the cell: {row}"
+        name, *facts = first.strip().split(" · ")
         assert name.startswith("`") and name.endswith("`") and name not in found, row
         found[name.strip("`")] = (facts, meaning.strip())
     return found
@@ -81,7 +82,7 @@ def test_ranges_defaults_and_options_are_the_schemas(schemas):
                 assert {"on": True, "off": False}[shown] is value if kind == "BOOLEAN" else shown == str(value) or float(shown) == value, where
             else:
                 assert not given, where
-            assert ("*advanced*" in facts) == bool(options.get("advanced")), where
+            assert ("advanced" in facts) == bool(options.get("advanced")), where
             assert any(fact.startswith(kind) for fact in facts) == (
                 kind not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO") or bool(options.get("forceInput"))
             )
