@@ -67,6 +67,20 @@ def matched_fid(found: Fronts) -> str:
     return markdown([*head, "FID less `schedule`'s over the band"], rows)
 
 
+def headline(found: Fronts) -> str:
+    """row_sum and the free schedule beside each other, less plain guidance, on every base."""
+    rows = []
+    for (setup, schedule), group in bases(found).items():
+        levels, cells = band(list(group.values())), []
+        for form in ("row_sum", "schedule"):
+            for measure in (lambda a, b, levels=levels: at_matched(a, b, levels), at_best):
+                d = measure(group[form], group["off"]) if form in group else None
+                cells.append("" if d is None else f"{d} {d.verdict}")
+        rows.append([setup, schedule, *cells])
+    names = [f"{form} less plain, {what}" for form in ("`row_sum`", "`schedule`") for what in ("FID at matched IS", "best FID")]
+    return markdown(["setup", "base schedule", *names], rows)
+
+
 def variants(results: dict[Point, dict], named: dict[str, dict], weights: Iterable[float], setup: str = "weak") -> str:
     """row_sum computed in other ways against the exact reverse product at every call, per weight: paired differences."""
     rows = []
