@@ -65,6 +65,7 @@ def world(host, pack, all_nodes) -> SimpleNamespace:
 class Outcome:
     """A run of a case with REG."""
 
+    asked: str
     engines: set  # of the active model calls
     active: int
     notes: list  # why it fell back, or did nothing
@@ -75,11 +76,9 @@ class Outcome:
         why = "; ".join(self.notes)
         if not self.sound:
             return f"fails: {why or 'not finite, or without effect'}"
-        return f"no effect: {why}" if not self.active else "ok" if not self.fell_back else f"falls back: {why}"
-
-    @property
-    def fell_back(self) -> bool:
-        return any("failed" in note for note in self.notes)
+        if not self.active:
+            return f"no effect: {why}"
+        return "ok" if self.engines == {self.asked} and not why else f"falls back: {why or 'without a word'}"
 
 
 def run(pack, setup: Setup, engine: str, form: str = "row_sum", plain: torch.Tensor | None = None) -> Outcome:
@@ -90,7 +89,7 @@ def run(pack, setup: Setup, engine: str, form: str = "row_sum", plain: torch.Ten
     rows, active = trace.last.rows, trace.last.active
     notes = list(dict.fromkeys([*(n for n in trace.last.notes if active), *(r.note for r in (active or rows) if r.note)]))
     changed = not torch.equal(latent, plain)
-    return Outcome({r.engine for r in active}, len(active), notes, bool(torch.isfinite(latent).all()) and changed == bool(active))
+    return Outcome(engine, {r.engine for r in active}, len(active), notes, bool(torch.isfinite(latent).all()) and changed == bool(active))
 
 
 def build(group: str, name: str, world) -> Setup:

@@ -34,7 +34,7 @@ it says otherwise), with both attentions, sub-quadratic and PyTorch's.
 - **not in this host**: this ComfyUI has no such class or node.
 
 Families: {STEPS} steps, batch 2. Their last two columns are relative errors at one noise level, the worse of both attentions: how far
-`<u, J v>` by forward mode is from `<J^T u, v>` by reverse mode, and `J v` from central differences. Features: form `row_sum`, 3 to 8 steps;
+`<u, J v>` by forward mode is from `<J^T u, v>` by reverse mode, and `J v` from central differences. Features: form `row_sum`, 2 to 8 steps;
 what each is stands in `tests/host/feature_*.py`, and that their latents are right is tested there against oracles.
 
 What a CPU does not show: by its source, ComfyUI picks the attention kernel itself on CUDA (0.3.75: on Windows only). PixArt and
