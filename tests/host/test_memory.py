@@ -281,3 +281,59 @@ def test_blocks_are_found(host, pack):
         assert not any(id(block) in inner for block in found), case
         share = sum(p.numel() for b in found for p in b.parameters()) / sum(p.numel() for p in network.parameters())
         assert share > 0.25, (case, share)  # ACE-Step's lyric encoder is no part of the latent's way
+
+
+class InPlace(torch.nn.Module):
+    """Blocks in a list. `kind`: what is written to, and when; `written`: the same without writing."""
+
+    class Block(torch.nn.Module):
+        def __init__(self, kind, index):
+            super().__init__()
+            self.kind, self.index, self.first, self.second = kind, index, torch.nn.Tanh(), torch.nn.Sigmoid()
+
+        def forward(self, x, table):
+            if self.kind == "inside":  # after tanh saved its result
+                y = self.first(x)
+                z = self.second(y)
+                y += z * table
+                return self.second(y * z)
+            if self.kind == "shared" and self.index == 1:  # an argument without gradient, which the block before holds as well
+                table = table.mul_(0.9)
+            return self.second(self.first(x * table) * x)
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.blocks = kind, torch.nn.ModuleList(self.Block(kind, i) for i in range(3))
+
+    def forward(self, x, table):
+        table, x = table.clone(), x * 1.0
+        for block in self.blocks:
+            before = x
+            x = block(x, table)
+            if self.kind == "argument":  # what the block was given, once it is through
+                before += 1.0
+        return x
+
+
+@pytest.mark.parametrize("kind", ["inside", "shared", "argument"])
+def test_writes_in_place_are_noticed_and_survived(pack, kind):
+    """Oracle: numerical differentiation in float64."""
+    checkpoint, blocks = pack.import_("nodes.checkpoint"), pack.import_("nodes.blocks").blocks
+    network = InPlace(kind)
+    with torch.inference_mode(False):
+        g = torch.Generator().manual_seed(0)
+        x, u, table = (torch.randn(6, generator=g, dtype=torch.float64) for _ in range(3))
+        eye = 1e-6 * torch.eye(6, dtype=torch.float64)
+        want = torch.stack([(u * (network(x + e, table) - network(x - e, table))).sum() for e in eye]) / 2e-6
+
+        def product(copies):
+            recompute = checkpoint.Recompute(None, copies=copies)
+            z = x.clone().requires_grad_()
+            with recompute.over(blocks(network)), torch.enable_grad():
+                got = torch.autograd.grad(network(z, table), z, u)[0]
+            assert recompute.recomputed == 3
+            return got
+
+        with pytest.raises(RuntimeError, match=checkpoint.IN_PLACE):
+            product(copies=False)
+        assert torch.allclose(product(copies=True), want, atol=1e-7)
