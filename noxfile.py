@@ -63,10 +63,11 @@ def test(session: nox.Session) -> None:
         (TORCHVISION, "--no-deps"),  # its compiled operators may not fit a CPU torch; the tests do not need them
         (TORCH, "-e", ".[lab,test]", *UNLISTED, *host_requirements(Path(host))),
     )
-    env = {"COMFYUI_PATH": host}
-    session.run("pytest", "tests/core", *session.posargs)
-    session.run("pytest", "tests/host", *session.posargs, env=env)
-    session.run("pytest", "tests/host", *session.posargs, env=env | {"REG_TEST_ATTENTION": "pytorch"})
+    env = {"COMFYUI_PATH": host, "OMP_NUM_THREADS": "1"}  # a process a core, whole files to each: servers and models are made once a file
+    spread = ("-n", "auto", "--dist", "loadfile")
+    session.run("pytest", "tests/core", *spread, *session.posargs, env=env)
+    session.run("pytest", "tests/host", *spread, *session.posargs, env=env)
+    session.run("pytest", "tests/host", *spread, *session.posargs, env=env | {"REG_TEST_ATTENTION": "pytorch"})
 
 
 @nox.session

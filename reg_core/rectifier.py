@@ -56,6 +56,7 @@ class Rectifier:
         self.observe = observe
         self.host = None  # what a host keeps for the length of the run
         self._economy = Economy(settings)
+        self._product = ""  # that the correction kept was made of
 
     def __call__(
         self, branches: Branches, x: Tensor, sigma, weight=1.0, alpha: Tensor | None = None, s: Tensor | None = None, may_skip: bool = True
@@ -104,7 +105,7 @@ class Rectifier:
             return denoised, reference, rectify_by_factor(denoised - reference, factor), None
         if probed is None and economy.reusable(x, level):
             denoised, reference = branches.both(x, sigma)
-            row.engine, row.fresh = self.engine, False
+            row.engine, row.product, row.fresh = self.engine, self._product, False
             return denoised, reference, economy.reused(denoised - reference, sigma_ve), None
         if probed is None:
             denoised, reference, product = self._evaluate(branches, x, sigma, alpha, s, row)
@@ -113,6 +114,7 @@ class Rectifier:
             row.engine, row.product, row.extra_rows = self.engine, "J 1", 1
         v = denoised - reference
         raw = rectify(form, v, product)
+        self._product = row.product
         if self.observe is not None:
             self.observe(sigma_ve, v, raw.vector)
         return denoised, reference, raw, economy.keep(raw, v, sigma_ve, level)

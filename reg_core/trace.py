@@ -100,7 +100,7 @@ class Run:
 
     def warm(self, factor: Tensor) -> None:
         """Add an elementwise factor [B, C, *spatial] to the heat map; factors per sample leave it alone."""
-        if factor.ndim < 3 or factor[0].numel() == 1:
+        if factor.ndim < 3 or factor[0, 0].numel() == 1:
             return
         layer = factor.mean(1).float()
         same = self._heat is not None and self._heat.shape == layer.shape

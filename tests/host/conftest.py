@@ -59,6 +59,13 @@ def _prepare() -> Path:
 
 BASE_DIRECTORY = _prepare()
 
+# Texts, pictures and servers are the same with either attention: once is enough.
+if os.environ.get("REG_TEST_ATTENTION") == "pytorch":
+    collect_ignore = [
+        f"test_{name}.py"
+        for name in ("benchmark", "demo_nodes", "evaluation", "evaluation_score", "help", "locales", "plots", "presets", "sweep", "tiny", "workflow")
+    ]
+
 import torch  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where cores are shared
