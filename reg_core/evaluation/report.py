@@ -67,17 +67,17 @@ def markdown(report: Mapping) -> str:
     names = [METRICS[m] for m in metrics]
     axes = list(dict.fromkeys(axis for row in report["points"] for axis in row["labels"]))
     differences = any("difference" in row for row in report["points"])
-    head = [*axes, "effective cfg", *names, *(f"Δ {name}" for name in names if differences)]
+    head = [*axes, "effective cfg", *names, *(f"\u0394 {name}" for name in names if differences)]
     lines = [f"{report['images_per_point']} images per point ({report['seeds']} seeds), same prompts and noise at every point.", ""]
     if base := report["baseline"]:
-        lines += [f"Δ: difference to {_text(base)} at otherwise equal settings; mean ± standard error over seeds, each seed paired.", ""]
+        lines += [f"\u0394: difference to {_text(base)} at otherwise equal settings; mean ± standard error over seeds, each seed paired.", ""]
     lines += _row(head), _row("---" for _ in head)
     for row in report["points"]:
         cells = [row["labels"].get(axis, "") for axis in axes] + [_number(row["effective_cfg"])]
         lines.append(_row(cells + [_number(row["metrics"][m]["all"]) for m in metrics] + _changes(row.get("difference"), metrics, differences)))
     if report["best"]:
         lines += ["", f"Each method at its best {report['sweep']}, by FID over all images (chosen on these very images: the best is flattered a little):", ""]
-        head = ["method", report["sweep"], "effective cfg", *names, *(f"Δ {name}" for name in names if base)]
+        head = ["method", report["sweep"], "effective cfg", *names, *(f"\u0394 {name}" for name in names if base)]
         lines += _row(head), _row("---" for _ in head)
         for row in report["best"]:
             cells = [_text(row["method"]) or "all", row["labels"][report["sweep"]], _number(row["effective_cfg"])]
