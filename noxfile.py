@@ -4,6 +4,7 @@ Environments are reused, and installed again only when what they should hold cha
 """
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ nox.options.sessions = ["test"]
 REPO = Path(__file__).resolve().parent
 TORCH = "torch==2.13.0"
 TORCHVISION = "torchvision==0.28.0"
+FRONTEND = "comfyui-frontend-package==1.49.6"  # for the page in other languages
 UNLISTED = ("requests",)  # older ComfyUI imports it and counts on another package to bring it along
 NOT_FROM_HOST = {"torch", "torchvision", "torchaudio"}  # torch is pinned above; torchaudio is not needed
 
@@ -68,6 +70,25 @@ def test(session: nox.Session) -> None:
     session.run("pytest", "tests/core", *spread, *session.posargs, env=env)
     session.run("pytest", "tests/host", *spread, *session.posargs, env=env)
     session.run("pytest", "tests/host", *spread, *session.posargs, env=env | {"REG_TEST_ATTENTION": "pytorch"})
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The real page in a real browser, with the pinned ComfyUI's own frontend; screenshots go to out/browser. Arguments go to pytest."""
+    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
+    install(
+        session,
+        (TORCH,),
+        (TORCHVISION, "--no-deps"),
+        (TORCH, "-e", ".[lab,test]", "playwright", *UNLISTED, *host_requirements(Path(host))),
+    )
+    if not Path("/usr/bin/chromium").exists():
+        session.run("playwright", "install", *(["--with-deps"] if os.environ.get("CI") else []), "chromium")
+    newer = Path(session.virtualenv.location) / "frontend"  # the pinned one loses translations of packs
+    if not (newer / "comfyui_frontend_package" / "static").is_dir():
+        session.install("--no-deps", "--target", str(newer), FRONTEND)
+    env = {"COMFYUI_PATH": host, "REG_TEST_FRONTEND": str(newer / "comfyui_frontend_package" / "static")}
+    session.run("pytest", "tests/browser", *session.posargs, env=env)
 
 
 @nox.session

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 GAP, TITLE, BETWEEN = 70, 30, 40  # px: between columns; a node's title, which is above its position; between nodes of a column
 
 # Outputs of each node, and its inputs that are links, by the names ComfyUI gives them.
@@ -75,12 +77,13 @@ LINKED = {  # a name with `?` is optional
     "REGSweep": [("model", "MODEL"), ("calibration?", "REG_CALIBRATION")],
     "REGTracePlot": [("trace", "REG_TRACE"), ("latent", "LATENT"), ("image?", "IMAGE")],
 }  # fmt: skip
-WIDGET_TYPES = {  # widgets that may be fed by a link
-    "seed": "INT", "steps": "INT", "cfg": "FLOAT", "sampler_name": "COMBO", "scheduler": "COMBO", "form": "COMBO", "strength": "FLOAT",
-}  # fmt: skip
+WIDGETS = {  # that a link may feed: all of the node's up to the last one fed are written down, as the page does
+    "KSampler": [("seed", "INT"), ("steps", "INT"), ("cfg", "FLOAT"), ("sampler_name", "COMBO"), ("scheduler", "COMBO")],
+    "REGGuidance": [("form", "COMBO")],
+}
 WIDTHS = {"KSampler": 300, "MarkdownNote": 360, "CLIPTextEncode": 360, "REGGuidance": 310, "VAEDecode": 200, "REGTracePlot": 620}
 PICTURES = {"SaveImage": 300, "PreviewImage": 300, "SaveVideo": 340, "REGTracePlot": 420, "PreviewAny": 120, "REGCalibrate": 0}  # room below, px
-TALL = {"MarkdownNote": 300, "CLIPTextEncode": 120}  # text areas: the height given
+TALL = {"CLIPTextEncode": 120}  # a text area: the height given
 ROW, WIDGET, BORDER = 20, 24, 14  # px a socket, a widget, and around them
 
 
@@ -93,24 +96,27 @@ class Graph:
     def add(self, kind: str, column: int, widgets=(), title=None, models=(), color=None, size=None, beside=None, **inputs) -> dict:
         """A node; `inputs` are (node, output slot) pairs by input name, widgets among them. `models`: (name, url, folder) of the
         files it loads. `size`: (width, height), None in either for the usual. `beside`: start no higher than this node."""
-        wired, optional = [], []
+        wired, sources = [], []
         for name, type_ in LINKED.get(kind, []):
             source = inputs.pop(name.rstrip("?"), None)
             if source is None and not name.endswith("?"):
                 raise ValueError(f"{kind}: input {name} needs a link")
             wired.append({"name": name.rstrip("?"), "type": type_, "link": self._reserve(source)} | ({"shape": 7} if name.endswith("?") else {}))
-            optional.append(source)
-        for name in sorted(inputs):
-            if name not in WIDGET_TYPES:
-                raise ValueError(f"{kind} has no linked input {name}")
-            wired.append({"name": name, "type": WIDGET_TYPES[name], "widget": {"name": name}, "link": self._reserve(inputs[name])})
-            optional.append(inputs[name])
+            sources.append(source)
+        for name, type_ in WIDGETS.get(kind, []) if inputs else []:
+            source = inputs.pop(name, None)
+            wired.append({"name": name, "type": type_, "widget": {"name": name}, "link": self._reserve(source)})
+            sources.append(source)
+        if inputs:
+            raise ValueError(f"{kind} has no linked inputs {sorted(inputs)}")
         outputs = [
             {"name": name, "type": type_, "links": [], "slot_index": slot}
             for slot, (name, type_) in enumerate(zip(NAMES.get(kind, OUTPUTS[kind]), OUTPUTS[kind], strict=True))
         ]
         sockets = max(len(LINKED.get(kind, [])), len(outputs))
         height = TALL.get(kind, ROW * sockets + WIDGET * len(widgets) + BORDER) + PICTURES.get(kind, 0)
+        if kind == "MarkdownNote":
+            height = 60 + round(15 * sum(0.8 + math.ceil(len(paragraph) / 60) for paragraph in widgets[0].split("\n\n")))
         width, height = (given or usual for given, usual in zip(size or (None, None), (WIDTHS.get(kind, 280), height), strict=True))
         top = max(self._heights.get(column, 0), beside["pos"][1] if beside else 0)
         self._heights[column] = top + height + TITLE + BETWEEN
@@ -131,11 +137,16 @@ class Graph:
             node["properties"]["models"] = [dict(zip(("name", "url", "directory"), m, strict=True)) for m in models]
         if not widgets:
             del node["widgets_values"]
-        for slot, source in enumerate(optional):
+        for slot, source in enumerate(sources):
             if source is not None:
                 self._connect(wired[slot]["link"], *source, node, slot)
         self.nodes.append(node)
         return node
+
+    def level(self, *columns: int) -> None:
+        """Begin the next nodes of these columns at the same height."""
+        top = max(self._heights.get(column, 0) for column in columns)
+        self._heights.update(dict.fromkeys(columns, top))
 
     def _reserve(self, source) -> int | None:
         if source is None:

@@ -28,14 +28,14 @@ def text_to_image(checkpoint, cfg, steps, sampler, scheduler, latent, size, prom
     g = Graph()
     loader = g.add("CheckpointLoaderSimple", 0, [checkpoint[0]], models=[checkpoint])
     empty = g.add(latent, 0, [size, size, 1])
-    g.add("MarkdownNote", 0, [note], "Read me", color=NOTE, size=(None, 400))
+    g.add("MarkdownNote", 0, [note], "Read me", color=NOTE)
     reg = g.add("REGGuidance", 1, GUIDANCE, model=(loader, 0))
     prompts = [
         g.add("CLIPTextEncode", 1, [prompt], "Positive", clip=(loader, 1)),
         g.add("CLIPTextEncode", 1, [negative_prompt], "Negative", clip=(loader, 1)),
     ]
     if distilled is not None:
-        prompts = [g.add("FluxGuidance", 2, [distilled], "Distilled guidance, off", beside=p, conditioning=(p, 0)) for p in prompts]
+        prompts = [g.add("FluxGuidance", 2, [distilled], "Distilled guidance 1", beside=p, conditioning=(p, 0)) for p in prompts]
     column = 2 if distilled is None else 3
     values = [42, "fixed", steps, cfg, sampler, scheduler, 1.0]
     sample = g.add("KSampler", column, values, model=(reg, 0), positive=(prompts[0], 0), negative=(prompts[1], 0), latent_image=(empty, 0))
@@ -69,16 +69,16 @@ def wan() -> Graph:
         "is tuned.\n\nVideo is where REG's cost counts: *refresh* 4 asks for its extra model row at every fourth call only. To pay nothing, "
         "measure a table once with **REG Calibrate** and take form `calibrated`, or try form `schedule`."
     )
-    g.add("MarkdownNote", 0, [note], "Read me", color=NOTE, size=(None, 330))
+    g.add("MarkdownNote", 0, [note], "Read me", color=NOTE)
     shifted = g.add("ModelSamplingSD3", 1, [8.0], model=(model, 0))
-    reg = g.add("REGGuidance", 1, GUIDANCE, model=(shifted, 0))
+    reg = g.add("REGGuidance", 2, GUIDANCE, model=(shifted, 0))
     positive = g.add("CLIPTextEncode", 1, ["a fox runs through deep snow between birches, tracking shot, morning light"], "Positive", clip=(clip, 0))
     negative = g.add("CLIPTextEncode", 1, ["static, overexposed, subtitles, blurry, worst quality, deformed"], "Negative", clip=(clip, 0))
     values = [42, "fixed", 30, 9.0, "uni_pc", "simple", 1.0]
-    sample = g.add("KSampler", 2, values, model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(empty, 0))
-    frames = g.add("VAEDecode", 2, samples=(sample, 0), vae=(decoder, 0))
-    video = g.add("CreateVideo", 2, [16.0], images=(frames, 0))
-    g.add("SaveVideo", 3, ["REG/video", "auto", "auto"], size=(480, 480), video=(video, 0))
+    sample = g.add("KSampler", 3, values, model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(empty, 0))
+    frames = g.add("VAEDecode", 3, samples=(sample, 0), vae=(decoder, 0))
+    video = g.add("CreateVideo", 3, [16.0], images=(frames, 0))
+    g.add("SaveVideo", 4, ["REG/video", "auto", "auto"], size=(480, 480), video=(video, 0))
     return g
 
 

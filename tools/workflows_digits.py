@@ -18,12 +18,12 @@ def guidance(**changes) -> list:
     return list((dict(zip(names, GUIDANCE, strict=True)) | changes).values())
 
 
-def sources(g: Graph, variant: str, batch: int, note: str, prompts=("0 to 9 in turn", "any digit"), height=300):
+def sources(g: Graph, variant: str, batch: int, note: str, prompts=("0 to 9 in turn", "any digit")):
     """First column: model, prompts, latent and the note."""
     model = g.add("REGDemoModel", 0, [variant])
     prompts = [g.add("REGDemoPrompt", 0, [text], title) for text, title in zip(prompts, ("Positive", "Negative"), strict=False)]
     latent = g.add("REGDemoLatent", 0, [batch])
-    g.add("MarkdownNote", 0, [note], "Read me", color=NOTE, size=(None, height))
+    g.add("MarkdownNote", 0, [note], "Read me", color=NOTE)
     return model, *prompts, latent
 
 
@@ -65,17 +65,20 @@ def autoguidance() -> Graph:
         "the guider.\n\nFor a model of which there is no bad version, **REG Weak Model** makes one without memory."
     )
     model, positive, latent = sources(g, "digits", 40, text, ("0 to 9 in turn",))
-    weak = g.add("REGDemoModel", 1, ["digits_weak"], "A worse model")
-    noise = g.add("RandomNoise", 1, [SEED, "fixed"])
-    sampler = g.add("KSamplerSelect", 1, ["heun"])
-    sigmas = g.add("BasicScheduler", 1, ["karras", 18, 1.0], model=(model, 0))
     reg = g.add("REGGuidance", 1, GUIDANCE, model=(model, 0))
+    weak = g.add("REGDemoModel", 1, ["digits_weak"], "A worse model")
+    guiders = {}
     for branch, source in (("REG", reg), ("plain", model)):
         inputs = dict(model=(source, 0), weak_model=(weak, 0), positive=(positive, 0))
-        guider = g.add("REGAutoguidance", 2, [3.0, 1.0], f"Autoguidance, {branch}", **inputs)
+        guiders[branch] = g.add("REGAutoguidance", 2, [3.0, 1.0], f"Autoguidance, {branch}", **inputs)
+    noise = g.add("RandomNoise", 2, [SEED, "fixed"])
+    sampler = g.add("KSamplerSelect", 2, ["heun"])
+    sigmas = g.add("BasicScheduler", 2, ["karras", 18, 1.0], model=(model, 0))
+    for branch, guider in guiders.items():
         inputs = dict(noise=(noise, 0), guider=(guider, 0), sampler=(sampler, 0), sigmas=(sigmas, 0), latent_image=(latent, 0))
         done = g.add("SamplerCustomAdvanced", 3, (), f"Sample, {branch}", **inputs)
         shown(g, 4, done, f"Autoguidance, {branch}", f"autoguidance_{branch}")
+        g.level(3, 4, 5)
     return g
 
 
@@ -90,10 +93,11 @@ def reward() -> Graph:
     model, positive, negative, latent = sources(g, "digits", 40, text, ("any digit", "any digit"))
     goal = g.add("REGRewardDigit", 1, [-1], "Reward: 0, 1, 2, ... in turn")
     for branch, rectified, scale in (("rectified", True, 4.0), ("unrectified", False, 0.1)):
-        guided = g.add("REGRewardGuidance", 1, [scale, rectified, 0.0, 1.0], f"Reward guidance, {branch}", model=(model, 0), reward=(goal, 0))
+        guided = g.add("REGRewardGuidance", 2, [scale, rectified, 0.0, 1.0], f"Reward guidance, {branch}", model=(model, 0), reward=(goal, 0))
         inputs = dict(model=(guided, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
-        sampler = sampled(g, 2, f"Sample, {branch}", 1.0, **inputs)
-        shown(g, 3, sampler, f"Reward, {branch}", f"reward_{branch}")
+        sampler = sampled(g, 3, f"Sample, {branch}", 1.0, **inputs)
+        shown(g, 4, sampler, f"Reward, {branch}", f"reward_{branch}")
+        g.level(2, 3, 4, 5)
     return g
 
 
@@ -106,7 +110,7 @@ def sweep() -> Graph:
         "not of equal cfg: REG at 8 with CFG at 2 or 3.\n\nFor another model replace the four nodes called REG Demo by your loader, prompts, latent "
         "and VAE Decode."
     )
-    model, positive, negative, latent = sources(g, "digits_weak", 20, text, height=360)
+    model, positive, negative, latent = sources(g, "digits_weak", 20, text)
     runs = g.add("REGSweep", 1, ["2, 4, 8", "off, row_sum, schedule", "1", "auto", 1.0, 4], model=(model, 0))
     inputs = dict(model=(runs, 0), cfg=(runs, 1), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
     sampler = sampled(g, 2, "Sample, once for every entry", 8.0, **inputs)
@@ -124,13 +128,14 @@ def compared() -> Graph:
         "*effective cfg* in the plot.\n\n**REG Trace Plot** shows, noise level by noise level, by what guidance was multiplied and how strong it was "
         "before and after. The **heat map** shows where in the image guidance was kept.\n\nOnly the first and the third picture are a fair pair."
     )
-    model, positive, negative, latent = sources(g, "digits_weak", 40, text, height=340)
+    model, positive, negative, latent = sources(g, "digits_weak", 40, text)
     reg = g.add("REGGuidance", 1, GUIDANCE, model=(model, 0))
     branches = {}
     for branch, source, cfg in (("REG_cfg_4", reg, 4.0), ("CFG_cfg_4", model, 4.0), ("CFG_cfg_1.3", model, 1.3)):
         inputs = dict(model=(source, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
         branches[branch] = sampled(g, 2, f"Sample: {branch.replace('_', ' ')}", cfg, **inputs)
         shown(g, 3, branches[branch], branch.replace("_", " "), f"compared_{branch}")
+        g.level(2, 3, 4)
     done = branches["REG_cfg_4"]
     plot = g.add("REGTracePlot", 5, PLOT, trace=(reg, 1), latent=(done, 0), image=(g.add("REGDemoDecode", 3, [8, 0], "One image each", latent=(done, 0)), 0))
     g.add("PreviewImage", 5, (), "Heat map: where guidance was kept", size=(620, 420), images=(plot, 1))
@@ -145,7 +150,7 @@ def calibration() -> Graph:
         "`output/reg_calibration`. Form `calibrated` then needs no model row beyond plain CFG.\n\nAbove, the table; below, the form it was measured on. "
         "The log names the extra rows: 0 and 9.\n\nNext time take **REG Load Calibration** instead; one table serves every prompt and seed of a model."
     )
-    model, positive, negative, latent = sources(g, "digits_weak", 40, text, height=330)
+    model, positive, negative, latent = sources(g, "digits_weak", 40, text)
     few = g.add("REGDemoLatent", 1, [4], "Measured on 4 images")
     values = ["scalar", False, 4.0, 18, 2, 0, "fixed", "reg_calibration/digits", "heun", "karras", "auto"]
     table = g.add("REGCalibrate", 1, values, model=(model, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(few, 0))
@@ -156,6 +161,7 @@ def calibration() -> Graph:
         inputs = dict(model=(source, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
         sampler = sampled(g, 3, f"Sample, {branch}", 4.0, **inputs)
         shown(g, 4, sampler, f"Form {branch}", f"calibration_{branch}")
+        g.level(3, 4, 5)
     return g
 
 
