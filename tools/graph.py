@@ -13,7 +13,6 @@ OUTPUTS = {
     "CheckpointLoaderSimple": ["MODEL", "CLIP", "VAE"],
     "CLIPLoader": ["CLIP"],
     "CLIPTextEncode": ["CONDITIONING"],
-    "CreateVideo": ["VIDEO"],
     "EmptyHunyuanLatentVideo": ["LATENT"],
     "EmptyLatentImage": ["LATENT"],
     "EmptySD3LatentImage": ["LATENT"],
@@ -26,8 +25,8 @@ OUTPUTS = {
     "PreviewImage": [],
     "RandomNoise": ["NOISE"],
     "SamplerCustomAdvanced": ["LATENT", "LATENT"],
+    "SaveAnimatedWEBP": [],
     "SaveImage": [],
-    "SaveVideo": [],
     "UNETLoader": ["MODEL"],
     "VAEDecode": ["IMAGE"],
     "VAELoader": ["VAE"],
@@ -55,15 +54,14 @@ LINKED = {  # a name with `?` is optional
     "BasicScheduler": [("model", "MODEL")],
     "CFGGuider": [("model", "MODEL"), *_PAIR],
     "CLIPTextEncode": [("clip", "CLIP")],
-    "CreateVideo": [("images", "IMAGE"), ("audio?", "AUDIO")],
     "FluxGuidance": [("conditioning", "CONDITIONING")],
     "KSampler": [("model", "MODEL"), *_PAIR, ("latent_image", "LATENT")],
     "ModelSamplingSD3": [("model", "MODEL")],
     "PreviewAny": [("source", "*")],
     "PreviewImage": [("images", "IMAGE")],
     "SamplerCustomAdvanced": [("noise", "NOISE"), ("guider", "GUIDER"), ("sampler", "SAMPLER"), ("sigmas", "SIGMAS"), ("latent_image", "LATENT")],
+    "SaveAnimatedWEBP": [("images", "IMAGE")],
     "SaveImage": [("images", "IMAGE")],
-    "SaveVideo": [("video", "VIDEO")],
     "VAEDecode": [("samples", "LATENT"), ("vae", "VAE")],
     "REGAutoguidance": [("model", "MODEL"), ("weak_model", "MODEL"), ("positive", "CONDITIONING"), ("negative?", "CONDITIONING")],
     "REGCalibrate": [
@@ -82,7 +80,7 @@ WIDGETS = {  # that a link may feed: all of the node's up to the last one fed ar
     "REGGuidance": [("form", "COMBO")],
 }
 WIDTHS = {"KSampler": 300, "MarkdownNote": 360, "CLIPTextEncode": 360, "REGGuidance": 310, "VAEDecode": 200, "REGTracePlot": 620}
-PICTURES = {"SaveImage": 300, "PreviewImage": 300, "SaveVideo": 340, "REGTracePlot": 420, "PreviewAny": 120, "REGCalibrate": 0}  # room below, px
+PICTURES = {"SaveImage": 300, "PreviewImage": 300, "SaveAnimatedWEBP": 300, "REGTracePlot": 420, "PreviewAny": 120, "REGCalibrate": 0}  # room below, px
 TALL = {"CLIPTextEncode": 120}  # a text area: the height given
 ROW, WIDGET, BORDER = 20, 24, 14  # px a socket, a widget, and around them
 

@@ -19,7 +19,7 @@ FOLDER = ROOT / "example_workflows"
 SIZE = (768, 432)
 COLORS = {
     "MODEL": "#b39ddb", "CLIP": "#ffd500", "VAE": "#ff6e6e", "CONDITIONING": "#ffa931", "LATENT": "#ff9cf9", "IMAGE": "#64b5f6",
-    "REG_TRACE": "#9fe0a0", "VIDEO": "#64b5f6",
+    "REG_TRACE": "#9fe0a0",
 }  # fmt: skip
 
 

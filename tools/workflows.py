@@ -77,8 +77,7 @@ def wan() -> Graph:
     values = [42, "fixed", 30, 9.0, "uni_pc", "simple", 1.0]
     sample = g.add("KSampler", 3, values, model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(empty, 0))
     frames = g.add("VAEDecode", 3, samples=(sample, 0), vae=(decoder, 0))
-    video = g.add("CreateVideo", 3, [16.0], images=(frames, 0))
-    g.add("SaveVideo", 4, ["REG/video", "auto", "auto"], size=(480, 480), video=(video, 0))
+    g.add("SaveAnimatedWEBP", 4, ["REG/video", 16.0, False, 90, "default"], size=(480, 480), images=(frames, 0))
     return g
 
 

@@ -26,7 +26,7 @@ def test_it_draws_what_the_flat_graph_draws(server, testpack):
     """With a tiny checkpoint, its widgets fed by links."""
     blueprint = json.loads(FILE.read_text(encoding="utf-8"))
     (outer,), (definition,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
-    values = {"form": "scalar", "seed": 5, "steps": 3, "cfg": 20.0, "sampler_name": "euler", "scheduler": "karras"}
+    values = {"form": "schedule", "seed": 5, "steps": 3, "cfg": 6.0, "sampler_name": "euler", "scheduler": "karras"}
     sources = {
         "model": ["tiny", 0], "vae": ["tiny", 2], "positive": ["yes", 0], "negative": ["no", 0], "latent_image": ["empty", 0],
     }  # fmt: skip
@@ -58,9 +58,9 @@ def test_it_draws_what_the_flat_graph_draws(server, testpack):
     assert [out["name"] for out in outer["outputs"]] == list(nested)
     pictures = saved(built, **ends)
 
-    common = {"seed": 5, "steps": 3, "cfg": 20.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0, "positive": ["yes", 0],
+    common = {"seed": 5, "steps": 3, "cfg": 6.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0, "positive": ["yes", 0],
               "negative": ["no", 0], "latent_image": ["empty", 0]}  # fmt: skip
-    guidance = {"form": "scalar", "engine": "auto", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "refresh": 4, "data_std": 1.0}
+    guidance = {"form": "schedule", "engine": "auto", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "refresh": 4, "data_std": 1.0}
     flat = {
         "r": {"class_type": "REGGuidance", "inputs": guidance | {"model": ["tiny", 0]}},
         "a": {"class_type": "KSampler", "inputs": common | {"model": ["r", 0]}},
