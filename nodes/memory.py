@@ -14,7 +14,7 @@ log = logging.getLogger("ComfyUI-REG")
 
 FREE_SHARE = 0.7  # of the free memory that activations may take; the rest is for fragments and for what we cannot see
 PASS_NEEDS = 3.0  # a backward pass through one block, in terms of what the host says a forward pass needs
-ATTENTION_SHARE = 0.2  # of the weights' size that attention may take where checkpointing was asked for
+CHECKPOINT_SHARE = 0.2  # of the weights' size that may be kept where checkpointing was asked for: half a GB for SD 1.5, a whole one for SDXL
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ReverseMemory:
             return Plan(True)
         budget = max(0.0, FREE_SHARE * free - PASS_NEEDS * required)
         if self.mode == "checkpoint":
-            return Plan(True, 0.0, min(budget, ATTENTION_SHARE * weights))
+            budget = min(budget, CHECKPOINT_SHARE * weights)
         if cast:
             return Plan(True, 0.0, budget)
         if self._per_row is None:

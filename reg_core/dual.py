@@ -1,4 +1,4 @@
-"""Derivative rules for dual numbers (forward mode) where PyTorch has none, or a wasteful one: attention, linear layers."""
+"""Derivative rules for dual numbers (forward mode) where PyTorch has none, or a wasteful one: attention, linear layers, norms."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class DualLayers(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in LINEAR_LAYERS and not kwargs and _dual(args[0]) and not any(_dual(t) for t in args[1:3]):
             return linear_layer(func, *args)
+        if func in NORMS and _dual(args[0]) and not any(_dual(t) for t in (*args[1:], *kwargs.values())):
+            return NORMS[func](*args, **kwargs)
         if func is F.scaled_dot_product_attention and any(_dual(t) for t in (*args, *kwargs.values())):
             return _attention(*args, **kwargs)
         return func(*args, **kwargs)
@@ -30,6 +32,27 @@ def linear_layer(func, x, weight, bias=None, *options):
     weights, all zeros: a convolution of dual numbers would be three convolutions."""
     x, dx = unpack_dual(x)
     return make_dual(func(x, weight, bias, *options), func(dx, weight, None, *options))
+
+
+def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
+    """The Jacobian of a normalisation is symmetric but for the weights: PyTorch's backward kernel without weights is
+    its forward product, in one pass where the rule made of single operations takes twenty."""
+    x, dx = (t.contiguous() for t in unpack_dual(input))
+    shape = (x.shape[0], x.shape[1], x[0, 0].numel(), num_groups)
+    y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, *shape, eps)
+    dy = torch.ops.aten.native_group_norm_backward(dx, x, mean, rstd, None, *shape, [True, False, False])[0]
+    return make_dual(y, dy if weight is None else dy * weight.reshape(-1, *[1] * (x.ndim - 2)))
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """As group_norm."""
+    x, dx = (t.contiguous() for t in unpack_dual(input))
+    y, mean, rstd = torch.ops.aten.native_layer_norm(x, normalized_shape, weight, bias, eps)
+    dy = torch.ops.aten.native_layer_norm_backward(dx, x, normalized_shape, mean, rstd, None, None, [True, False, False])[0]
+    return make_dual(y, dy if weight is None else dy * weight)
+
+
+NORMS = {F.group_norm: group_norm, torch.group_norm: group_norm, F.layer_norm: layer_norm, torch.layer_norm: layer_norm}
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):

@@ -103,3 +103,36 @@ def test_linear_layers_run_once_for_each_part(layer, shape, bias):
         torch.func.jvp(lambda z: layer(z, inputs["weight"], inputs["bias"], *options), (inputs["x"],), (inputs["x"],))
     calls = {e.key: e.count for e in seen.key_averages()}
     assert layer is F.linear or calls["aten::convolution"] == 2, calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("norm", ["group", "layer", "group of few"])
+@pytest.mark.parametrize("moving", [("x",), ("x", "weight")])
+def test_normalisation(norm, affine, dtype, moving):
+    """Oracle: PyTorch's rule in float64 on the same numbers; x in a layout that is not contiguous, which that rule refuses."""
+    if "weight" in moving and not affine:
+        moving = ("x",)
+    g = torch.Generator().manual_seed(0)
+    shape = {"group": (2, 5, 4, 6), "layer": (2, 4, 5, 6), "group of few": (2, 6, 2)}[norm]
+    x, dx = (2 + torch.randn(shape, generator=g).to(dtype) for _ in range(2))
+    x, dx = (t.movedim(-1, 1) if norm == "group" else t for t in (x, dx))
+    if "weight" in moving:
+        x, dx = x.contiguous(), dx.contiguous()
+    parameters = {name: torch.randn(6, generator=g).to(dtype) if affine else None for name in ("weight", "bias")}
+    tangents = {"x": dx, "weight": torch.randn(6, generator=g).to(dtype)}
+
+    def call(*values, to=dtype):
+        wide = {k: t if t is None or to == dtype else t.to(to).contiguous() for k, t in ({"x": x} | parameters).items()}
+        given = wide | dict(zip(moving, values, strict=True))
+        if norm == "layer":
+            return F.layer_norm(given["x"], (6,), given["weight"], given["bias"], eps=1e-3)
+        return F.group_norm(given["x"], 3, given["weight"], given["bias"], 1e-3)
+
+    at, along = (tuple(source[name] for name in moving) for source in ({"x": x} | parameters, tangents))
+    with dual.DualLayers():
+        got = torch.func.jvp(call, at, along)
+    want = torch.func.jvp(lambda *v: call(*v, to=torch.float64), *(tuple(t.double().contiguous() for t in ts) for ts in (at, along)))
+    bound = {torch.float64: 1e-12, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype and (a.double() - b).norm() < bound * b.norm()
