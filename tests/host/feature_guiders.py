@@ -61,9 +61,7 @@ def dual_cfg_guider(w, t, model):
 
 @_case("PerpNegGuider", why="Guider_PerpNeg does not ask for the conditional and unconditional pair", **SILENT)
 def perp_neg_guider(w, t, model):
-    return _node(
-        w, "PerpNegGuider", model=model, positive=t.positive, negative=t.negative, empty_conditioning=t.conditioning(""), cfg=4.0, neg_scale=1.0
-    )
+    return _node(w, "PerpNegGuider", model=model, positive=t.positive, negative=t.negative, empty_conditioning=t.conditioning(""), cfg=4.0, neg_scale=1.0)
 
 
 @_case("DualModelGuider", why="Guider_DualModel does not ask for the conditional and unconditional pair", **SILENT)
