@@ -165,9 +165,7 @@ def test_a_reward_of_a_third_pack(host, pack, weak):
     assert tiny.sample(weak, guide(pack, weak.patcher, Dark(), 1.0), **values).mean() < tiny.sample(weak, **values).mean() - 0.05
 
 
-@pytest.mark.parametrize(
-    "bad,match", [(dict(scale=math.nan), "nan"), (dict(start=0.8, end=0.2), "0.8"), (dict(reward=object()), "log_prob")]
-)
+@pytest.mark.parametrize("bad,match", [(dict(scale=math.nan), "nan"), (dict(start=0.8, end=0.2), "0.8"), (dict(reward=object()), "log_prob")])
 def test_bad_input_is_named(pack, weak, bad, match):
     with pytest.raises(ValueError, match=match):
         guide(pack, weak.patcher, **({"reward": digit(pack)} | bad))
