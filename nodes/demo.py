@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN
 from ..reg_core.lab.models import DENOISERS, load_digits_model
-from . import host
+from .host_demo import demo_model
 from .schema import with_aliases
 
 CATEGORY = "REG/demo"
@@ -35,7 +35,7 @@ class REGDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, variant) -> io.NodeOutput:
-        return io.NodeOutput(host.demo_model(load_digits_model(variant), SIGMA_MIN, SIGMA_MAX))
+        return io.NodeOutput(demo_model(load_digits_model(variant), SIGMA_MIN, SIGMA_MAX))
 
 
 class REGDemoPrompt(io.ComfyNode):

@@ -1,4 +1,4 @@
-"""Every touch of ComfyUI's internals: model calls, differentiation under inference mode, a second model, the demo model.
+"""Every touch of ComfyUI's internals, with host_runs.py and host_demo.py: model calls, differentiation under inference mode, a second model.
 
 What the other files of this folder need of ComfyUI they take from here.
 """
@@ -8,15 +8,12 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack, contextmanager
 
-import comfy.latent_formats
-import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
-import comfy.supported_models_base
 import torch
 
 from ..reg_core.guidance import Branches
@@ -366,43 +363,3 @@ def cfg_guider(model, positive, negative, cfg):
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
-
-
-# The demo model
-
-
-def demo_model(denoiser, sigma_min: float, sigma_max: float):
-    """A MODEL of the digits denoiser (reg_core.lab): a real BaseModel with ComfyUI's own EDM sampling."""
-    config = _DigitsConfig(denoiser, sigma_min, sigma_max)
-    device = comfy.model_management.get_torch_device()
-    offload = comfy.model_management.unet_offload_device()
-    model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EDM, device=offload)
-    model.diffusion_model = _DigitsNetwork(denoiser.net)
-    return comfy.model_patcher.ModelPatcher(model.to(offload).eval(), load_device=device, offload_device=offload)
-
-
-class _DigitsLatent(comfy.latent_formats.LatentFormat):
-    latent_channels = 1
-    latent_rgb_factors = [[0.5, 0.5, 0.5]]
-    latent_rgb_factors_bias = [0.5, 0.5, 0.5]
-
-
-class _DigitsConfig(comfy.supported_models_base.BASE):
-    latent_format = _DigitsLatent
-    memory_usage_factor = 0.1
-
-    def __init__(self, denoiser, sigma_min, sigma_max):
-        super().__init__({"disable_unet_model_creation": True})
-        self.sampling_settings = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": denoiser.sigma_data}
-
-
-class _DigitsNetwork(torch.nn.Module):
-    """The raw network behind ComfyUI's signature. The context is a label row [B, tokens, 10], zeros for unconditional."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-        self.dtype = torch.float32
-
-    def forward(self, x, timesteps, context=None, **kwargs):
-        return self.net(x, timesteps, context.mean(1))
