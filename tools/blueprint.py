@@ -61,12 +61,12 @@ def json() -> dict:
         "links": [dict(zip(keys, link, strict=True)) for link in g.links], "extra": {},
     }  # fmt: skip
     node = {
-        "id": 1, "type": definition["id"], "pos": [0, 0], "size": [300, 20 * len(SOCKETS) + 24 * len(WIDGETS) + 40], "flags": {}, "order": 0, "mode": 0,
+        "id": len(g.nodes) + 1, "type": definition["id"], "pos": [0, 0], "size": [300, 20 * len(SOCKETS) + 24 * len(WIDGETS) + 40], "flags": {}, "order": 0, "mode": 0,
         "inputs": [{"name": name, "type": type_, "link": None} | ({"widget": {"name": name}} if name in WIDGETS else {}) for name, type_ in names],
         "outputs": [{"name": name, "type": "IMAGE", "links": []} for name in OUTPUTS],
         "title": NAME, "properties": {"proxyWidgets": []}, "widgets_values": [],
     }  # fmt: skip
     return {
-        "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "groups": [], "version": 0.4,
+        "revision": 0, "last_node_id": node["id"], "last_link_id": 0, "nodes": [node], "links": [], "groups": [], "version": 0.4,
         "definitions": {"subgraphs": [definition]}, "config": {}, "extra": {},
     }  # fmt: skip

@@ -23,7 +23,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]  # fmt: skip
 READY = "!!(window.app && window.app.graph && window.LiteGraph && window.LiteGraph.registered_node_types['KSampler'])"
-WAIT = 180_000  # ms; the machine may be busy
+WAIT, START = 60_000, 180_000  # ms; the machine may be busy
 
 SETTINGS = {  # or a dialog of templates covers the page at the first visit, and a map of the graph its corner
     "Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False,
@@ -62,7 +62,7 @@ class Comfy:
         for name, value in self.settings.items():
             self.server.post(f"/settings/{name}", value)
         self.page.goto(f"http://{self.server.address}", wait_until="commit")
-        self.page.wait_for_function(READY)
+        self.page.wait_for_function(READY, timeout=START)
         self.page.wait_for_timeout(1500)
 
     def dismiss(self) -> list[str]:
