@@ -12,8 +12,8 @@ from .suites import CFG, MODES, Case
 
 
 def runs_of(case: Case, device: str) -> int:
-    """Sampling runs in `run_case`: a round for memory, on CUDA one to profile, and the timed ones."""
-    return len(case.modes) * (case.rounds + (2 if device == "cuda" else 1))
+    """Sampling runs in `run_case`: a round for memory, on CUDA one to profile, and the timed ones, each with a second plain run."""
+    return len(case.modes) * (case.rounds + (2 if device == "cuda" else 1)) + case.rounds
 
 
 def run_case(case: Case, pack, device: str, subject=None, progress=lambda title: None) -> dict:
@@ -39,14 +39,21 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
         found[name] |= {"reads": watch.reads / case.memory_steps, "waits": watch.waits and watch.waits / case.memory_steps, "cleared": watch.cleared}
     for name in case.modes if device == "cuda" else ():
         found[name]["outside"].append(_outside(sampled(name, case.steps, profile=True), name, case))
+    others = [name for name in case.modes if name != CFG]
     for i in range(case.rounds):
-        for name in case.modes[:: -1 if i % 2 else 1]:  # back and forth: a drift of the machine falls on all alike
+        plain = []
+        for name in (CFG, *others[:: -1 if i % 2 else 1], CFG):  # back and forth, plain at both ends: a drift of the machine falls on all alike
             watch = sampled(name, case.steps)
-            found[name]["seconds"].append(watch.seconds / case.steps)
-            found[name]["processor"].append(watch.processor / case.steps)
             found[name] |= {"rows": watch.rows / case.batch / case.steps, "calls": watch.calls / case.steps}
             if device == "cpu":
                 found[name]["outside"].append(_outside(watch, name, case))
+            if name == CFG:
+                plain.append(watch)
+                continue
+            found[name]["seconds"].append(watch.seconds / case.steps)
+            found[name]["processor"].append(watch.processor / case.steps)
+        found[CFG]["seconds"].append(sum(watch.seconds for watch in plain) / 2 / case.steps)
+        found[CFG]["processor"].append(sum(watch.processor for watch in plain) / 2 / case.steps)
     return _description(case, subject) | {"modes": {name: _summed_up(found[name], found[CFG], MODES[name], device) for name in case.modes}}
 
 
@@ -100,7 +107,8 @@ def _description(case: Case, subject) -> dict:
 
 
 def _summed_up(own: dict, base: dict, mode, device: str) -> dict:
-    """Medians with the lowest and highest round; ratios are taken round by round."""
+    """Medians with the lowest and highest round. A ratio is that of the medians, beside the lowest and highest of a round:
+    one plain run that was lucky would otherwise stand in the ratio of every mode of its round."""
 
     def spread(values):
         return {"median": statistics.median(values), "low": min(values), "high": max(values)}
@@ -109,14 +117,15 @@ def _summed_up(own: dict, base: dict, mode, device: str) -> dict:
         return None if own[key] is None else own[key] / base[key]
 
     def by_round(key):
-        return [a / b for a, b in zip(own[key], base[key], strict=True)]
+        rounds = [a / b for a, b in zip(own[key], base[key], strict=True)]
+        return {"median": statistics.median(own[key]) / statistics.median(base[key]), "low": min(rounds), "high": max(rounds)}
 
     step = statistics.median(base["seconds"])
     result = {
         "title": own["title"],
         "seconds": spread(own["seconds"]),
-        "time": spread(by_round("seconds")),
-        "processor": spread(by_round("processor")),  # tells less of the machine's other work, and nothing of a GPU
+        "time": by_round("seconds"),
+        "processor": by_round("processor"),  # tells less of the machine's other work, and nothing of a GPU
         "peak": own["peak"],
         "activations": own["activations"],
         "memory": ratio("peak"),

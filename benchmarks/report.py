@@ -17,8 +17,8 @@ HEAD = f"""# What REG costs
 Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as JSON in `benchmarks/results/`; not edited by hand.
 
 - **One process, modes in turn.** Every mode is a whole sampling run of ComfyUI's own (KSampler's call, in inference mode, with the pack
-  loaded), same model, noise, sampler and steps. Rounds go back and forth through the modes; a ratio is taken to the plain run of the same
-  round: **median** (lowest to highest round).
+  loaded), same model, noise, sampler and steps. Rounds go back and forth through the modes, with a plain run at both ends, whose
+  mean counts; a ratio is that of the medians over rounds: **median** (lowest to highest ratio within a round).
 - **Time** is the sampler's loop by the clock on the wall, divided by its steps, loading left out. **Processor** is the same ratio in processor
   time: where the two differ, other work ran on the machine.
 - **Peak memory** is of the weights and all that comes on top during the run; *activations* is what comes on top. It has a round of its own,

@@ -90,11 +90,11 @@ class REGGuidance(io.ComfyNode):
                         "skip_below",
                         default=0.0,
                         min=0.0,
-                        max=10.0,
+                        max=1.0,
                         step=0.01,
                         optional=True,
-                        tooltip="Run without guidance, at half the cost of a step, where the rectified weight (cfg - 1) |Rg| / |g| is below this. "
-                        "0 = never; 1 leaves out what amounts to less than one unit of cfg, cheaper than CFG where the correction vanishes in noise.",
+                        tooltip="Run without guidance, at half the cost of a step, where |Rg| is below this share of the strongest |g| of the run so far: "
+                        "in noise, and where guidance fades at the end. 0 = never; 0.05 is cheaper than CFG. No unit.",
                     )
                 ),
                 advanced(

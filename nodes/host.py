@@ -34,6 +34,7 @@ log = logging.getLogger("ComfyUI-REG")
 STATEFUL_WRAPPERS = ("easycache", "lazycache")
 OPAQUE_WRAPPERS = ("torch.compile",)
 JOIN_ALWAYS, JOIN_SHARE = 64 * 2**20, 0.08  # what a probe may add to the peak: bytes, or a share of it
+FEW_ROWS = 8  # samples whose layers do not yet fill a CPU
 MULTIGPU_OPTIONS = ("multigpu_clones", "multigpu_thread_pool")
 
 
@@ -109,7 +110,7 @@ class ModelBranches(Branches):
 
     def _room_for_three(self, x) -> bool:
         """The probe may join the other two while that raises the peak, weights included, by little; else it goes alone."""
-        if plentiful(x.device):
+        if plentiful(x):
             return True
         pair, three = (self.model.memory_required([rows * len(x), *x.shape[1:]]) for rows in (2, 3))
         patcher = self.model.current_patcher
@@ -210,9 +211,12 @@ class ModelBranches(Branches):
         return not any(foreign) and all(divisible(c) for c in self.conds[0])
 
 
-def plentiful(device) -> bool:
-    """True where one more row is no concern: main memory, for which ComfyUI's estimates are many times too large."""
-    return device.type == "cpu"
+def plentiful(x) -> bool:
+    """True where a few more rows are no concern: main memory, for which ComfyUI's estimates are many times too large.
+
+    A large batch keeps every core busy by itself: there a call of its own costs no time and saves the memory.
+    """
+    return x.device.type == "cpu" and len(x) <= FEW_ROWS
 
 
 def caches(model_options) -> list[str]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from .rectify import FREE_FORMS, Rectified, Settings, carry, schedule_factor
 from .space import expand
 
-TOLERANCE = 0.05  # automatic refresh: |R v - what was carried along| / |v| that is let pass
-LONGEST = 16  # ... and its longest interval, in calls
+TOLERANCE = 0.05  # |R v - what was carried along| / |v| that is let pass
+LONGEST = 16  # the longest interval without a look, in calls
 REACH = 8.0  # a measured correction says little about noise levels further away than this factor
 
 
@@ -29,7 +29,7 @@ class Later:
     """A number on its way from the device: reading it waits for no work that was queued after it."""
 
     def __init__(self, number: Tensor):
-        self.host, self.event = number, None
+        self.host, self.event = number.detach(), None
         if number.device.type == "cuda":
             self.host = torch.empty((), dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
             self.event = torch.cuda.Event()
@@ -58,7 +58,10 @@ class Economy:
         self._kept: _Kept | None = None
         self._interval = 1
         self._moved: Tensor | None = None
+        self._away: Later | None = None  # |R v - v| / |v| at the last look
         self._share: tuple[float, Tensor | float] | None = None  # (level, |R v| / |v| there)
+        self._seen: list[tuple[float, float, Later]] = []  # (level, |w|, rms of v) of guided calls, on their way
+        self._last, self._largest = (math.inf, 0.0), 0.0  # (level, rms of v), and the largest |w| rms(v)
         self._later: Later | None = None
 
     def level(self, sigma_ve: Tensor) -> float:
@@ -74,14 +77,30 @@ class Economy:
     # Calls without guidance
 
     def skips(self, level: float, weight: float) -> bool:
-        """True where the rectified weight |w| |R v| / |v| is sure to be below `skip_below`."""
+        """True where |R g| is sure to be below `skip_below` times the largest |g| of the run so far."""
         share = self._expected_share(level) if self.settings.skip_below > 0 else None
         if share is None:
             return False
-        negligible = abs(weight * (1 + self.settings.strength * (share - 1))) < self.settings.skip_below
+        left = abs(1 + self.settings.strength * (share - 1)) * self._size(level, weight)
+        negligible = left < self.settings.skip_below
         if negligible and self._kept is not None:
             self._kept.age += 1
         return negligible  # False of a weight that is nan
+
+    def saw(self, level: float, v: Tensor, weight: float) -> None:
+        """Remember the size of guidance in a guided call."""
+        if self.settings.skip_below > 0:
+            wide = torch.promote_types(v.dtype, torch.float32)
+            self._seen.append((level, abs(weight), Later(torch.linalg.vector_norm(v, dtype=wide) / v.numel() ** 0.5)))
+
+    def _size(self, level: float, weight: float) -> float:
+        """|g| expected here over the largest |g| so far: v as it was last seen, which with less noise becomes smaller; 1 where that is not known."""
+        for at, w, size in self._seen:
+            self._last, self._largest = (at, size.read()), max(self._largest, w * size.read())
+        self._seen.clear()
+        at, size = self._last
+        known = math.isfinite(at) and at / REACH <= level <= at * 1.0001
+        return min(1.0, abs(weight) * size / self._largest) if known and self._largest > 0 else 1.0
 
     def _expected_share(self, level: float) -> float | None:
         if self.settings.form == "schedule":
@@ -103,7 +122,7 @@ class Economy:
 
     def learns(self, level: float, product: Tensor, weight: float) -> bool:
         """Take rms(J 1) as the share, which it is for guidance without a pattern of its own; whether this call may be skipped."""
-        self._share = (level, product.square().mean().sqrt())
+        self._share, self._last = (level, product.square().mean().sqrt()), (math.inf, 0.0)
         return self.skips(level, weight)
 
     # Reuse between refreshes
@@ -124,6 +143,12 @@ class Economy:
         return True
 
     def _calls_between(self) -> int:
+        calls = self._interval_wanted()
+        # With less noise the correction only comes nearer to 1: what is left of it is within the tolerance.
+        settled = self._away is not None and self._away.read() <= TOLERANCE
+        return max(calls, LONGEST) if settled else calls
+
+    def _interval_wanted(self) -> int:
         if self.settings.refresh:
             return int(self.settings.refresh)
         if self._moved is not None:  # step size control, as integrators of differential equations do it
@@ -159,6 +184,7 @@ class Economy:
         if self._kept is not None and self._kept.factor.shape == fresh.factor.shape:
             moved = (fresh.vector - self.reused(v, sigma_ve).vector).norm() / v.norm().clamp_min(1e-12)
             self._moved = moved if self.settings.refresh == 0 else None
+        self._away = Later((fresh.vector - v).norm() / v.norm().clamp_min(1e-12))
         displacement = (fresh.vector - v) / _norm(v).clamp_min(1e-12) if self.settings.form == "product" else None
         self._kept = _Kept(fresh.factor, displacement, sigma_ve, level)
         return moved

@@ -134,7 +134,7 @@ def difference_error(x: Tensor, denoised: Tensor, product: Tensor, h: Tensor, al
     wide = torch.promote_types(x.dtype, torch.float32)
 
     def rms(t):
-        return t.to(wide).flatten(1).square().mean(1).sqrt()
+        return torch.linalg.vector_norm(t.to(wide).flatten(1), dim=1) / t[0].numel() ** 0.5
 
     noise = 2**0.5 * torch.finfo(dtype).eps * alpha.to(wide) * rms(x.to(wide) - denoised.to(wide))
     return noise / (h.flatten(1)[:, 0].to(wide).abs() * rms(product)).clamp_min(1e-30)

@@ -88,6 +88,7 @@ class Rectifier:
         row = trace.Row(cfg=cfg, fresh=True)
         denoised, reference, raw, moved = self._rectified(branches, x, sigma, alpha, s, sigma_ve, level, row, probed)
         v = denoised - reference
+        economy.saw(level, v, cfg - 1)
         rectified = raw if self.settings.strength == 1 else blend(v.to(raw.vector.dtype), raw.vector, raw.factor, self.settings.strength)
         row._numbers = trace.numbers(sigma, v, rectified.vector, rectified.factor, weight, raw.bad | rectified.bad, moved, row._error)
         self.run.warm(rectified.factor)

@@ -26,7 +26,7 @@ NUMBERS = (
     "error",
 )
 QUANTILES = (0.05, 0.95)
-SAMPLE = 1 << 14  # elements that quantiles are taken of: sorting a whole video would cost more than a step may
+SAMPLE = 1 << 12  # elements that quantiles are taken of (5 % is known to 0.4 %): sorting a whole latent would cost more than a step may
 
 
 @dataclass
@@ -214,7 +214,7 @@ def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight,
     weight = torch.as_tensor(weight, dtype=wide, device=v.device).abs().mean()
 
     def rms(t: Tensor) -> Tensor:
-        return t.to(wide).square().mean().sqrt() * weight
+        return torch.linalg.vector_norm(t.to(wide)) / t.numel() ** 0.5 * weight
 
     factor = factor.to(wide)
     flat = factor.flatten()

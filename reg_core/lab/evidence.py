@@ -30,6 +30,36 @@ def _short(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
+def spread_out(packed: dict) -> list[dict]:
+    """The inverse of `compact`, up to the digits it dropped."""
+    return [dict(zip(packed["columns"], row, strict=True)) for row in packed["rows"]]
+
+
+def restore(mode: plan.Plan, published: Path, work: Path, again: list[str]) -> None:
+    """Fill `work` with what a published folder holds, to four digits; points whose key contains a text of `again` are left to be sampled.
+
+    Raises ValueError where the published points were sampled with other settings or weights.
+    """
+    data = json.loads((published / "fronts.json").read_text(encoding="utf-8"))
+    if data["header"] != plan.header(mode):
+        raise ValueError(f"{published} was made with other settings: {data['header']}, now {plan.header(mode)}")
+    store = plan.store(mode, work)
+    names = [f.name for f in fields(Point)]
+    for row in (dict(zip(data["columns"], values, strict=True)) for values in data["rows"]):
+        p = Point(**{name: row[name] for name in names})
+        if p.key in store.results or any(text in p.key for text in again):
+            continue
+        result = {m: row[m] for m in METRICS} | {"effective_cfg": row["effective_cfg"], "rows": row["rows_an_image"], "notes": data["notes"]}
+        curve = data["correction"].get(f"{p.setup} {p.form}")
+        if curve and p == Point(p.setup, "constant", p.form, curve["w"], 0):
+            result["correction"] = curve["sigma, mean, 5 %, 95 %"]
+        store.add(p.key, result)
+    mixtures = json.loads((published / "mixtures.json").read_text(encoding="utf-8"))
+    cached(work / f"mixtures_{mode.name}.json", lambda: {k: v if k == "controls" else spread_out(v) for k, v in mixtures.items()})
+    for toy in json.loads((published / "toys.json").read_text(encoding="utf-8")):
+        cached(work / f"toy_{toy['toy']}_{mode.name}.json", lambda toy=toy: toy)
+
+
 def fronts_json(mode: plan.Plan, results: dict[Point, dict]) -> dict:
     """Points and scores; C(sigma) of the points shown."""
     rows = [[*astuple(p), *(_short(r[m]) for m in METRICS), r["effective_cfg"], r["rows"]] for p, r in results.items()]
@@ -72,8 +102,10 @@ def draw(results: dict[Point, dict], mixtures: dict, trained: list[dict], folder
         made["corrections"] = plots.corrections(results, folder / "corrections.png")
     for result in trained:
         path = folder / f"toy_{result['toy']}.png"
-        toys.plot_toy(result, path)
-        made[f"toy_{result['toy']}"] = plots.shrink(path)
+        if "curves" in result:  # restored ones have none, and their picture is there
+            toys.plot_toy(result, path)
+            plots.shrink(path)
+        made[f"toy_{result['toy']}"] = path
     return {name: f"{folder.name}/{path.name}" for name, path in made.items()}
 
 
@@ -81,8 +113,10 @@ def write(mode: plan.Plan, results: dict[Point, dict], mixtures: dict, trained: 
     """evidence.md, evidence/*.png and evidence/*.json under `out`; returns the page."""
     folder = out / "evidence"
     folder.mkdir(parents=True, exist_ok=True)
+    kept = {f"toy_{toy['toy']}.png" for toy in trained if "curves" not in toy}
     for old in (*folder.glob("*.png"), *folder.glob("*.json")):
-        old.unlink()
+        if old.name not in kept:
+            old.unlink()
     pictures = draw(results, mixtures, trained, folder, mode.name == "quick")
     lean = [{k: v for k, v in toy.items() if k not in ("curves", "grid")} for toy in trained]
     small = {k: compact(v) if k != "controls" else v for k, v in mixtures.items()}
@@ -101,6 +135,8 @@ def main(argv=None) -> Path:
     parser.add_argument("--work", type=Path, default=Path("out/lab"), help="where sampled points are kept (default %(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="of one thread each (default %(default)s)")
     parser.add_argument("--as-is", action="store_true", help="sample nothing more, report on the points there are")
+    parser.add_argument("--again", nargs="*", metavar="TEXT", help="begin with what docs/evidence holds, and sample only points that are missing there "
+                        "or whose key contains one of the texts, such as skip_below=")  # fmt: skip
     args = parser.parse_args(argv)
     if args.quick and args.out is None:
         parser.error("--quick wants --out")
@@ -108,6 +144,8 @@ def main(argv=None) -> Path:
         parser.error(f"--processes must be at least 1, got {args.processes}")
     torch.set_num_threads(1)
     mode = plan.QUICK if args.quick else plan.FULL
+    if args.again is not None:
+        restore(mode, (args.out or Path("docs")) / "evidence", args.work, args.again)
     results = plan.finished(mode, args.work) if args.as_is else plan.run_plan(mode, args.work, args.processes)
     mixtures = cached(args.work / f"mixtures_{mode.name}.json", lambda: study.study(study.QUICK if args.quick else study.FULL))
     names = TOYS[:1] if args.quick else TOYS

@@ -26,8 +26,8 @@ ECONOMY: dict[str, dict] = {
     "every 2nd call": {"refresh": 2},
     "every 4th call (default of the node)": {"refresh": 4},
     "automatic": {"refresh": 0},
-    "every call, skip below 0.1": {"skip_below": 0.1},
-    "every call, skip below 0.3": {"skip_below": 0.3},
+    "every 4th call, skip below 0.03": {"refresh": 4, "skip_below": 0.03},
+    "every 4th call, skip below 0.05": {"refresh": 4, "skip_below": 0.05},
     "every 4th call, skip below 0.1": {"refresh": 4, "skip_below": 0.1},
 }
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from reg_core import Guided, Settings, carry, expand, karras_sigmas, sample_heun
-from reg_core.economy import REACH, TOLERANCE
+from reg_core.economy import LONGEST, REACH, TOLERANCE
 
 VARIANCE = torch.linspace(0.05, 2.0, 2 * 3 * 3).reshape(1, 2, 3, 3).double()  # of every element
 SIGMAS = karras_sigmas(18, 0.02, 20.0).double()
+CALLS = [s for pair in zip(SIGMAS[:-2], SIGMAS[1:-1], strict=True) for s in pair] + [SIGMAS[-2]]  # of Heun's method
 
 
 class Gaussian:
@@ -30,11 +31,11 @@ def mixture(x, sigma):
     return share * (1 + (x - 1) * 0.01 / total) + (1 - share) * (-1 + (x + 1) * 0.01 / total)
 
 
-def run(settings, cond=None, uncond=None, weight=2.0, batch=2):
+def run(settings, cond=None, uncond=None, weight=2.0, batch=2, sigmas=SIGMAS):
     cond, uncond = cond or Gaussian(0.7), uncond or Gaussian(-0.3)
     guided = Guided(cond, uncond, weight, settings)
     noise = torch.randn(batch, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return sample_heun(guided, SIGMAS[0] * noise, SIGMAS), guided.trace.last
+    return sample_heun(guided, sigmas[0] * noise, sigmas), guided.trace.last
 
 
 def test_carry_is_the_law_of_gaussian_data():
@@ -66,10 +67,26 @@ def test_strength_applies_to_what_is_carried():
     torch.testing.assert_close(carried, fresh, rtol=1e-9, atol=1e-9)
 
 
-def test_refresh_counts_calls():
-    _, trace = run(Settings(engine="reverse", refresh=4))
-    assert [i for i, r in enumerate(trace.rows) if r.fresh] == list(range(0, 35, 4))
-    assert [math.isnan(r.moved) for r in trace.rows if r.fresh] == [True] + [False] * 8
+def settled(sigma):
+    """The correction of VARIANCE is within the tolerance of 1, for guidance that is 1 in every element."""
+    return (sigma**2 / (VARIANCE + sigma**2)).square().mean().sqrt() <= TOLERANCE
+
+
+def test_refresh_counts_calls_until_the_correction_has_come_to_1():
+    _, trace = run(Settings(engine="reverse", refresh=4), sigmas=karras_sigmas(24, 0.002, 20.0).double())
+    fresh, wait = [], 0
+    for i, row in enumerate(trace.rows):
+        if wait == 0:
+            fresh.append(i)
+            wait = LONGEST if settled(row.sigma) else 4
+        wait -= 1
+    assert [i for i, r in enumerate(trace.rows) if r.fresh] == fresh and 6 < len(fresh) < 11
+    assert [math.isnan(r.moved) for r in trace.rows if r.fresh] == [True] + [False] * (len(fresh) - 1)
+
+
+def test_always_fresh_stays_always_fresh():
+    _, trace = run(Settings(engine="reverse", refresh=1))
+    assert all(r.fresh for r in trace.rows)
 
 
 def test_automatic_refresh_doubles_its_interval_while_nothing_moves():
@@ -103,10 +120,11 @@ def test_a_restart_is_computed_afresh():
 def test_a_device_that_must_not_be_waited_for_learns_of_a_restart_a_call_later(monkeypatch):
     from reg_core.economy import Economy
 
+    _, at_once = run(Settings(engine="reverse", refresh=4))
     monkeypatch.setattr(Economy, "late_devices", ("cpu",))
     fresh, _ = run(Settings(engine="reverse"))
     carried, trace = run(Settings(engine="reverse", refresh=4))
-    assert [i for i, r in enumerate(trace.rows) if r.fresh] == list(range(0, 35, 4))
+    assert [r.fresh for r in trace.rows] == [r.fresh for r in at_once.rows]
     torch.testing.assert_close(carried, fresh, rtol=1e-9, atol=1e-9)
     guided = Guided(Gaussian(0.7), Gaussian(-0.3), 2.0, Settings(engine="reverse", refresh=4))
     for sigma in (9.0, 5.0, 4.0, 3.0, 2.0, 1.0, 9.0, 8.0, 7.0):
@@ -124,21 +142,28 @@ def test_another_batch_size_is_computed_afresh():
 @pytest.mark.parametrize("engine", ["reverse", "finite_difference"])
 @pytest.mark.parametrize("form", ["row_sum", "scalar", "schedule"])
 def test_skipping_leaves_out_what_is_negligible(form, engine):
-    below, weight = 0.3, 2.0
+    below = 0.15
+    # Gaussians of one variance: v is 1 / (1 / sigma^2 + 1), largest in noise, and c = 1 / (1 + sigma^2).
     cond, uncond = (Gaussian(mean, torch.ones_like(VARIANCE)) for mean in (0.7, -0.3))
-    skipping, trace = run(Settings(form=form, engine=engine, skip_below=below), cond, uncond, weight)
+    skipping, trace = run(Settings(form=form, engine=engine, skip_below=below), cond, uncond)
     rows, calls = uncond.rows, cond.rows
-    full, _ = run(Settings(form=form, engine="reverse"), cond, uncond, weight)
-    # c = 1 / (1 + sigma^2) here. What has to be measured is measured again where the last measurement no longer reaches.
-    measured, expected, levels = math.inf, [], [s for pair in zip(SIGMAS[:-2], SIGMAS[1:-1], strict=True) for s in pair] + [SIGMAS[-2]]
-    for sigma in (float(s) for s in levels):
+    full, _ = run(Settings(form=form, engine="reverse"), cond, uncond)
+    # What has to be measured is measured again where the last measurement no longer reaches.
+    measured = seen = math.inf  # levels of the last product, and of the last v
+    largest, size, expected = 0.0, 0.0, []
+    for sigma in (float(s) for s in CALLS):
+        c, v = 1 / (1 + sigma**2), sigma**2 / (1 + sigma**2)
         known = form == "schedule" or measured / REACH <= sigma <= measured * 1.0001
-        negligible = weight / (1 + sigma**2) < below
-        # J 1 needs no uncond: a difference along the ones vector measures and leaves out in the same call
-        skipped = negligible and (known or (form == "row_sum" and engine == "finite_difference"))
-        measured = measured if skipped and known else sigma
+        tells = seen / REACH <= sigma <= seen * 1.0001
+        probes = not known and form == "row_sum" and engine == "finite_difference"  # J 1 needs no uncond: by two rows
+        if probes:
+            measured, seen, tells = sigma, math.inf, False
+        skipped = (known or probes) and c * (min(1.0, size / largest) if tells else 1.0) < below
+        if not skipped:
+            largest, size, seen, measured = max(largest, v), v, sigma, sigma
         expected.append(skipped)
-    assert [r.skipped for r in trace.rows] == expected and 5 < sum(expected) < 30
+    assert [r.skipped for r in trace.rows] == expected
+    assert 5 < sum(expected[:20]) and 3 < sum(expected[20:]) and sum(expected) < 30, "in noise, and at the end"
     assert rows == 2 * (35 - sum(expected))
     left_out = [r.extra_rows for r in trace.rows if r.skipped]
     assert set(left_out) <= {-1, 0} and (left_out.count(0) > 0) == (form == "row_sum" and engine == "finite_difference")
@@ -149,18 +174,40 @@ def test_skipping_leaves_out_what_is_negligible(form, engine):
     assert 1e-6 < (skipping - full).abs().max() < 0.15
 
 
+def test_what_is_skipped_does_not_depend_on_cfg():
+    runs = [run(Settings(engine="reverse", skip_below=0.1), weight=weight)[1] for weight in (0.5, 2.0, 20.0)]
+    patterns = [[r.skipped for r in trace.rows] for trace in runs]
+    assert patterns[0] == patterns[1] == patterns[2] and any(patterns[0]) and not all(patterns[0])
+
+
+def test_a_schedule_of_the_weight_counts():
+    """Guidance whose weight falls to a hundredth is skipped where constant guidance is not."""
+    constant = run(Settings(form="schedule", skip_below=0.1))[1]
+    falling = run(Settings(form="schedule", skip_below=0.1), weight=lambda sigma: 2.0 if sigma > 1 else 0.02)[1]
+    below = [(a.skipped, b.skipped) for a, b in zip(constant.rows, falling.rows, strict=True) if 0.5 < a.sigma < 1]
+    assert below and all(pair == (False, True) for pair in below)
+
+
+def test_a_restart_forgets_that_guidance_had_faded():
+    guided = Guided(Gaussian(0.7), Gaussian(-0.3), 2.0, Settings(form="schedule", skip_below=0.2))
+    for sigma in (1.0, 0.5, 0.1, 0.09, 0.9):
+        guided(torch.ones(2, 2, 3, 3).double(), sigma)
+    assert [r.skipped for r in guided.trace.last.rows] == [False, False, False, True, False]
+
+
 def test_a_calibrated_run_skips_by_its_table():
     from reg_core import Calibration
 
     table = Calibration(torch.tensor([0.01, 20.0]), torch.tensor([1.0, 0.0]), torch.zeros(2), "scalar")  # a straight line in log sigma
-    _, trace = run(Settings(form="calibrated", calibration=table, skip_below=0.5), weight=1.0)
+    _, trace = run(Settings(form="calibrated", calibration=table, skip_below=0.5))
     half = math.sqrt(0.01 * 20.0)
-    assert all(r.skipped == (r.sigma > half) for r in trace.rows) and 0 < trace.skipped < 35
+    noisy = [r for r in trace.rows if r.sigma > 0.2]  # where v has not faded
+    assert all(r.skipped == (r.sigma > half) for r in noisy) and 0 < trace.skipped < 35
 
 
 def test_nothing_is_skipped_where_weak_strength_leaves_guidance():
-    _, trace = run(Settings(form="schedule", strength=0.5, skip_below=0.3))  # half of w = 2 stays at any noise
-    assert trace.skipped == 0
+    _, trace = run(Settings(form="schedule", strength=0.5, skip_below=0.3))  # half of it stays at any noise
+    assert not any(r.skipped for r in trace.rows if r.sigma > 1)
 
 
 def test_no_level_is_read_when_nothing_depends_on_it():

@@ -6,6 +6,7 @@ winner, and the same with the loser's name.
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -224,6 +225,26 @@ def page(tmp_path_factory):
         evidence.main(argv)
         assert (work / "fronts_quick.jsonl").read_bytes() == before, "sampled again"
     return out
+
+
+def test_the_page_is_the_same_from_what_is_published_and_chosen_points_are_sampled_again(page, tmp_path, monkeypatch):
+    """Oracle: the first report. Its pages may differ where numbers were cut to four digits, not in what was sampled."""
+    out, work, sampled = tmp_path / "out", tmp_path / "work", []
+    shutil.copytree(page, out)
+    evaluate = plan.evaluate
+    monkeypatch.setattr(plan, "QUICK", TINY)
+    monkeypatch.setattr(plan, "weaker", lambda folder: folder)
+    monkeypatch.setattr(plan, "evaluate", lambda job: sampled.append(job[0]) or evaluate(job))
+    monkeypatch.setattr(evidence, "TOYS", ())
+    evidence.main(["--quick", "--out", str(out), "--work", str(work), "--again", "skip_below=0.3"])
+    assert sampled and all(p.skip_below == 0.3 for p in sampled)
+    before, after = (json.loads((folder / "evidence" / "fronts.json").read_text()) for folder in (page, out))
+    assert before == after
+    mixtures = [json.loads((folder / "evidence" / "mixtures.json").read_text()) for folder in (page, out)]
+    assert mixtures[0] == mixtures[1]
+    (out / "evidence" / "fronts.json").write_text(json.dumps(after | {"header": {}}))
+    with pytest.raises(ValueError, match="other settings"):
+        evidence.main(["--quick", "--out", str(out), "--work", str(tmp_path / "other"), "--again"])
 
 
 def test_the_page_has_its_pictures_its_tables_and_the_free_schedule(page):

@@ -1,33 +1,11 @@
 """What the registry, the Manager and other people's machines ask of the files. Oracles: their published rules, applied to the tree."""
 
 import ast
-import fnmatch
 import re
-import subprocess
-from pathlib import Path
 
-import pytest
+from shipped import ROOT, shipped, tracked
 
-ROOT = Path(__file__).resolve().parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-
-
-def tracked():
-    try:
-        out = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not a git checkout")
-    return [name for name in out.split("\0") if name and (ROOT / name).is_file()]
-
-
-def shipped():
-    """What `comfy node publish` packs: tracked files less .comfyignore."""
-    rules = [line.strip() for line in (ROOT / ".comfyignore").read_text().splitlines() if line.strip()]
-
-    def ignored(name):
-        return any(name.startswith(rule) if rule.endswith("/") else fnmatch.fnmatch(name, rule) for rule in rules)
-
-    return [name for name in tracked() if not ignored(name)]
 
 
 def scanned_by_manager() -> set:

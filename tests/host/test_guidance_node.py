@@ -318,16 +318,25 @@ def test_a_probe_that_would_need_much_memory_goes_alone(host, pack, sd3, monkeyp
     joined, separate = [], []
     model, _ = reg.apply(pack, sd3.patcher)
     small = _rows_of_calls(sd3, model, joined)
-    monkeypatch.setattr(pack.import_("nodes.host"), "plentiful", lambda device: False)
+    monkeypatch.setattr(pack.import_("nodes.host"), "plentiful", lambda x: False)
     monkeypatch.setattr(type(sd3.patcher.model), "memory_required", lambda self, shape, *a, **k: shape[0] * 1e9)
     large = _rows_of_calls(sd3, model, separate)
     assert set(joined) == {6} and set(separate) == {4, 2}
     assert reg.relative(large, small) < 1e-4
 
 
-def _rows_of_calls(t, model, seen):
+def test_a_probe_of_many_samples_goes_alone_also_in_main_memory(host, pack, sd15, monkeypatch):
+    """A call of two or more rows for each of many samples keeps a CPU busy: the third would only take memory."""
+    seen = []
+    monkeypatch.setattr(type(sd15.patcher.model), "memory_required", lambda self, shape, *a, **k: shape[0] * 1e9)
+    model, _ = reg.apply(pack, sd15.patcher)
+    _rows_of_calls(sd15, model, seen, batch=12)
+    assert set(seen) == {24, 12}
+
+
+def _rows_of_calls(t, model, seen, batch=2):
     handle = t.patcher.model.diffusion_model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(len(args[0])), with_kwargs=True)
     try:
-        return tiny.sample(t, model, batch=2)
+        return tiny.sample(t, model, batch=batch)
     finally:
         handle.remove()
