@@ -122,7 +122,7 @@ class Economy:
 
     def learns(self, level: float, product: Tensor, weight: float) -> bool:
         """Take rms(J 1) as the share, which it is for guidance without a pattern of its own; whether this call may be skipped."""
-        self._share, self._last = (level, product.square().mean().sqrt()), (math.inf, 0.0)
+        self._share = (level, product.square().mean().sqrt())
         return self.skips(level, weight)
 
     # Reuse between refreshes

@@ -157,7 +157,7 @@ def test_skipping_leaves_out_what_is_negligible(form, engine):
         tells = seen / REACH <= sigma <= seen * 1.0001
         probes = not known and form == "row_sum" and engine == "finite_difference"  # J 1 needs no uncond: by two rows
         if probes:
-            measured, seen, tells = sigma, math.inf, False
+            measured = sigma
         skipped = (known or probes) and c * (min(1.0, size / largest) if tells else 1.0) < below
         if not skipped:
             largest, size, seen, measured = max(largest, v), v, sigma, sigma
@@ -199,10 +199,10 @@ def test_a_calibrated_run_skips_by_its_table():
     from reg_core import Calibration
 
     table = Calibration(torch.tensor([0.01, 20.0]), torch.tensor([1.0, 0.0]), torch.zeros(2), "scalar")  # a straight line in log sigma
-    _, trace = run(Settings(form="calibrated", calibration=table, skip_below=0.5))
+    cond = Gaussian(0.7)
+    _, trace = run(Settings(form="calibrated", calibration=table, skip_below=0.5), cond, lambda x, sigma: cond(x, sigma) - 1)  # v is 1
     half = math.sqrt(0.01 * 20.0)
-    noisy = [r for r in trace.rows if r.sigma > 0.2]  # where v has not faded
-    assert all(r.skipped == (r.sigma > half) for r in noisy) and 0 < trace.skipped < 35
+    assert all(r.skipped == (r.sigma > half) for r in trace.rows) and 0 < trace.skipped < 35
 
 
 def test_nothing_is_skipped_where_weak_strength_leaves_guidance():
