@@ -234,7 +234,7 @@ def test_every_run_starts_anew():
     with rectified(case[0], reg_core.Settings(refresh=2)) as trace:
         first, second = sampled(case), sampled(case)
     assert torch.equal(first, second)
-    assert [[row.fresh for row in run.rows] for run in trace.runs] == [[True, False, True]] * 2
+    assert [[row.fresh for row in run.rows] for run in trace.runs] == [[True, False, False]] * 2  # a random eps network has J near 1
 
 
 def test_sigma_bounds_leave_the_other_steps_plain():

@@ -236,8 +236,8 @@ def test_the_page_is_the_same_from_what_is_published_and_chosen_points_are_sampl
     monkeypatch.setattr(plan, "weaker", lambda folder: folder)
     monkeypatch.setattr(plan, "evaluate", lambda job: sampled.append(job[0]) or evaluate(job))
     monkeypatch.setattr(evidence, "TOYS", ())
-    evidence.main(["--quick", "--out", str(out), "--work", str(work), "--again", "skip_below=0.3"])
-    assert sampled and all(p.skip_below == 0.3 for p in sampled)
+    evidence.main(["--quick", "--out", str(out), "--work", str(work), "--again", "skip_below=0.1"])
+    assert sampled and all(p.skip_below == 0.1 for p in sampled)
     before, after = (json.loads((folder / "evidence" / "fronts.json").read_text()) for folder in (page, out))
     assert before == after
     mixtures = [json.loads((folder / "evidence" / "mixtures.json").read_text()) for folder in (page, out)]
