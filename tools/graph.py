@@ -166,9 +166,9 @@ class Graph:
             node["pos"] = [at[node["pos"][0]], node["pos"][1]]
 
     def json(self) -> dict:
-        """The workflow; call it once, when all nodes are there."""
+        """The workflow; call it once, when all nodes are there. It opens with its corner clear of the page's bars."""
         self._place()
         return {
             "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links, "groups": [],
-            "config": {}, "extra": {"ds": {"scale": 0.7, "offset": [80, 80]}}, "version": 0.4,
+            "config": {}, "extra": {"ds": {"scale": 0.7, "offset": [130, 210]}}, "version": 0.4,
         }  # fmt: skip

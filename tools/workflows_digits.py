@@ -9,13 +9,14 @@ else:
 
 NOTE = ("#432", "#653")
 GUIDANCE = ["row_sum", "auto", 1.0, 0.0, 1.0, 4, 1.0, 0.0, "auto"]  # the node's defaults
+DATA_STD = 0.75  # of the digits
 PLOT = ["sigma", "dark", -1]
 SEED = 7
 
 
 def guidance(**changes) -> list:
     names = ("form", "engine", "strength", "start_percent", "end_percent", "refresh", "data_std", "skip_below", "memory")
-    return list((dict(zip(names, GUIDANCE, strict=True)) | changes).values())
+    return list((dict(zip(names, GUIDANCE, strict=True)) | {"data_std": DATA_STD} | changes).values())
 
 
 def sources(g: Graph, variant: str, batch: int, note: str, prompts=("0 to 9 in turn", "any digit")):
@@ -44,11 +45,11 @@ def digits() -> Graph:
     text = (
         "## REG on handwritten digits\n\nNo download: the model comes with the pack. Press **Run**.\n\n"
         "Above, REG; below, plain CFG from the same noise and with the same cfg. REG multiplies guidance by the denoiser's Jacobian, "
-        "which is near 0 at high noise and near 1 at the end: it guides less, and later. The log says by how much (*effective cfg*).\n\n"
+        "which is near 0 at high noise and near 1 at the end: it guides less, and later. The log says by how much (*effective cfg*), and so does **REG Trace Plot** on the page.\n\n"
         "Try another form, a higher cfg, or a single digit."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 40, text)
-    reg = g.add("REGGuidance", 1, GUIDANCE, model=(model, 0))
+    reg = g.add("REGGuidance", 1, guidance(), model=(model, 0))
     for branch, source in (("REG", reg), ("CFG", model)):
         inputs = dict(model=(source, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
         sampler = sampled(g, 2, f"Sample with {branch}", 8.0, **inputs)
@@ -65,7 +66,7 @@ def autoguidance() -> Graph:
         "the guider.\n\nFor a model of which there is no bad version, **REG Weak Model** makes one without memory."
     )
     model, positive, latent = sources(g, "digits", 40, text, ("0 to 9 in turn",))
-    reg = g.add("REGGuidance", 1, GUIDANCE, model=(model, 0))
+    reg = g.add("REGGuidance", 1, guidance(), model=(model, 0))
     weak = g.add("REGDemoModel", 1, ["digits_weak"], "A worse model")
     guiders = {}
     for branch, source in (("REG", reg), ("plain", model)):
@@ -107,11 +108,11 @@ def sweep() -> Graph:
     text = (
         "## A grid of forms and cfg\n\n**REG Sweep** gives lists; KSampler and the decoder run once for every entry, all from the same seed; **REG Grid** "
         "collects them on one labelled sheet. Cancel ends them all.\n\n`off` is plain CFG, `schedule` the free baseline. Compare pictures of equal strength, "
-        "not of equal cfg: REG at 8 with CFG at 2 or 3.\n\nFor another model replace the four nodes called REG Demo by your loader, prompts, latent "
+        "not of equal cfg: here REG at 8 with CFG at 2.\n\nFor another model replace the four nodes called REG Demo by your loader, prompts, latent "
         "and VAE Decode."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 20, text)
-    runs = g.add("REGSweep", 1, ["2, 4, 8", "off, row_sum, schedule", "1", "auto", 1.0, 4], model=(model, 0))
+    runs = g.add("REGSweep", 1, ["2, 4, 8", "off, row_sum, schedule", "1", "auto", DATA_STD, 4], model=(model, 0))
     inputs = dict(model=(runs, 0), cfg=(runs, 1), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
     sampler = sampled(g, 2, "Sample, once for every entry", 8.0, **inputs)
     image = g.add("REGDemoDecode", 2, [4, 5], latent=(sampler, 0))
@@ -129,7 +130,7 @@ def compared() -> Graph:
         "before and after. The **heat map** shows where in the image guidance was kept.\n\nOnly the first and the third picture are a fair pair."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 40, text)
-    reg = g.add("REGGuidance", 1, GUIDANCE, model=(model, 0))
+    reg = g.add("REGGuidance", 1, guidance(), model=(model, 0))
     branches = {}
     for branch, source, cfg in (("REG_cfg_4", reg, 4.0), ("CFG_cfg_4", model, 4.0), ("CFG_cfg_1.3", model, 1.3)):
         inputs = dict(model=(source, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
@@ -137,8 +138,9 @@ def compared() -> Graph:
         shown(g, 3, branches[branch], branch.replace("_", " "), f"compared_{branch}")
         g.level(2, 3, 4)
     done = branches["REG_cfg_4"]
-    plot = g.add("REGTracePlot", 5, PLOT, trace=(reg, 1), latent=(done, 0), image=(g.add("REGDemoDecode", 3, [8, 0], "One image each", latent=(done, 0)), 0))
-    g.add("PreviewImage", 5, (), "Heat map: where guidance was kept", size=(620, 420), images=(plot, 1))
+    single = g.add("REGDemoDecode", 3, [24, 0], "One image each", latent=(done, 0))
+    plot = g.add("REGTracePlot", 1, PLOT, size=(620, 840), trace=(reg, 1), latent=(done, 0), image=(single, 0))
+    g.add("PreviewImage", 4, (), "Heat map: where guidance was kept", size=(440, 360), images=(plot, 1))
     return g
 
 
