@@ -61,7 +61,8 @@ def json() -> dict:
         "links": [dict(zip(keys, link, strict=True)) for link in g.links], "extra": {},
     }  # fmt: skip
     node = {
-        "id": len(g.nodes) + 1, "type": definition["id"], "pos": [0, 0], "size": [300, 20 * len(SOCKETS) + 24 * len(WIDGETS) + 40], "flags": {}, "order": 0, "mode": 0,
+        "id": len(g.nodes) + 1, "type": definition["id"], "pos": [0, 0], "size": [300, 20 * len(SOCKETS) + 24 * len(WIDGETS) + 40],
+        "flags": {}, "order": 0, "mode": 0,
         "inputs": [{"name": name, "type": type_, "link": None} | ({"widget": {"name": name}} if name in WIDGETS else {}) for name, type_ in names],
         "outputs": [{"name": name, "type": "IMAGE", "links": []} for name in OUTPUTS],
         "title": NAME, "properties": {"proxyWidgets": []}, "widgets_values": [],

@@ -45,7 +45,8 @@ def digits() -> Graph:
     text = (
         "## REG on handwritten digits\n\nNo download: the model comes with the pack. Press **Run**.\n\n"
         "Above, REG; below, plain CFG from the same noise and with the same cfg. REG multiplies guidance by the denoiser's Jacobian, "
-        "which is near 0 at high noise and near 1 at the end: it guides less, and later. The log says by how much (*effective cfg*), and so does **REG Trace Plot** on the page.\n\n"
+        "which is near 0 at high noise and near 1 at the end: it guides less, and later. "
+        "The log says by how much (*effective cfg*), and so does **REG Trace Plot** on the page.\n\n"
         "Try another form, a higher cfg, or a single digit."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 40, text)

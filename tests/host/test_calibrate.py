@@ -100,12 +100,12 @@ def test_every_prediction_type_has_its_name(host, pack):
 
 @pytest.mark.parametrize("form", ["row_sum", "scalar", "schedule"])
 def test_skipping_costs_less_than_plain_guidance(host, pack, digits, form):
-    model, trace = reg.apply(pack, digits.patcher, form, refresh=4, data_std=0.75, skip_below=0.2)
+    model, trace = reg.apply(pack, digits.patcher, form, refresh=4, data_std=0.75, skip_below=0.05)
     with reg.counted(digits.patcher) as rows:
         out = tiny.sample(digits, model, **OPTIONS)
     skipped = [r.sigma for r in trace.last.rows if r.skipped]
     assert rows["rows"] == 8 * (70 + trace.last.extra_rows) < 8 * 70
-    assert len(skipped) > 6 and min(skipped) > 0.75, "where sigma is above the data's own deviation"
+    assert not [s for s in skipped if 0.3 < s < 0.75] and len([s for s in skipped if s > 0.75]) > 6 and min(skipped) < 0.3, "in noise, and at the end"
     want = tiny.sample(digits, reg.apply(pack, digits.patcher, form, data_std=0.75)[0], **OPTIONS)
     assert reg.relative(out, want) < 0.2 * reg.relative(tiny.sample(digits, **OPTIONS), want)
 

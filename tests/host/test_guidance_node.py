@@ -328,7 +328,7 @@ def test_a_probe_that_would_need_much_memory_goes_alone(host, pack, sd3, monkeyp
 def test_a_probe_of_many_samples_goes_alone_also_in_main_memory(host, pack, sd15, monkeypatch):
     """A call of two or more rows for each of many samples keeps a CPU busy: the third would only take memory."""
     seen = []
-    monkeypatch.setattr(type(sd15.patcher.model), "memory_required", lambda self, shape, *a, **k: shape[0] * 1e9)
+    monkeypatch.setattr(type(sd15.patcher.model), "memory_required", lambda self, shape, *a, **k: shape[0] * 1e8)
     model, _ = reg.apply(pack, sd15.patcher)
     _rows_of_calls(sd15, model, seen, batch=12)
     assert set(seen) == {24, 12}
