@@ -170,5 +170,5 @@ class Graph:
         self._place()
         return {
             "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links, "groups": [],
-            "config": {}, "extra": {"ds": {"scale": 0.7, "offset": [130, 210]}}, "version": 0.4,
+            "config": {}, "extra": {"ds": {"scale": 0.7, "offset": [130, 270]}}, "version": 0.4,
         }  # fmt: skip

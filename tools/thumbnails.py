@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 import json
 import sys
-import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
-SIZE = (768, 432)
+SIZE = (640, 640)  # the page crops to a square
+LABEL = 44  # px above a picture
 COLORS = {
     "MODEL": "#b39ddb", "CLIP": "#ffd500", "VAE": "#ff6e6e", "CONDITIONING": "#ffa931", "LATENT": "#ff9cf9", "IMAGE": "#64b5f6",
     "REG_TRACE": "#9fe0a0",
@@ -32,7 +32,7 @@ def draw_graph(workflow: dict) -> Image.Image:
     big = 2  # drawn at twice the size: smooth edges
     page = Image.new("RGB", (SIZE[0] * big, SIZE[1] * big), "#202024")
     draw = ImageDraw.Draw(page)
-    title, small = ImageFont.load_default(12 * big), ImageFont.load_default(9 * big)
+    title, small = ImageFont.load_default(15 * big), ImageFont.load_default(10 * big)
     margin = ((SIZE[0] - scale * (right - left)) / 2, (SIZE[1] - scale * (bottom - top)) / 2 + 6)
 
     def place(x, y):
@@ -48,11 +48,11 @@ def draw_graph(workflow: dict) -> Image.Image:
         box = (*place(*n["pos"]), *place(n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1]))
         ours = n["type"].startswith("REG")
         draw.rounded_rectangle(box, 6 * big, fill="#2f4f3f" if ours else "#353539", outline="#7fd08f" if ours else "#555560", width=big)
-        draw.text((box[0] + 7 * big, box[1] + 5 * big), _fit(n.get("title", n["type"]), box, 12), fill="white", font=title)
+        draw.text((box[0] + 7 * big, box[1] + 5 * big), _fit(n.get("title", n["type"]), box, 15), fill="white", font=title)
         for i, value in enumerate(n.get("widgets_values", [])[:7]):
-            y = box[1] + (24 + 12 * i) * big
+            y = box[1] + (28 + 13 * i) * big
             if y + 12 * big < box[3]:
-                draw.text((box[0] + 9 * big, y), _fit(str(value), box, 9), fill="#bbbbbb", font=small)
+                draw.text((box[0] + 9 * big, y), _fit(str(value), box, 10), fill="#bbbbbb", font=small)
     return page.resize(SIZE, Image.Resampling.LANCZOS)
 
 
@@ -73,7 +73,7 @@ def _curve(draw, start, end, color, width):
 
 
 def run(path: Path, server) -> Image.Image:
-    """The pictures of a workflow that needs no download, run on a real server, one below the other with their titles."""
+    """The pictures of a workflow that needs no download, run on a real server, one below the other under their titles."""
     from tests.host.workflow import to_api
 
     prompt = to_api(path, server.get("/object_info"))
@@ -83,16 +83,15 @@ def run(path: Path, server) -> Image.Image:
         if node["class_type"] == "SaveImage":
             rows.append((node["_meta"]["title"], Image.open(io.BytesIO(server.view(result.images(key)[0]))).convert("RGB")))
     page = Image.new("RGB", SIZE, "#202024")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(18)
-    left = 20 if len(rows) == 1 else 200
-    room = (SIZE[0] - left - 20, (SIZE[1] - 20 * (len(rows) + 1)) // len(rows))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(30)
+    room = (SIZE[0] - 40, (SIZE[1] - 20) // len(rows) - 20)
     for i, (title, picture) in enumerate(rows):
-        top = 20 + i * (room[1] + 20)
-        scale = min(room[0] / picture.width, room[1] / picture.height)
+        top, label = 20 + i * (room[1] + 20), LABEL if len(rows) > 1 else 0
+        if label:
+            draw.text((20, top), title, fill="white", font=font)
+        scale = min(room[0] / picture.width, (room[1] - label) / picture.height)
         size = (round(scale * picture.width), round(scale * picture.height))
-        page.paste(picture.resize(size, Image.Resampling.LANCZOS), (left + (room[0] - size[0]) // 2, top + (room[1] - size[1]) // 2))
-        if len(rows) > 1:
-            draw.multiline_text((20, top + room[1] // 2 - 12), textwrap.fill(title, 18), fill="white", font=font)
+        page.paste(picture.resize(size, Image.Resampling.LANCZOS), (20 + (room[0] - size[0]) // 2, top + label + (room[1] - label - size[1]) // 2))
     return page
 
 

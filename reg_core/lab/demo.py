@@ -121,9 +121,10 @@ def plot(results: list[Result], cfg: float, path: Path) -> None:
         (line,) = axes.plot(sigma, [r.correction_mean for r in rows], label=NAMES[result.form], linewidth=2)
         axes.fill_between(sigma, [r.correction_min for r in rows], [r.correction_max for r in rows], color=line.get_color(), alpha=0.12)
     axes.axhline(1, color="black", linewidth=1, linestyle=":", label="CFG")
-    axes.set(xscale="log", xlabel="sigma (noise level)", ylabel="correction: factor on the guidance", ylim=(-0.6, 2.0))
+    axes.set(xscale="log", xlabel="sigma (noise level), from noise to image", ylabel="correction: factor on the guidance", ylim=(-0.6, 2.0))
+    axes.invert_xaxis()  # as sampling goes, and as the plots of the nodes
     axes.set_title(f"What REG multiplies guidance by, cfg {cfg:g} (line: mean, shade: range)")
-    axes.legend()
+    axes.legend(loc="upper left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
