@@ -78,11 +78,11 @@ class Economy:
 
     def skips(self, level: float, weight: float) -> bool:
         """True where |R g| is sure to be below `skip_below` times the largest |g| of the run so far."""
-        share = self._expected_share(level) if self.settings.skip_below > 0 else None
-        if share is None:
+        if not self.settings.skip_below > 0:
             return False
-        left = abs(1 + self.settings.strength * (share - 1)) * self._size(level, weight)
-        negligible = left < self.settings.skip_below
+        strength, share = self.settings.strength, self._expected_share(level)
+        factor = max(1.0, abs(1 - strength)) if share is None else abs(1 + strength * (share - 1))
+        negligible = factor * self._size(level, weight) < self.settings.skip_below
         if negligible and self._kept is not None:
             self._kept.age += 1
         return negligible  # False of a weight that is nan
@@ -94,12 +94,13 @@ class Economy:
             self._seen.append((level, abs(weight), Later(torch.linalg.vector_norm(v, dtype=wide) / v.numel() ** 0.5)))
 
     def _size(self, level: float, weight: float) -> float:
-        """|g| expected here over the largest |g| so far: v as it was last seen, which with less noise becomes smaller; 1 where that is not known."""
+        """|g| expected here over the largest |g| so far, at most: v as it was last seen. With less noise it becomes smaller, since both
+        predictions tend to x; 1 where nothing was seen yet, and after a restart."""
         for at, w, size in self._seen:
             self._last, self._largest = (at, size.read()), max(self._largest, w * size.read())
         self._seen.clear()
         at, size = self._last
-        known = math.isfinite(at) and at / REACH <= level <= at * 1.0001
+        known = math.isfinite(at) and level <= at * 1.0001
         return min(1.0, abs(weight) * size / self._largest) if known and self._largest > 0 else 1.0
 
     def _expected_share(self, level: float) -> float | None:

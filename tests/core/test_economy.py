@@ -154,11 +154,12 @@ def test_skipping_leaves_out_what_is_negligible(form, engine):
     for sigma in (float(s) for s in CALLS):
         c, v = 1 / (1 + sigma**2), sigma**2 / (1 + sigma**2)
         known = form == "schedule" or measured / REACH <= sigma <= measured * 1.0001
-        tells = seen / REACH <= sigma <= seen * 1.0001
-        probes = not known and form == "row_sum" and engine == "finite_difference"  # J 1 needs no uncond: by two rows
+        size_now = min(1.0, size / largest) if sigma <= seen * 1.0001 and largest else 1.0  # v only falls
+        faded = not known and size_now < below  # whatever c is
+        probes = not known and not faded and form == "row_sum" and engine == "finite_difference"  # J 1 needs no uncond: by two rows
         if probes:
             measured = sigma
-        skipped = (known or probes) and c * (min(1.0, size / largest) if tells else 1.0) < below
+        skipped = faded or ((known or probes) and c * size_now < below)
         if not skipped:
             largest, size, seen, measured = max(largest, v), v, sigma, sigma
         expected.append(skipped)
