@@ -32,7 +32,7 @@ def json() -> dict:
     border = {"id": INPUT_NODE, "outputs": [{"name": name, "type": type_, "links": []} for name, type_ in names]}
     at = {name: (border, slot) for slot, (name, _) in enumerate(names)}
     values = {name: value for name, (_, value) in WIDGETS.items()}
-    reg = g.add("REGGuidance", 0, guidance(form=values["form"]), model=at["model"], form=at["form"])
+    reg = g.add("REGGuidance", 0, guidance(form=values["form"], data_std=1.0), model=at["model"], form=at["form"])
     shared = {name: at[name] for name in ("positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler")}
     numbers = [values["seed"], "fixed", values["steps"], values["cfg"], values["sampler_name"], values["scheduler"], 1.0]
     samplers = [g.add("KSampler", 1, numbers, f"Sample with {name}", model=source, **shared) for name, source in (("REG", (reg, 0)), ("CFG", at["model"]))]

@@ -70,11 +70,11 @@ class Chance:
 
     def draw(self):
         if self.kept is None:
-            return 0.5 + torch.rand(())
+            return 0.5 + float(torch.rand(()))
         self.layer += 1
         place = self.level, self.layer
         if place not in self.kept:
-            self.kept[place] = 0.5 + torch.rand(())
+            self.kept[place] = 0.5 + float(torch.rand(()))  # a tensor kept from inference mode could not be differentiated by
         return self.kept[place]
 
 
