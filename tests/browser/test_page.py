@@ -151,7 +151,7 @@ def test_search_finds_nodes(name, typed, alias, comfy, server):
         box = comfy.page.locator("input[role=combobox], input[id*=search]").last
         box.wait_for()
         box.press_sequentially(word, delay=20)
-        found = comfy.page.get_by_text(info["display_name"], exact=True).first
+        found = comfy.page.get_by_role("option").filter(has_text=info["display_name"]).first  # not the preview beside the list
         found.wait_for()
         comfy.page.wait_for_timeout(500)
         comfy.shot(f"search {word}")
