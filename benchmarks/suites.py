@@ -73,7 +73,7 @@ def _latent(pixels: int) -> tuple:
 _DIGITS = Case("digits", "Digits (the demo model), 8x8, batch 256", "digits", (1, 8, 8), batch=256, steps=20, rounds=5, cfg=4.0, memory_steps=20)
 CPU = (
     Case("sd15_v_256", "SD1.5 (860 M), v, 256x256 pixels", "sd15_v", _latent(256), ADAPTIVE, steps=20, rounds=2, cfg=5.0, memory_steps=3),
-    Case("sd15_v_512", "SD1.5 (860 M), v, 512x512 pixels", "sd15_v", _latent(512), (CFG, "default", "skipping"), steps=6, rounds=1, memory_steps=1),
+    Case("sd15_v_512", "SD1.5 (860 M), v, 512x512 pixels", "sd15_v", _latent(512), ADAPTIVE, steps=20, rounds=1, cfg=5.0, memory_steps=1),
     Case("sd15_eps_256", "SD1.5 (860 M), eps, 256x256 pixels", "sd15", _latent(256), CONSTANT, steps=8, rounds=2),
     Case(
         "sd15_eps_512",

@@ -93,8 +93,8 @@ class REGGuidance(io.ComfyNode):
                         max=1.0,
                         step=0.01,
                         optional=True,
-                        tooltip="Run without guidance, at half the cost of a step, where |Rg| is below this share of the strongest |g| of the run so far: "
-                        "in noise, and where guidance fades at the end. 0 = never; 0.05 is cheaper than CFG. No unit.",
+                        tooltip="Run without guidance, at half the cost of a step, where the effect of |Rg| on the image is below this share of the "
+                        "strongest |g| of the run so far: in noise, and where guidance fades at the end. 0 = never; 0.05 is cheaper than CFG. No unit.",
                     )
                 ),
                 advanced(

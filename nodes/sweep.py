@@ -65,7 +65,9 @@ class REGSweep(io.ComfyNode):
                 io.Model.Output(display_name="model", is_output_list=True, tooltip="A model for every run, for the sampler's model input."),
                 io.Float.Output(display_name="cfg", is_output_list=True, tooltip="A guidance scale for every run, for the sampler's cfg input."),
                 io.String.Output(display_name="label", is_output_list=True, tooltip="A label for every run, for REG Grid."),
-                Trace.Output(display_name="trace", is_output_list=True, tooltip="A trace for every run, for REG Trace Plot; empty where the form is off."),
+                Trace.Output(
+                    display_name="trace", is_output_list=True, tooltip="A trace for every run, for REG Trace Plot and REG Grid; empty where the form is off."
+                ),
             ],
         )
         return with_aliases(schema, "xy plot", "grid search", "compare cfg", "cfg sweep", "parameter sweep")
@@ -156,6 +158,12 @@ class REGGrid(io.ComfyNode):
                 ),
                 io.Int.Input("columns", default=0, min=0, max=64, tooltip="Images in a row. 0 = as the labels' table has, else about as many as rows."),
                 io.Combo.Input("theme", options=list(THEMES), default="dark", tooltip="Colours of the sheet."),
+                Trace.Input(
+                    "trace",
+                    optional=True,
+                    tooltip="Traces of all runs, in the same order, from REG Sweep: the effective cfg is written below each image. "
+                    "Compare images of equal effective cfg.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The sheet: one RGB image.")],
             is_input_list=True,
@@ -163,5 +171,13 @@ class REGGrid(io.ComfyNode):
         return with_aliases(schema, "xy plot", "image grid", "contact sheet", "comparison sheet")
 
     @classmethod
-    def execute(cls, images, labels, columns, theme) -> io.NodeOutput:
-        return io.NodeOutput(drawing.labelled_grid(images, labels, columns[0], theme[0]))
+    def execute(cls, images, labels, columns, theme, trace=None) -> io.NodeOutput:
+        if trace and len(labels) == len(images) != len(trace):
+            raise ValueError(f"REGGrid: {len(trace)} traces for {len(images)} images: take images, labels and traces from the same sweep")
+        return io.NodeOutput(drawing.labelled_grid(images, labels, columns[0], theme[0], [caption(one) for one in trace or []]))
+
+
+def caption(trace) -> str:
+    """The effective cfg of a trace's last run; nothing where nothing was rectified."""
+    value = trace.last.effective_cfg if trace.last is not None else math.nan
+    return f"effective cfg {value:.2f}" if math.isfinite(value) else ""

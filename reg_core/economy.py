@@ -13,7 +13,7 @@ from .space import expand
 
 TOLERANCE = 0.05  # |R v - what was carried along| / |v| that is let pass
 LONGEST = 16  # the longest interval without a look, in calls
-REACH = 8.0  # a measured correction says little about noise levels further away than this factor
+REACH = 8.0  # a measured share says little about noise levels further away than this factor
 
 
 @dataclass
@@ -26,19 +26,19 @@ class _Kept:
 
 
 class Later:
-    """A number on its way from the device: reading it waits for no work that was queued after it."""
+    """A number, or a few, on their way from the device: reading them waits for no work that was queued after them."""
 
     def __init__(self, number: Tensor):
         self.host, self.event = number.detach(), None
         if number.device.type == "cuda":
-            self.host = torch.empty((), dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
+            self.host = torch.empty(number.shape, dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
 
-    def read(self) -> float:
+    def read(self) -> float | list[float]:
         if self.event is not None:
             self.event.synchronize()
-        return float(self.host)
+        return self.host.tolist()
 
 
 class Economy:
@@ -58,7 +58,7 @@ class Economy:
         self._kept: _Kept | None = None
         self._interval = 1
         self._moved: Tensor | None = None
-        self._away: Later | None = None  # |R v - v| / |v| at the last look
+        self._away: Later | None = None  # |R v - v| / |v| at the last look: where the correction is in (0, 1), and elsewhere
         self._share: tuple[float, Tensor | float] | None = None  # (level, |R v| / |v| there)
         self._seen: list[tuple[float, float, Later]] = []  # (level, |w|, rms of v) of guided calls, on their way
         self._last, self._largest = (math.inf, 0.0), 0.0  # (level, rms of v), and the largest |w| rms(v)
@@ -77,15 +77,25 @@ class Economy:
     # Calls without guidance
 
     def skips(self, level: float, weight: float) -> bool:
-        """True where |R g| is sure to be below `skip_below` times the largest |g| of the run so far."""
+        """True where what |R g| still does to the image is below `skip_below` times the largest |g| of the run so far."""
         if not self.settings.skip_below > 0:
             return False
-        strength, share = self.settings.strength, self._expected_share(level)
-        factor = max(1.0, abs(1 - strength)) if share is None else abs(1 + strength * (share - 1))
-        negligible = factor * self._size(level, weight) < self.settings.skip_below
+        negligible = self._effect(self._expected_share(level)) * self._size(level, weight) < self.settings.skip_below
         if negligible and self._kept is not None:
             self._kept.age += 1
         return negligible  # False of a weight that is nan
+
+    def _effect(self, share: float | None) -> float:
+        """|R g| / |g| as it counts in the image, at most, where J keeps `share` of v.
+
+        A change at this level is passed on by the steps after it, for Gaussian data times sqrt(V / (V + sigma_ve^2)),
+        the root of the share. Not so what `strength` leaves of plain guidance, which adds up over many calls in noise.
+        """
+        strength = self.settings.strength
+        if share is None:
+            return max(1.0, abs(1 - strength))
+        passed = abs(1 - strength) + abs(strength) * share * min(1.0, share) ** 0.5
+        return min(passed, abs(1 + strength * (share - 1)))
 
     def saw(self, level: float, v: Tensor, weight: float) -> None:
         """Remember the size of guidance in a guided call."""
@@ -112,10 +122,10 @@ class Economy:
             return None
         measured, share = self._share[0], float(self._share[1])
         self._share = (measured, share)
-        # Noise went up (a restart), or far down: what was measured no longer tells.
-        if not (math.isfinite(measured) and math.isfinite(share) and measured / REACH <= level <= measured * 1.0001):
+        if not (math.isfinite(measured) and math.isfinite(share) and level <= measured * 1.0001):  # noise went up: a restart
             return None
-        return float(carry(torch.tensor([share], dtype=torch.float64), torch.tensor([level / measured], dtype=torch.float64)))
+        expected = _carried(share, level / measured)
+        return None if level < measured / REACH and expected < 0.5 else expected  # far off, unless it nears 1, where all end
 
     def unsure(self, level: float) -> bool:
         """True where skipping is wanted, nothing measured tells about this level, and `row_sum` could tell by two rows."""
@@ -138,16 +148,18 @@ class Economy:
         if level > kept.level * 1.0001:  # noise went up: a restart, not the next step
             self._kept, self._interval, self._moved = None, 1, None
             return False
-        if kept.age >= self._calls_between() - 1:
+        if kept.age >= self._interval_wanted() - 1 and not (kept.age < LONGEST - 1 and self._settled(level)):
             return False
         kept.age += 1
         return True
 
-    def _calls_between(self) -> int:
-        calls = self._interval_wanted()
-        # With less noise the correction only comes nearer to 1: what is left of it is within the tolerance.
-        settled = self._away is not None and self._away.read() <= TOLERANCE
-        return max(calls, LONGEST) if settled else calls
+    def _settled(self, level: float) -> bool:
+        """True where the correction kept, carried to this level, is within the tolerance of none: with less noise it only comes nearer."""
+        inside, outside = self._away.read()
+        then = self._kept.level
+        if inside < 1 and 0 < level <= then < math.inf:
+            inside = 1 - _carried(1 - inside, level / then)
+        return math.hypot(inside, outside) <= TOLERANCE
 
     def _interval_wanted(self) -> int:
         if self.settings.refresh:
@@ -185,10 +197,15 @@ class Economy:
         if self._kept is not None and self._kept.factor.shape == fresh.factor.shape:
             moved = (fresh.vector - self.reused(v, sigma_ve).vector).norm() / v.norm().clamp_min(1e-12)
             self._moved = moved if self.settings.refresh == 0 else None
-        self._away = Later((fresh.vector - v).norm() / v.norm().clamp_min(1e-12))
+        away, moves = fresh.vector - v, (fresh.factor > 0) & (fresh.factor < 1)
+        self._away = Later(torch.stack([(away * part).norm() for part in (moves, ~moves)]) / v.norm().clamp_min(1e-12))
         displacement = (fresh.vector - v) / _norm(v).clamp_min(1e-12) if self.settings.form == "product" else None
         self._kept = _Kept(fresh.factor, displacement, sigma_ve, level)
         return moved
+
+
+def _carried(share: float, ratio: float) -> float:
+    return float(carry(torch.tensor([share], dtype=torch.float64), torch.tensor([ratio], dtype=torch.float64)))
 
 
 def _ratio(now: Tensor, then: Tensor) -> Tensor:

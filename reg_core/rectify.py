@@ -33,10 +33,11 @@ class Settings:
     - `engine`: how products with J are computed. `auto` takes finite differences: one more model row, any model.
     - `strength`: 0 = plain guidance, 1 = REG, linear between and beyond.
     - `refresh`: compute the correction at every k-th model call and carry it along in between; 0 lets the run choose k
-      from how far the carried correction was off the last time. Within 5 % of plain guidance, as at low noise, it is
-      carried for 16 calls; 1 is always fresh.
-    - `skip_below`: no guidance at all, one model row instead of two or three, where |R g| is below this share of the
-      largest |g| of the run so far: in noise, and where guidance has faded at the end. 0 never skips.
+      from how far the carried correction was off the last time. Once the one carried is within 5 % of plain guidance,
+      as at low noise, it is carried for up to 16 calls; 1 is always fresh.
+    - `skip_below`: no guidance at all, one model row instead of two or three, where what |R g| still does to the image is
+      below this share of the largest |g| of the run so far: in noise, where c of it is left and passed on by sqrt(c), and
+      where guidance has faded at the end. 0 never skips.
     - `data_std`: sqrt(V) of `schedule`, in the units of the sampler's latents.
     - `calibration`: the table of `calibrated`.
     - `memory`: what reverse mode keeps for the backward pass: all activations (`resident`), those between blocks

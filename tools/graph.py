@@ -69,7 +69,7 @@ LINKED = {  # a name with `?` is optional
         ("positive_2?", "CONDITIONING"), ("positive_3?", "CONDITIONING"), ("positive_4?", "CONDITIONING"),
     ],
     "REGDemoDecode": [("latent", "LATENT")],
-    "REGGrid": [("images", "IMAGE"), ("labels", "STRING")],
+    "REGGrid": [("images", "IMAGE"), ("labels", "STRING"), ("trace?", "REG_TRACE")],
     "REGGuidance": [("model", "MODEL"), ("calibration?", "REG_CALIBRATION")],
     "REGRewardGuidance": [("model", "MODEL"), ("reward", "REG_REWARD")],
     "REGSweep": [("model", "MODEL"), ("calibration?", "REG_CALIBRATION")],

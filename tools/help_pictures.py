@@ -6,6 +6,7 @@ Drawn for a narrow panel: 640 px wide, shown at half of that. Curves and digits 
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pictures  # first: it puts the repository on the path
 import torch
@@ -177,8 +178,13 @@ def rewarded(digit, scale, rectified):
 
 def sheet() -> Image.Image:
     """What REG Grid makes of a sweep."""
-    cells = [(f"{form} | cfg {cfg}", pictures.images(pictures.sample(form, cfg)[0], 6)) for form in ("off", "row_sum", "schedule") for cfg in (2, 4, 8)]
-    return from_tensor(labelled_grid([cell for _, cell in cells], [label for label, _ in cells])[0])
+    labels, images, captions = [], [], []
+    for form, cfg in product(("off", "row_sum", "schedule"), (2, 4, 8)):
+        latents, run = pictures.sample(form, cfg)
+        labels.append(f"{form} | cfg {cfg}")
+        images.append(pictures.images(latents, 6))
+        captions.append("" if form == "off" else f"effective cfg {run.effective_cfg:.2f}")
+    return from_tensor(labelled_grid(images, labels, captions=captions)[0])
 
 
 def from_tensor(picture) -> Image.Image:
@@ -237,7 +243,7 @@ def main() -> None:
     save("REGSchedulePlot", pictures.schedule())
     save("REGSweep", graph({"model loader": (0, 0), "REG Sweep": (1, 0), "KSampler": (2, 0), "VAE Decode": (2, 1), "REG Grid": (1, 1)},
          [("model loader", "REG Sweep"), ("REG Sweep", "KSampler"), ("KSampler", "VAE Decode"), ("REG Sweep", "REG Grid"), ("VAE Decode", "REG Grid")],
-         {"KSampler": "model, cfg", "REG Grid": "images, labels"}))  # fmt: skip
+         {"KSampler": "model, cfg", "REG Grid": "images, labels, trace"}))  # fmt: skip
     save("REGGrid", sheet())
     save("REGDemoModel", strips([("digits, cfg 3", digits("digits", ten)), ("digits_weak, cfg 3", digits("digits_weak", ten))]))
     save("REGDemoPrompt", strips([("3", digits(labels=torch.full((10,), 3))), ("0 to 9 in turn", digits(labels=ten)), ("any digit", digits(cfg=1.0))]))

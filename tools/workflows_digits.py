@@ -109,7 +109,8 @@ def sweep() -> Graph:
     text = (
         "## A grid of forms and cfg\n\n**REG Sweep** gives lists; KSampler and the decoder run once for every entry, all from the same seed; **REG Grid** "
         "collects them on one labelled sheet. Cancel ends them all.\n\n`off` is plain CFG, `schedule` the free baseline. Compare pictures of equal strength, "
-        "not of equal cfg: here REG at 8 with CFG at 2.\n\nFor another model replace the four nodes called REG Demo by your loader, prompts, latent "
+        "not of equal cfg: the *effective cfg* is written below each, here REG at 8 is close to CFG at 2.\n\n"
+        "For another model replace the four nodes called REG Demo by your loader, prompts, latent "
         "and VAE Decode."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 20, text)
@@ -117,7 +118,7 @@ def sweep() -> Graph:
     inputs = dict(model=(runs, 0), cfg=(runs, 1), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
     sampler = sampled(g, 2, "Sample, once for every entry", 8.0, **inputs)
     image = g.add("REGDemoDecode", 2, [4, 5], latent=(sampler, 0))
-    grid = g.add("REGGrid", 2, [0, "dark"], images=(image, 0), labels=(runs, 2))
+    grid = g.add("REGGrid", 2, [0, "dark"], images=(image, 0), labels=(runs, 2), trace=(runs, 3))
     g.add("SaveImage", 3, ["REG/sweep"], "The sheet", size=(700, 700), images=(grid, 0))
     return g
 

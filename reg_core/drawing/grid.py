@@ -14,17 +14,20 @@ BETWEEN = 2  # images of one batch
 MOST_PIXELS = 16384 * 16384
 
 
-def labelled_grid(images: list[Tensor], labels: list[str], columns: int = 0, theme: str = "dark") -> Tensor:
+def labelled_grid(images: list[Tensor], labels: list[str], columns: int = 0, theme: str = "dark", captions: list[str] | None = None) -> Tensor:
     """One sheet [1, H, W, 3]. `images` [B, h, w, C] each, in 0..1, of any sizes; a batch becomes one cell.
 
     `columns` 0: as many as the labels' table has, else about as many as rows. Labels "a | b" that form a full table in
-    reading order are written once as headings of rows and columns, others above every image.
+    reading order are written once as headings of rows and columns, others above every image. `captions`: a line below each.
     Image pixels are copied, never resampled. Raises ValueError with the numbers that do not fit.
     """
     if not images:
         raise ValueError("no images to put on a sheet")
     if len(labels) != len(images):
         raise ValueError(f"{len(labels)} labels for {len(images)} images: want one label for each image (a batch counts as one)")
+    captions = list(captions or [""] * len(images))
+    if len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images: want one caption for each image, or none at all")
     if columns < 0:
         raise ValueError(f"columns must be 0 (automatic) or more, got {columns}")
     colors = theme_of(theme)
@@ -37,14 +40,18 @@ def labelled_grid(images: list[Tensor], labels: list[str], columns: int = 0, the
     columns = min(len(images), len(table[1]) if table else columns or math.ceil(math.sqrt(len(images))))
     size = min(48, max(14, round(min(height, width) / 12)))
     names = table[1] if table else labels
+    small = round(0.8 * size)
     width = max(width, *(min(10 * size, math.ceil(text_width(str(name), size))) for name in names))
+    width = max(width, *(min(10 * size, math.ceil(text_width(text, small))) for text in captions))
     rows = math.ceil(len(images) / columns)
     side = min(320, max(math.ceil(text_width(name, size)) for name in table[0]) + 2 * GAP) if table else GAP
     written = [wrap(name, size, width) for name in names]
     line = round(size * 1.3)
     head = line * max(len(lines) for lines in written) + GAP if table else 0
     caption = 0 if table else line * max(len(lines) for lines in written)
-    step = (height + caption + GAP, width + GAP)
+    below = [wrap(text, small, width) if text else [] for text in captions]
+    foot = round(small * 1.3) * max(len(lines) for lines in below)
+    step = (height + caption + foot + GAP, width + GAP)
     total = (head + GAP + rows * step[0], side + columns * step[1])
     if total[0] * total[1] > MOST_PIXELS:
         raise ValueError(f"the sheet would be {total[1]} x {total[0]} px, more than {MOST_PIXELS} in all: fewer or smaller images, please")
@@ -57,6 +64,8 @@ def labelled_grid(images: list[Tensor], labels: list[str], columns: int = 0, the
         cell = _cell(image, blocks[i], background)
         y, x = top + caption + (height - cell.shape[0]) // 2, left + (width - cell.shape[1]) // 2
         sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
+        if below[i]:
+            _write(sheet, y + cell.shape[0], left, width, below[i], small, round(small * 1.3), colors)
     for j, lines in enumerate(written if table else []):
         _write(sheet, GAP, side + j * step[1], width, lines, size, line, colors)
     for i, name in enumerate(table[0] if table else []):

@@ -7,6 +7,7 @@ winner, and the same with the loser's name.
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ pytest.importorskip("matplotlib")
 
 from PIL import Image
 
-from reg_core.lab import evidence, plan, report, study
+from reg_core.lab import evidence, plan, report, study, tables
 from reg_core.lab.analysis import METRICS, Front
 from reg_core.lab.bets import BETS, BetGuided, Prior
 from reg_core.lab.error import compare
@@ -193,14 +194,27 @@ def test_mixtures_are_counted_case_by_case():
 
 
 def test_the_default_is_judged_by_the_spread_between_seeds():
-    def results(shift):
-        row = {"is_": 9.0, "accuracy": 1.0, "rows": 20}
-        made = {Point("weak", "constant", "row_sum", 1.5, s, engine="reverse"): row | {"fid": 1 + 0.1 * s} for s in range(3)}
-        return made | {Point("weak", "constant", "row_sum", 1.5, s, refresh=4): row | {"fid": 1 + 0.1 * s + shift} for s in range(3)}
+    def results(fid=0.0, is_=0.0, accuracy=0.0, **way):
+        exact = {s: {"fid": 1 + 0.1 * s, "is_": 9 + 0.2 * s, "accuracy": 0.9, "rows": 20} for s in range(3)}  # std 0.1, 0.2, and 0.015 of 400 images
+        mine = {s: r | {"fid": r["fid"] + fid, "is_": r["is_"] + is_, "accuracy": r["accuracy"] + accuracy} for s, r in exact.items()}
+        ways = ((exact, {"engine": "reverse"}), (mine, {"refresh": 4} | way))
+        return {Point("weak", "constant", "row_sum", 1.5, s, **w): row for rows, w in ways for s, row in rows.items()}
 
-    assert "at 1 of 1 weights" in report.default_claim(results(0.05), (1.5,))
-    assert "at 0 of 1 weights" in report.default_claim(results(0.3), (1.5,))
-    assert "not compared" in report.default_claim({}, (1.5,))
+    mode = replace(plan.FULL, variants=(1.5,))
+    for moved, words in (
+        ({"fid": 0.09, "is_": -0.19, "accuracy": -0.014}, "within"),
+        ({"fid": 0.11}, "FID worse"),
+        ({"fid": -0.11}, "FID better"),
+        ({"is_": -0.21}, "IS worse"),
+        ({"accuracy": 0.016, "is_": 0.21}, "IS better, accuracy better"),
+    ):
+        found = results(**moved)
+        assert tables.variants(found, {"x": {"refresh": 4}}, mode).splitlines()[-1].endswith(f"| {words} |")
+        inside, worse = words == "within", "worse" in words
+        assert f"at {inside:d} of 1 weights, and is worse at {worse:d}" in report.default_claim(found, mode)
+    both = report.default_claim(results() | results(fid=0.3, skip_below=0.05), mode)
+    assert "default stays" in both and "skip_below` 0.05 it stays" in both and "at 1 of 1" in both and "at 0 of 1" in both
+    assert "not compared" in report.default_claim({}, mode)
 
 
 TINY = plan.Plan(

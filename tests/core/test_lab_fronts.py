@@ -175,7 +175,7 @@ def test_plain_guidance_is_the_first_loops():
         ({"form": "schedule"}, 14),
         ({"form": "calibrated"}, 14),
         ({"form": "row_sum"}, 21),
-        ({"form": "row_sum", "refresh": 2}, 14 + 4),
+        ({"form": "row_sum", "refresh": 2}, 14 + 3),
         ({"form": "bet:sign_sum"}, 21),
         ({"form": "bet:wiener_full"}, 14),
         ({"form": "row_sum", "dtype": "bfloat16"}, 21),

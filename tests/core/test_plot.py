@@ -325,6 +325,23 @@ def test_labels_are_drawn_over_their_image(name):
     assert text[:top, : sheet.shape[1] // 2].sum() > 20 and not text[:, sheet.shape[1] // 2 :].any() and not text[top:].any()
 
 
+def test_captions_are_drawn_below_their_image(written):
+    images = [torch.rand(1, 60, 90, 3), torch.rand(1, 40, 30, 3)]
+    (sheet,) = labelled_grid(images, ["a | b", "a | c"], captions=["", "effective cfg 1.31"])
+    assert written.count("effective cfg 1.31") == 1
+    places = [find(sheet, image[0])[0] for image in images]
+    (plain,) = labelled_grid(images, ["a | b", "a | c"])
+    changed = torch.ones(sheet.shape[:2], dtype=torch.bool)
+    for (y, x), image in zip(places, images, strict=True):
+        changed[y : y + image.shape[1], x : x + image.shape[2]] = False
+    drawn = (sheet != sheet[0, 0]).any(-1) & changed
+    below = drawn[places[1][0] + 40 :]
+    assert below[:, places[1][1] - 30 :].sum() > 50 and not below[:, : places[0][1] + 90].any()
+    assert sheet.shape[0] > plain.shape[0] and torch.equal(labelled_grid(images, ["a", "b"], captions=["", ""]), labelled_grid(images, ["a", "b"]))
+    with pytest.raises(ValueError, match="1 captions for 2 images"):
+        labelled_grid(images, ["a", "b"], captions=["one"])
+
+
 def test_batches_share_a_cell_and_odd_images_do():
     batch = torch.rand(5, 16, 24, 3)
     (sheet,) = labelled_grid([batch, torch.rand(1, 16, 24, 1), torch.rand(1, 16, 24, 4)], ["a", "\u732b\u306e\u5199\u771f", "two words " * 6])

@@ -36,7 +36,7 @@ def digits(model, cfg, batch=3, columns=0):
 def sweep(**values):
     prompt = digits(["sweep", 0], ["sweep", 1])
     prompt["sweep"] = node("REGSweep", model=["base", 0], **(SWEEP | values))
-    prompt["grid"] = node("REGGrid", images=["decode", 0], labels=["sweep", 2], columns=0, theme="dark")
+    prompt["grid"] = node("REGGrid", images=["decode", 0], labels=["sweep", 2], columns=0, theme="dark", trace=["sweep", 3])
     prompt["save"] = node("PreviewImage", images=["grid", 0])
     return prompt
 
@@ -171,6 +171,23 @@ def test_the_grid_takes_images_of_any_sizes_as_lists(pack):
         assert len(places(whole, (255 * image).round().byte().numpy())) == 1
     with pytest.raises(ValueError, match="2 labels for 3 images"):
         pack.nodes["REGGrid"].execute(images=images, labels=["a", "b"], columns=[0], theme=["dark"])
+
+
+def test_the_grid_writes_the_effective_cfg_below(host, pack, monkeypatch):
+    """Oracle: the traces of the same runs, read by themselves; `off` has none and says nothing."""
+    from . import tiny
+
+    t = tiny.build("sd15")
+    models, cfgs, labels, traces = run_sweep(pack, t.patcher, cfgs="4", forms="off, scalar")
+    written = []
+    monkeypatch.setattr(pack.import_("reg_core.drawing"), "labelled_grid", lambda *a: written.append(a) or torch.zeros(1, 1, 1, 3))
+    images = [tiny.sample(t, model, cfg=cfg)[:, :3].movedim(1, -1) for model, cfg in zip(models, cfgs, strict=True)]
+    pack.nodes["REGGrid"].execute(images=images, labels=labels, columns=[0], theme=["dark"], trace=traces)
+    rows = [r for r in traces[1].last.rows if r.active]
+    expected = 1 + 3 * sum(r.rectified_norm for r in rows) / sum(r.guidance_norm for r in rows)
+    assert written[0][4] == ["", f"effective cfg {expected:.2f}"]
+    with pytest.raises(ValueError, match="1 traces for 2 images"):
+        pack.nodes["REGGrid"].execute(images=images, labels=labels, columns=[0], theme=["dark"], trace=traces[:1])
 
 
 def test_a_swept_model_samples_like_reg_guidance(host, pack):
