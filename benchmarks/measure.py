@@ -13,7 +13,7 @@ from .suites import CFG, MODES, Case
 
 def runs_of(case: Case, device: str) -> int:
     """Sampling runs in `run_case`: a round for memory, on CUDA one to profile, and the timed ones, each with a second plain run."""
-    return len(case.modes) * (case.rounds + (2 if device == "cuda" else 1)) + case.rounds
+    return len(case.modes) * (case.rounds + case.memory_rounds + (device == "cuda")) + case.rounds
 
 
 def run_case(case: Case, pack, device: str, subject=None, progress=lambda title: None) -> dict:
@@ -32,10 +32,10 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
         return watch
 
     sample(case, subject, subject.patcher, 1)  # what the first run of a process allocates for good is nobody's peak
-    for name in case.modes:  # this round measures memory, and warms up
+    for name in case.modes * case.memory_rounds:  # these rounds measure memory, and warm up
         with memory:
             watch = sampled(name, case.memory_steps, memory=memory, count=True)
-        found[name] |= {"activations": watch.peak, "peak": watch.whole}
+        found[name] |= {key: min(found[name].get(key, value), value) for key, value in (("activations", watch.peak), ("peak", watch.whole))}
         found[name] |= {"reads": watch.reads / case.memory_steps, "waits": watch.waits and watch.waits / case.memory_steps, "cleared": watch.cleared}
     for name in case.modes if device == "cuda" else ():
         found[name]["outside"].append(_outside(sampled(name, case.steps, profile=True), name, case))
