@@ -84,7 +84,7 @@ CPU = (
         "sd15",
         _latent(512),
         (CFG, "every_call", "reverse_checkpoint", "reverse_resident", "forward"),
-        steps=3,
+        steps=6,
         rounds=1,
         memory_steps=1,
     ),
