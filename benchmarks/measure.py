@@ -54,7 +54,7 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
             found[name]["processor"].append(watch.processor / case.steps)
         found[CFG]["seconds"].append(sum(watch.seconds for watch in plain) / 2 / case.steps)
         found[CFG]["processor"].append(sum(watch.processor for watch in plain) / 2 / case.steps)
-    return _description(case, subject) | {"modes": {name: _summed_up(found[name], found[CFG], MODES[name], device) for name in case.modes}}
+    return _description(case, subject) | {"modes": {name: _summed_up(found[name], found[CFG], MODES[name], device, case.compared) for name in case.modes}}
 
 
 def sample(case: Case, subject, model, steps: int) -> torch.Tensor:
@@ -106,7 +106,7 @@ def _description(case: Case, subject) -> dict:
     return {key: getattr(case, key) for key in keys} | {"weights": subject.weights}
 
 
-def _summed_up(own: dict, base: dict, mode, device: str) -> dict:
+def _summed_up(own: dict, base: dict, mode, device: str, compared: bool) -> dict:
     """Medians with the lowest and highest round. A ratio is that of the medians, beside the lowest and highest of a round:
     one plain run that was lucky would otherwise stand in the ratio of every mode of its round."""
 
@@ -136,6 +136,6 @@ def _summed_up(own: dict, base: dict, mode, device: str) -> dict:
         "cleared": own["cleared"] - base["cleared"],
         "outside": None if None in own["outside"] else (min(own["outside"]) - min(base["outside"])) / step,
         "notes": own["notes"],
-        "targets": {"time": mode.time.get(device), "memory": mode.memory.get(device)},
+        "targets": {"time": mode.time.get(device) if compared else None, "memory": mode.memory.get(device) if compared else None},
     }
     return result

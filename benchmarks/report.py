@@ -180,18 +180,19 @@ def plot(result: dict, folder: Path) -> Path | None:
     axes_names = list(dict.fromkeys(case["axis"] for case in cases))
     labels = {"size": "width and height in pixels", "batch": "images at once", "steps": "steps"}
     figure, grid = plt.subplots(2, len(axes_names), figsize=(4.2 * len(axes_names), 6.2), squeeze=False, sharey="row", layout="constrained")
+    present = [name for name in MODES if any(name in case["modes"] for case in cases)]
     for column, axis in enumerate(axes_names):
         along = sorted((case for case in cases if case["axis"] == axis), key=_position)
-        for name in MODES:
+        for color, name in enumerate(present):
             points = [(_position(case), case["modes"][name]) for case in along if name in case["modes"]]
             if not points:
                 continue
             at, title = [p for p, _ in points], MODES[name].title.replace("`", "")
             middle = [mode["time"]["median"] for _, mode in points]
             edges = [[abs(mode["time"][edge] - mode["time"]["median"]) for _, mode in points] for edge in ("low", "high")]
-            grid[0, column].errorbar(at, middle, yerr=edges, marker="o", capsize=3, label=title)
+            grid[0, column].errorbar(at, middle, yerr=edges, marker="o", capsize=3, label=title, color=f"C{color}")
             if all(mode["memory"] is not None for _, mode in points):
-                grid[1, column].plot(at, [mode["memory"] for _, mode in points], marker="o", label=title)
+                grid[1, column].plot(at, [mode["memory"] for _, mode in points], marker="o", label=title, color=f"C{color}")
         for row, what in enumerate(("time / plain guidance", "peak memory / plain guidance")):
             grid[row, column].set(xlabel=labels[axis], ylabel=what if column == 0 else "", xscale="log")
             grid[row, column].set_xticks([_position(case) for case in along], [str(_position(case)) for case in along], minor=False)

@@ -39,6 +39,8 @@ def test_tiny_suite_from_the_command_line(tmp_path):
             assert not mode["notes"], (case["name"], name, mode["notes"])
             assert mode["seconds"]["low"] > 0 and (mode["peak"] is None or mode["peak"] > case["weights"])
     digits = next(case["modes"] for case in result["cases"] if case["name"] == "tiny_digits")
+    uncompared = next(case["modes"] for case in result["cases"] if case["name"] == "tiny_auto")
+    assert digits["default"]["targets"] == {"time": 1.15, "memory": 1.10} and uncompared["default"]["targets"] == {"time": None, "memory": None}
     assert digits["skipping"]["rows"] < 2 < digits["default"]["rows"] < digits["every_call"]["rows"]
     assert "as shipped" in (tmp_path / "cost.md").read_text() and (tmp_path / "images" / "cost-tiny.png").is_file()
 
