@@ -106,7 +106,7 @@ def _description(case: Case, subject) -> dict:
     return {key: getattr(case, key) for key in keys} | {"weights": subject.weights}
 
 
-def _summed_up(own: dict, base: dict, mode, device: str, compared: bool) -> dict:
+def _summed_up(own: dict, base: dict, mode, device: str, compared: bool = True) -> dict:
     """Medians with the lowest and highest round. A ratio is that of the medians, beside the lowest and highest of a round:
     one plain run that was lucky would otherwise stand in the ratio of every mode of its round."""
 
