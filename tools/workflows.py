@@ -1,4 +1,4 @@
-"""Writes example_workflows/*.json and subgraphs/*.json: `python tools/workflows.py`. The digits' graphs are in workflows_digits.py.
+"""Writes example_workflows/*.json, subgraphs/*.json and workflows/tests/*.json: `python tools/workflows.py`. The digits' graphs are in workflows_digits.py.
 
 Graphs are described here once; tests run every file.
 """
@@ -21,6 +21,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
 SUBGRAPHS = ROOT / "subgraphs"
+COMFY_TEST = ROOT / "workflows" / "tests"  # where that tool looks; not a folder that ComfyUI serves
 
 
 def text_to_image(checkpoint, cfg, steps, sampler, scheduler, latent, size, prompt, negative_prompt, note, distilled=None) -> Graph:
@@ -119,8 +120,23 @@ WORKFLOWS = workflows_digits.WORKFLOWS | {
 }  # fmt: skip
 
 
+def for_comfy_test() -> Graph:
+    """A graph that comfy-test can read: it takes widgets by position, so those of KSampler and REGGuidance stay at their defaults, and knows no notes."""
+    g = Graph()
+    model = g.add("REGDemoModel", 0, ["digits"])
+    positive, negative = (g.add("REGDemoPrompt", 0, [text]) for text in ("0 to 9 in turn", "any digit"))
+    latent = g.add("REGDemoLatent", 0, [10])
+    reg = g.add("REGGuidance", 1, [], model=(model, 0))
+    sampler = g.add("KSampler", 2, [], model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
+    image = g.add("REGDemoDecode", 2, [8, 5], latent=(sampler, 0))
+    plot = g.add("REGTracePlot", 3, [], trace=(reg, 1), latent=(sampler, 0))
+    for picture in (image, plot):
+        g.add("PreviewImage", 4, [], images=(picture, 0))
+    return g
+
+
 def write(folder: Path, name: str, workflow: dict) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
 
 
@@ -128,6 +144,7 @@ def main() -> None:
     for name, build in WORKFLOWS.items():
         write(FOLDER, name, build().json())
     write(SUBGRAPHS, blueprint.NAME, blueprint.json())
+    write(COMFY_TEST, "reg_digits", for_comfy_test().json())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import Conv2d, GroupNorm, Linear, functional
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (1, 8, 8)
@@ -43,13 +43,13 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_ch: int, out_ch: int, embed_dim: int, dropout: float):
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, in_ch)
-        self.conv1 = nn.Conv2d(in_ch, out_ch, 3, padding=1)
-        self.affine = nn.Linear(embed_dim, 2 * out_ch)
-        self.norm2 = nn.GroupNorm(8, out_ch)
+        self.norm1 = GroupNorm(8, in_ch)
+        self.conv1 = Conv2d(in_ch, out_ch, 3, padding=1)
+        self.affine = Linear(embed_dim, 2 * out_ch)
+        self.norm2 = GroupNorm(8, out_ch)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_ch, out_ch, 3, padding=1)
-        self.skip = nn.Conv2d(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
+        self.conv2 = Conv2d(out_ch, out_ch, 3, padding=1)
+        self.skip = Conv2d(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
@@ -69,9 +69,9 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.norm = GroupNorm(8, channels)
+        self.qkv = Conv2d(channels, 3 * channels, 1)
+        self.proj = Conv2d(channels, channels, 1)
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
@@ -92,18 +92,18 @@ class DigitsNet(nn.Module):
         ch0, ch1 = config.channels
         dim, drop = config.embed_dim, config.dropout
 
-        self.noise_linear1 = nn.Linear(dim, dim)
-        self.noise_linear2 = nn.Linear(dim, dim)
+        self.noise_linear1 = Linear(dim, dim)
+        self.noise_linear2 = Linear(dim, dim)
         self.label_weight = nn.Parameter(torch.randn(NUM_CLASSES, dim) * 0.5)
 
-        self.conv_in = nn.Conv2d(IMAGE_SHAPE[0], ch0, 3, padding=1)
+        self.conv_in = Conv2d(IMAGE_SHAPE[0], ch0, 3, padding=1)
         self.enc0 = nn.ModuleList(ResBlock(ch0, ch0, dim, drop) for _ in range(config.blocks))
         self.enc1 = nn.ModuleList(ResBlock(ch0 if i == 0 else ch1, ch1, dim, drop) for i in range(config.blocks))
         self.attention = SelfAttention(ch1)
         self.dec1 = nn.ModuleList(ResBlock(ch1, ch1, dim, drop) for _ in range(config.blocks))
         self.dec0 = nn.ModuleList(ResBlock(ch1 + ch0 if i == 0 else ch0, ch0, dim, drop) for i in range(config.blocks))
-        self.norm_out = nn.GroupNorm(8, ch0)
-        self.conv_out = nn.Conv2d(ch0, IMAGE_SHAPE[0], 3, padding=1)
+        self.norm_out = GroupNorm(8, ch0)
+        self.conv_out = Conv2d(ch0, IMAGE_SHAPE[0], 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
@@ -208,15 +208,15 @@ class DigitsClassifier(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
-        self.norm1 = nn.GroupNorm(8, 32)
-        self.conv2 = nn.Conv2d(32, 32, 3, padding=1)
-        self.norm2 = nn.GroupNorm(8, 32)
-        self.conv3 = nn.Conv2d(32, 64, 3, padding=1)
-        self.norm3 = nn.GroupNorm(8, 64)
+        self.conv1 = Conv2d(1, 32, 3, padding=1)
+        self.norm1 = GroupNorm(8, 32)
+        self.conv2 = Conv2d(32, 32, 3, padding=1)
+        self.norm2 = GroupNorm(8, 32)
+        self.conv3 = Conv2d(32, 64, 3, padding=1)
+        self.norm3 = GroupNorm(8, 64)
         self.dropout = nn.Dropout(0.2)
-        self.fc = nn.Linear(64 * 2 * 2, FEATURE_DIM)
-        self.head = nn.Linear(FEATURE_DIM, NUM_CLASSES)
+        self.fc = Linear(64 * 2 * 2, FEATURE_DIM)
+        self.head = Linear(FEATURE_DIM, NUM_CLASSES)
 
     def features(self, x: Tensor) -> Tensor:
         """x [B, 1, 8, 8] in [-1, 1] -> [B, 64]."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import Linear, functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -43,9 +43,9 @@ class EpsNet(nn.Module):
         super().__init__()
         self.shape = shape
         self.label = nn.Parameter(torch.randn(shape.classes, shape.emb))
-        self.enter = nn.Linear((shape.dim + 1) * shape.emb, shape.hidden)
-        self.blocks = nn.ModuleList(nn.Linear(shape.hidden, shape.hidden) for _ in range(shape.layers))
-        self.leave = nn.Linear(shape.hidden, shape.dim)
+        self.enter = Linear((shape.dim + 1) * shape.emb, shape.hidden)
+        self.blocks = nn.ModuleList(Linear(shape.hidden, shape.hidden) for _ in range(shape.layers))
+        self.leave = Linear(shape.hidden, shape.dim)
 
     def forward(self, x: Tensor, t: Tensor, label: int | None) -> Tensor:
         """x [B, n] at timesteps t [B] -> eps [B, n]; `label` None leaves the label out (unconditional)."""

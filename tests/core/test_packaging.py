@@ -69,6 +69,22 @@ def test_python_files_print_on_any_windows_console():
         (ROOT / name).read_text(encoding="utf-8").encode("cp1252")
 
 
+def test_comfy_test_finds_nothing_forbidden():
+    """Its rule for all files: no torch.nn layer by that name, no device by name, no autocast, no files of torch's own format but through ComfyUI."""
+    layers = r"(?<![\w.])(?:torch\.)?nn\.(Linear|Conv[123]d|ConvTranspose[12]d|LayerNorm|GroupNorm|Embedding)\s*\("
+    forbidden = re.compile(layers + r"""|\.cuda\s*\(|\.to\s*\(\s*(torch\.device\s*\(\s*)?["']cuda|torch\.(cuda\.)?(amp\.)?autocast""")
+    for name in (f for f in tracked() if f.endswith(".py") and f != "tests/core/test_packaging.py"):
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        found = [(name, i) for i, line in enumerate(lines, 1) if not line.lstrip().startswith("#") and forbidden.search(line)]
+        assert not found
+
+
+def test_comfy_test_finds_its_workflow():
+    config = (ROOT / "comfy-test.toml").read_text(encoding="utf-8")
+    (named,) = re.findall(r'^run = \["(.*)"\]$', config, re.M)
+    assert (ROOT / "workflows" / "tests" / named).is_file()
+
+
 def test_pack_imports_are_relative():
     """The folder's name is the user's: the Manager, git and a download all choose another."""
     for path in [ROOT / "__init__.py", *ROOT.glob("nodes/*.py")]:

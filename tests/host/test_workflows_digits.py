@@ -8,7 +8,8 @@ import numpy
 import pytest
 import torch
 
-from .test_workflows import DIGITS, api, nodes_of, pixels
+from . import workflow
+from .test_workflows import DIGITS, FOLDER, api, nodes_of, pixels
 
 STEPS = 18
 
@@ -67,6 +68,14 @@ def sheets(prompt, result, server):
 
 def same(images, latents):
     return (images - latents.clamp(-1, 1)).abs().max() < 0.06
+
+
+def test_the_graph_for_comfy_test_runs(server):
+    """With its widgets left at their defaults, as that tool needs it."""
+    prompt = workflow.to_api(FOLDER.parent / "workflows" / "tests" / "reg_digits.json", server.get("/object_info"))
+    result = server.run(prompt)
+    assert all(result.images(key) for key in nodes_of(prompt, "PreviewImage")) and len(nodes_of(prompt, "PreviewImage")) == 2
+    assert prompt[next(iter(nodes_of(prompt, "REGGuidance")))]["inputs"]["form"] == "row_sum"
 
 
 def accuracy(images):
