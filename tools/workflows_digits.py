@@ -152,7 +152,7 @@ def calibration() -> Graph:
     text = (
         "## Calibration: REG for free\n\n**REG Calibrate** measures once by what REG multiplies guidance, noise level by noise level, and saves a table to "
         "`output/reg_calibration`. Form `calibrated` then needs no model row beyond plain CFG.\n\nAbove, the table; below, the form it was measured on. "
-        "The log names the extra rows: 0 and 9.\n\nNext time take **REG Load Calibration** instead; one table serves every prompt and seed of a model."
+        "The log names the extra rows: 0 and 8.\n\nNext time take **REG Load Calibration** instead; one table serves every prompt and seed of a model."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 40, text)
     few = g.add("REGDemoLatent", 1, [4], "Measured on 4 images")

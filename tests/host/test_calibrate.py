@@ -105,7 +105,7 @@ def test_skipping_costs_less_than_plain_guidance(host, pack, digits, form):
         out = tiny.sample(digits, model, **OPTIONS)
     skipped = [r.sigma for r in trace.last.rows if r.skipped]
     assert rows["rows"] == 8 * (70 + trace.last.extra_rows) < 8 * 70
-    assert not [s for s in skipped if 0.3 < s < 0.75] and len([s for s in skipped if s > 0.75]) > 6 and min(skipped) < 0.3, "in noise, and at the end"
+    assert not [s for s in skipped if 0.42 < s < 0.75] and len([s for s in skipped if s > 0.75]) > 6 and min(skipped) < 0.3, "in noise, and at the end"
     want = tiny.sample(digits, reg.apply(pack, digits.patcher, form, data_std=0.75)[0], **OPTIONS)
     assert reg.relative(out, want) < 0.2 * reg.relative(tiny.sample(digits, **OPTIONS), want)
 
