@@ -12,7 +12,7 @@ from .suites import CFG, MODES, Case
 
 
 def runs_of(case: Case, device: str) -> int:
-    """Sampling runs in `run_case`: a round for memory, on CUDA one to profile, and the timed ones, each with a second plain run."""
+    """Sampling runs in `run_case`: the rounds for memory, on CUDA one to profile, and the timed ones, each with a second plain run."""
     return len(case.modes) * (case.rounds + case.memory_rounds + (device == "cuda")) + case.rounds
 
 

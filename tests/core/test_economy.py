@@ -183,6 +183,17 @@ def test_skipping_leaves_out_what_is_negligible(form, engine):
     assert 1e-6 < (skipping - full).abs().max() < 0.15
 
 
+@pytest.mark.parametrize(("measured", "again"), [(0.6, False), (40.0, True)])
+def test_far_below_a_measured_share_only_what_is_still_far_from_1_is_looked_at_again(measured, again):
+    """c is 1 / (1 + sigma^2): from 0.6 down it is near 1 wherever it is, at 2.5 it is 0.14 and what was seen at 40 says little."""
+    from reg_core.economy import Economy
+
+    economy = Economy(Settings(skip_below=0.05))
+    economy.learns(measured, torch.full((1, 1, 4, 4), 1 / (1 + measured**2)), 2.0)
+    assert not economy.unsure(measured / (REACH - 1)) and economy.unsure(2 * measured), "within reach; and after a restart"
+    assert economy.unsure(measured / (2 * REACH)) == again
+
+
 def test_what_is_skipped_does_not_depend_on_cfg():
     runs = [run(Settings(engine="reverse", skip_below=0.1), weight=weight)[1] for weight in (0.5, 2.0, 20.0)]
     patterns = [[r.skipped for r in trace.rows] for trace in runs]
