@@ -3,6 +3,7 @@
     python -m benchmarks                   the CUDA suite where there is a CUDA device, else the CPU suite
     python -m benchmarks --suite tiny      all of it on toys, in seconds: is the machinery sound?
     python -m benchmarks --case sd15_v_256 one case only, printed and not kept (--keep: kept in place of the old)
+    python -m benchmarks --memory          memory of the kept results again (it does not vary as times do), and the page
     python -m benchmarks --page            the page again, from the results that are there
 
 Every mode is sampled in turn, in one process. A CUDA machine needs ComfyUI's tree (COMFYUI_PATH), torch, and
@@ -24,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from . import host, report
-from .measure import run_case, runs_of
+from .measure import memory_of_case, run_case, runs_of
 from .models import build
 from .suites import SUITES
 
@@ -51,12 +52,12 @@ def _read(path):
     return Path(path).read_text() if Path(path).exists() else ""
 
 
-def run(suite: str, cases, device: str) -> dict:
-    """The whole suite; models are built once for cases in a row that share one."""
+def run(suite: str, cases, device: str, memory_only: bool = False) -> dict:
+    """The whole suite; models are built once for cases in a row that share one. `memory_only`: a case has its name and `modes` only."""
     pack = host.start(cpu=device == "cpu")
     about, begin, measured = machine(device), time.perf_counter(), []
     subject = key = None
-    with tqdm(total=sum(runs_of(case, device) for case in cases), unit="run") as bar:
+    with tqdm(total=sum(runs_of(case, device, memory_only) for case in cases), unit="run") as bar:
 
         def progress(title):
             bar.set_description(title)
@@ -67,7 +68,10 @@ def run(suite: str, cases, device: str) -> dict:
                 subject = None  # let go of the last one before the next is made
                 _unload()
                 subject, key = build(case.network, pack, getattr(torch, case.dtype)), (case.network, case.dtype)
-            measured.append(run_case(case, pack, device, subject, progress))
+            if memory_only:
+                measured.append({"name": case.name, "memory_steps": case.memory_steps, "modes": memory_of_case(case, pack, device, subject, progress)})
+            else:
+                measured.append(run_case(case, pack, device, subject, progress))
     return {"suite": suite, "kind": device, "machine": about, "minutes": (time.perf_counter() - begin) / 60, "cases": measured}
 
 
@@ -82,6 +86,7 @@ def main(given=None) -> int:
     parser.add_argument("--suite", choices=SUITES, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--case", action="append", help="only this case of the suite (may be given again); prints, keeps nothing")
     parser.add_argument("--keep", action="store_true", help="with --case: put it in the place of the same case in the kept results")
+    parser.add_argument("--memory", action="store_true", help="measure the memory of kept cases again (all, or those of --case) and keep it")
     parser.add_argument("--mode", action="append", help="with --case: only these modes beside plain guidance")
     parser.add_argument("--steps", type=int, help="with --case: so many steps")
     parser.add_argument("--out", type=Path, help="a folder for the page, plot and results, in place of the repository's")
@@ -99,6 +104,16 @@ def main(given=None) -> int:
         except ValueError as error:
             parser.error(str(error))
         device = "cuda" if given.suite == "cuda" else "cpu"
+        path = results / f"{given.suite}.json"
+        if given.memory:
+            if not path.exists():
+                parser.error(f"--memory: no results in {path.parent}: measure the suite first")
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            names = [case["name"] for case in kept["cases"]]
+            result = _with_memory(kept, run(given.suite, [case for case in cases if case.name in names], device, memory_only=True))
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            print(report.section(result), report.write(results, docs), sep="\n")
+            return 0
         result = run(given.suite, cases, device)
         print(report.section(result))
         if given.case and not given.keep:
@@ -106,7 +121,6 @@ def main(given=None) -> int:
         if given.suite == "tiny" and not given.out:
             return 0  # figures of toys are nobody's figures
         results.mkdir(parents=True, exist_ok=True)
-        path = results / f"{given.suite}.json"
         if given.keep and path.exists():
             result = _replaced(json.loads(path.read_text(encoding="utf-8")), result)
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -114,10 +128,28 @@ def main(given=None) -> int:
     return 0
 
 
+def _same_machine(kept: dict, new: dict, option: str):
+    if differing := [key for key in new["machine"] if key != "date" and kept["machine"][key] != new["machine"][key]]:
+        raise ValueError(f"{option}: the kept results have another {', '.join(differing)}: measure the whole suite")
+
+
+def _with_memory(kept: dict, new: dict) -> dict:
+    """The kept results with memory and reads of the new cases. Raises ValueError when machine or modes are others."""
+    _same_machine(kept, new, "--memory")
+    found = {case["name"]: case for case in new["cases"]}
+    for case in kept["cases"]:
+        again = found.get(case["name"], {"modes": case["modes"], "memory_steps": case["memory_steps"]})
+        if list(again["modes"]) != list(case["modes"]):
+            raise ValueError(f"--memory: {case['name']} was kept with {', '.join(case['modes'])}: measure it again with --keep")
+        case["memory_steps"] = again["memory_steps"]
+        for name, mode in case["modes"].items():
+            mode |= again["modes"][name]
+    return kept
+
+
 def _replaced(kept: dict, new: dict) -> dict:
     """The kept results with the new cases in place of the old. Raises ValueError when they come from different machines."""
-    if differing := [key for key in new["machine"] if key != "date" and kept["machine"][key] != new["machine"][key]]:
-        raise ValueError(f"--keep: the kept results have another {', '.join(differing)}: measure the whole suite")
+    _same_machine(kept, new, "--keep")
     cases = {case["name"]: case for case in kept["cases"]} | {case["name"]: case for case in new["cases"]}
     order = [case.name for case in SUITES[kept["suite"]]]
     ordered = sorted((case for case in cases.values() if case["name"] in order), key=lambda case: order.index(case["name"]))
@@ -128,6 +160,8 @@ def _chosen(given):
     if given.suite == "cuda" and not torch.cuda.is_available():
         raise ValueError("--suite cuda: PyTorch sees no CUDA device here")
     cases = SUITES[given.suite]
+    if given.memory and (given.keep or given.mode or given.steps or given.suite == "tiny"):
+        raise ValueError("--memory goes with --case and --suite alone, and toys keep no results")
     if given.keep and not given.case:
         raise ValueError("--keep goes with --case: a whole suite is always kept")
     if given.case:

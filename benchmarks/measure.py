@@ -11,39 +11,58 @@ from .models import build
 from .suites import CFG, MODES, Case
 
 
-def runs_of(case: Case, device: str) -> int:
-    """Sampling runs in `run_case`: the rounds for memory, on CUDA one to profile, and the timed ones, each with a second plain run."""
-    return len(case.modes) * (case.rounds + case.memory_rounds + (device == "cuda")) + case.rounds
+def runs_of(case: Case, device: str, memory_only: bool = False) -> int:
+    """Sampling runs in `run_case`: one for memory, on CUDA one to profile, and the timed ones, each with a second plain run."""
+    return len(case.modes) * (1 if memory_only else case.rounds + 1 + (device == "cuda")) + (0 if memory_only else case.rounds)
+
+
+class Bench:
+    """A case ready to be sampled: the models of all modes. `subject`: the built model, if it is at hand."""
+
+    def __init__(self, case: Case, pack, device: str, subject=None, progress=lambda title: None):
+        self.case, self.device, self.progress = case, device, progress
+        self.subject = build(case.network, pack, getattr(torch, case.dtype)) if subject is None else subject
+        self.prepared = {name: _guided(pack, self.subject, name) for name in case.modes}
+        self.notes = {name: [] for name in case.modes}
+
+    def sampled(self, name: str, steps: int, **what) -> Stopwatch:
+        """One sampling run of a mode, measured."""
+        self.progress(f"{self.case.name}: {name}")
+        model, trace = self.prepared[name]
+        watch = Stopwatch(self.device, self.subject.weights, **what)
+        sample(self.case, self.subject, watch.attach(model), steps)
+        self.notes[name] += [note for note in _fallbacks(trace) if note not in self.notes[name]]
+        return watch
+
+    def memory(self) -> dict:
+        """What a run of each mode allocates and reads; {mode: dictionary}. It warms up what is timed after it."""
+        steps, found = self.case.memory_steps, {}
+        sample(self.case, self.subject, self.subject.patcher, 1)  # what the first run of a process allocates for good is nobody's peak
+        for name in self.case.modes:
+            watch = self.sampled(name, steps, memory=CpuMemory() if self.device == "cpu" else CudaMemory(), count=True)
+            waits = None if watch.waits is None else watch.waits / steps
+            found[name] = {"activations": watch.peak, "peak": watch.whole, "reads": watch.reads / steps, "waits": waits, "cleared": watch.cleared}
+        base = found[CFG]
+        return {name: _beside(own, base, MODES[name], self.case.compared, self.device) for name, own in found.items()}
+
+
+def memory_of_case(case: Case, pack, device: str, subject=None, progress=lambda title: None) -> dict:
+    """{mode: what `run_case` says of its memory}, with nothing timed."""
+    return Bench(case, pack, device, subject, progress).memory()
 
 
 def run_case(case: Case, pack, device: str, subject=None, progress=lambda title: None) -> dict:
     """All modes of a case. `subject`: the built model, if it is at hand. `progress(title)` is called before every run."""
-    subject = build(case.network, pack, getattr(torch, case.dtype)) if subject is None else subject
-    prepared = {name: _guided(pack, subject, name) for name in case.modes}
-    memory = CpuMemory() if device == "cpu" else CudaMemory()
-    found = {name: {"title": MODES[name].title, "seconds": [], "processor": [], "outside": [], "notes": []} for name in case.modes}
-
-    def sampled(name, steps, **what):
-        progress(f"{case.name}: {name}")
-        model, trace = prepared[name]
-        watch = Stopwatch(device, subject.weights, **what)
-        sample(case, subject, watch.attach(model), steps)
-        found[name]["notes"] += [note for note in _fallbacks(trace) if note not in found[name]["notes"]]
-        return watch
-
-    sample(case, subject, subject.patcher, 1)  # what the first run of a process allocates for good is nobody's peak
-    for name in case.modes * case.memory_rounds:  # these rounds measure memory, and warm up
-        with memory:
-            watch = sampled(name, case.memory_steps, memory=memory, count=True)
-        found[name] |= {key: min(found[name].get(key, value), value) for key, value in (("activations", watch.peak), ("peak", watch.whole))}
-        found[name] |= {"reads": watch.reads / case.memory_steps, "waits": watch.waits and watch.waits / case.memory_steps, "cleared": watch.cleared}
+    bench = Bench(case, pack, device, subject, progress)
+    memory = bench.memory()
+    found = {name: {"title": MODES[name].title, "seconds": [], "processor": [], "outside": []} for name in case.modes}
     for name in case.modes if device == "cuda" else ():
-        found[name]["outside"].append(_outside(sampled(name, case.steps, profile=True), name, case))
+        found[name]["outside"].append(_outside(bench.sampled(name, case.steps, profile=True), name, case))
     others = [name for name in case.modes if name != CFG]
     for i in range(case.rounds):
         plain = []
         for name in (CFG, *others[:: -1 if i % 2 else 1], CFG):  # back and forth, plain at both ends: a drift of the machine falls on all alike
-            watch = sampled(name, case.steps)
+            watch = bench.sampled(name, case.steps)
             found[name] |= {"rows": watch.rows / case.batch / case.steps, "calls": watch.calls / case.steps}
             if device == "cpu":
                 found[name]["outside"].append(_outside(watch, name, case))
@@ -54,7 +73,8 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
             found[name]["processor"].append(watch.processor / case.steps)
         found[CFG]["seconds"].append(sum(watch.seconds for watch in plain) / 2 / case.steps)
         found[CFG]["processor"].append(sum(watch.processor for watch in plain) / 2 / case.steps)
-    return _description(case, subject) | {"modes": {name: _summed_up(found[name], found[CFG], MODES[name], device, case.compared) for name in case.modes}}
+    modes = {name: _timed(found[name], found[CFG]) | memory[name] | {"notes": bench.notes[name]} for name in case.modes}
+    return _description(case, bench.subject) | {"modes": modes}
 
 
 def sample(case: Case, subject, model, steps: int) -> torch.Tensor:
@@ -106,36 +126,36 @@ def _description(case: Case, subject) -> dict:
     return {key: getattr(case, key) for key in keys} | {"weights": subject.weights}
 
 
-def _summed_up(own: dict, base: dict, mode, device: str, compared: bool = True) -> dict:
+def _beside(own: dict, base: dict, mode, compared: bool, device: str) -> dict:
+    """Memory and reads of a mode as they stand in the results: reads beyond those of plain guidance."""
+    targets = {"time": mode.time.get(device), "memory": mode.memory.get(device)} if compared else {"time": None, "memory": None}
+    return own | {
+        "memory": own["peak"] / base["peak"],
+        "reads": own["reads"] - base["reads"],
+        "waits": None if own["waits"] is None else own["waits"] - base["waits"],
+        "cleared": own["cleared"] - base["cleared"],
+        "targets": targets,
+    }
+
+
+def _timed(own: dict, base: dict) -> dict:
     """Medians with the lowest and highest round. A ratio is that of the medians, beside the lowest and highest of a round:
     one plain run that was lucky would otherwise stand in the ratio of every mode of its round."""
 
     def spread(values):
         return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
-    def ratio(key):
-        return None if own[key] is None else own[key] / base[key]
-
     def by_round(key):
         rounds = [a / b for a, b in zip(own[key], base[key], strict=True)]
         return {"median": statistics.median(own[key]) / statistics.median(base[key]), "low": min(rounds), "high": max(rounds)}
 
     step = statistics.median(base["seconds"])
-    result = {
+    return {
         "title": own["title"],
         "seconds": spread(own["seconds"]),
         "time": by_round("seconds"),
         "processor": by_round("processor"),  # tells less of the machine's other work, and nothing of a GPU
-        "peak": own["peak"],
-        "activations": own["activations"],
-        "memory": ratio("peak"),
         "rows": own["rows"],
         "calls": own["calls"],
-        "reads": own["reads"] - base["reads"],
-        "waits": None if own["waits"] is None else own["waits"] - base["waits"],
-        "cleared": own["cleared"] - base["cleared"],
         "outside": None if None in own["outside"] else (min(own["outside"]) - min(base["outside"])) / step,
-        "notes": own["notes"],
-        "targets": {"time": mode.time.get(device) if compared else None, "memory": mode.memory.get(device) if compared else None},
     }
-    return result

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
-import re
+import itertools
+import json
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -13,75 +14,55 @@ from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _READS = {"item", "__float__", "__int__", "__bool__", "__index__", "tolist", "numpy", "__array__", "cpu", "nonzero", "equal", "allclose"}
 
 
 class CpuMemory:
-    """Peak of this process's resident memory, above what was resident before. None where the system does not tell (not Linux)."""
+    """Peak of what PyTorch's allocator gave out within the `with` block, by its profiler: `.peak` in bytes, the same at every run.
+
+    Not resident memory: that holds besides what libraries keep and the system takes back, some 30 MB one way or the other.
+    """
 
     def __enter__(self):
-        """From here on every tensor of 64 KiB or more is mapped and unmapped on its own: no heap that hides what is free."""
-        _mallopt(1 << 16, 1 << 16)
+        gc.collect()
+        self.peak = None
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profile.__enter__()
         return self
 
     def __exit__(self, *error):
-        _mallopt(32 << 20, 64 << 20)  # where glibc's own adaptation ends for a program with large blocks
+        self._profile.__exit__(*error)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "trace.json")
+            self._profile.export_chrome_trace(str(path))
+            events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+        self.peak = max(0, *itertools.accumulate(size for _, size in changes)) if changes else 0
 
-    def reset(self):
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-        try:
-            _CLEAR.write_text("5")
-            self.before = self._read("VmRSS")
-        except OSError:
-            self.before = None
-
-    def peak(self) -> int | None:
-        """Bytes above the start at the highest point."""
-        return None if self.before is None else self._read("VmHWM") - self.before
-
-    def whole(self, weights: int) -> int | None:
-        """The peak with a model of so many bytes, and without Python and its libraries."""
-        return None if self.before is None else self.peak() + weights
-
-    @staticmethod
-    def _read(field):
-        return int(re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())[1]) * 1024
-
-
-def _mallopt(mmap_threshold, trim_threshold):
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, mmap_threshold)
-        libc.mallopt(_M_TRIM_THRESHOLD, trim_threshold)
+    def whole(self, weights: int) -> int:
+        """The peak with a model of so many bytes."""
+        return self.peak + weights
 
 
 class CudaMemory:
-    """Peak of what PyTorch's allocator gave out on the current CUDA device, above what was given out before."""
+    """Peak of what PyTorch's allocator gave out on the current CUDA device within the `with` block: `.peak` in bytes."""
 
     def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def reset(self):
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         self.before = torch.cuda.memory_allocated()
+        return self
 
-    def peak(self) -> int:
+    def __exit__(self, *error):
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - self.before
+        self.peak = torch.cuda.max_memory_allocated() - self.before
 
     def whole(self, weights: int) -> int:
         """The peak, of which the weights are what ComfyUI keeps on the device."""
-        return self.peak() + self.before
+        return self.peak + self.before
 
 
 class HostReads(TorchFunctionMode):
@@ -150,12 +131,12 @@ class Stopwatch:
                 waits = stack.enter_context(CudaWaits()) if self.device == "cuda" else None
                 cleared = stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", wraps=torch.cuda.empty_cache))
             if self.memory is not None:
-                self.memory.reset()
+                stack.enter_context(self.memory)
             begin, busy = self._now(), time.process_time()
             result = executor(*args, **kwargs)
             self.seconds, self.processor = self._now() - begin, time.process_time() - busy
-            if self.memory is not None:
-                self.peak, self.whole = self.memory.peak(), self.memory.whole(self.weights)
+        if self.memory is not None:
+            self.peak, self.whole = self.memory.peak, self.memory.whole(self.weights)
         if self.count:
             self.reads, self.cleared = reads.count, cleared.call_count
             self.waits = None if waits is None else waits.count

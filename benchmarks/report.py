@@ -21,8 +21,8 @@ Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as
   mean counts; a ratio is that of the medians over rounds: **median** (lowest to highest ratio within a round).
 - **Time** is the sampler's loop by the clock on the wall, divided by its steps, loading left out. **Processor** is the same ratio in processor
   time: where the two differ, other work ran on the machine.
-- **Peak memory** is of the weights and all that comes on top during the run; *activations* is what comes on top. It has rounds of its own,
-  so that measuring slows nothing; the lowest counts. On a CPU: resident memory, the allocator told to give back what is free. On CUDA: PyTorch's allocator.
+- **Peak memory** is of the weights and all that comes on top during the run; *activations* is what comes on top. It has a run of its own,
+  so that measuring slows nothing. It is what PyTorch's allocator gives out at most, on a CPU by its profiler.
 - **Rows** are rows of the model's batch for each image and step, forward passes only: plain guidance takes 2.
 - **Outside** is the time that REG spends outside of model calls, of a plain step: the lowest round less plain
   guidance's own lowest (not told of reverse mode, whose backward pass is outside by nature).

@@ -63,7 +63,6 @@ class Case:
     scheduler: str = "karras"
     dtype: str = "float32"
     memory_steps: int = 2  # of the run that measures memory, from the first noise level to the last: probes, a reuse, a skip
-    memory_rounds: int = 1  # the lowest peak counts: small models are measured within a megabyte or two of noise
     compared: bool = True  # with the ratios to reach, which are those to two rows of one model
     axis: str = ""  # part of the plot over this
 
@@ -72,9 +71,7 @@ def _latent(pixels: int) -> tuple:
     return (4, pixels // 8, pixels // 8)
 
 
-_DIGITS = Case(
-    "digits", "Digits (the demo model), 8x8, batch 256", "digits", (1, 8, 8), batch=256, steps=20, rounds=5, cfg=4.0, memory_steps=20, memory_rounds=3
-)
+_DIGITS = Case("digits", "Digits (the demo model), 8x8, batch 256", "digits", (1, 8, 8), batch=256, steps=20, rounds=5, cfg=4.0, memory_steps=20)
 CPU = (
     Case("sd15_v_256", "SD1.5 (860 M), v, 256x256 pixels", "sd15_v", _latent(256), ADAPTIVE, steps=20, rounds=2, cfg=5.0, memory_steps=3),
     Case("sd15_v_512", "SD1.5 (860 M), v, 512x512 pixels", "sd15_v", _latent(512), ADAPTIVE, steps=20, rounds=1, cfg=5.0, memory_steps=3),
@@ -138,7 +135,7 @@ TINY = (
     replace(CUDA[0], network="tiny_sd15", name="tiny_eps", title="tiny SD1.5, eps", **_SHRUNK),
     replace(CUDA[3], network="tiny_sd21_v", name="tiny_v", title="tiny SD2.1, v", modes=_FEW, **_SHRUNK),
     replace(CUDA[6], network="tiny_sdxl", name="tiny_sdxl", title="tiny SDXL, batch 5", modes=_FEW, **_SHRUNK),
-    replace(_DIGITS, name="tiny_digits", title="digits", batch=4, steps=12, rounds=2, modes=USUAL, memory_steps=12, memory_rounds=1),
+    replace(_DIGITS, name="tiny_digits", title="digits", batch=4, steps=12, rounds=2, modes=USUAL, memory_steps=12),
     replace(
         _DIGITS,
         name="tiny_auto",
@@ -149,7 +146,6 @@ TINY = (
         rounds=1,
         modes=_FEW,
         memory_steps=2,
-        memory_rounds=2,
         compared=False,
     ),
     replace(CPU_SCALING[0], network="tiny_sd15", name="size_64", title="scaling: size 64", **_SHRUNK),

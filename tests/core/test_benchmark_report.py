@@ -12,19 +12,36 @@ from benchmarks import measure, meters, report, suites
 from benchmarks.suites import MODES
 
 
-def test_memory_meter_finds_the_bytes_of_a_tensor():
-    """Oracle: the tensor's own size, alive only in the middle."""
-    memory = meters.CpuMemory()
-    with memory:
-        memory.reset()
-        if memory.before is None:
-            pytest.skip("this system does not tell")
-        big = torch.ones(50_000_000)  # 200 MB
-        del big
-        peak = memory.peak()
-        memory.reset()
-        assert memory.peak() < 20e6
-    assert 195e6 < peak < 220e6
+def test_memory_meter_finds_the_bytes_of_tensors():
+    """Oracle: sizes by hand; two tensors live at once, a third after them, and one that was there before."""
+    with torch.inference_mode():
+        before = torch.ones(1_000_000)
+        with meters.CpuMemory() as memory:
+            first = torch.ones(5_000_000)  # 20 MB
+            second = torch.ones(2_500_000)  # 10 MB
+            del first, second, before
+            third = torch.ones(6_000_000)  # 24 MB
+            del third
+    assert memory.peak == pytest.approx(30e6, abs=1e4) and memory.whole(7) == memory.peak + 7
+    with meters.CpuMemory() as memory:
+        pass
+    assert memory.peak == 0
+
+
+def test_memory_meter_sees_what_a_backward_pass_keeps():
+    """Oracle: each squaring keeps its argument until its backward pass is done: three of 4 MB more than without gradient."""
+    x = torch.ones(1_000_000)
+    peaks = {}
+    for grad in (False, True):
+        with meters.CpuMemory() as memory, torch.set_grad_enabled(grad):
+            y = x.clone().requires_grad_(grad)
+            for _ in range(3):
+                y = y * y
+            if grad:
+                torch.autograd.grad(y.sum(), y)
+            del y
+        peaks[grad] = memory.peak
+    assert peaks[False] == pytest.approx(8e6, abs=1e4) and peaks[True] >= 16e6 - 1e4
 
 
 def test_host_reads_are_counted_under_inference_mode():
@@ -52,21 +69,25 @@ def test_waits_are_the_warnings_that_cuda_gives(monkeypatch):
     assert waits.count == 2 and modes == ["warn", 0]
 
 
-def _found(seconds, **more):
-    return {
-        "title": "t", "seconds": seconds, "processor": seconds, "outside": [0.5], "peak": 100, "activations": 40, "rows": 2.0, "calls": 1.0, "reads": 1.0,
-        "waits": None, "cleared": 0, "notes": [],
-    } | more  # fmt: skip
-
-
 def test_ratios_are_of_medians_with_the_spread_of_rounds():
     """Oracle: by hand. Medians 4 and 3; rounds 2/1, 4/4, 9/3."""
-    base = _found([1.0, 4.0, 3.0])
-    own = _found([2.0, 4.0, 9.0], peak=150, outside=[0.8], reads=3.0)
-    result = measure._summed_up(own, base, MODES["default"], "cpu")
+
+    def found(seconds, outside):
+        return {"title": "t", "seconds": seconds, "processor": seconds, "outside": [outside], "rows": 2.0, "calls": 1.0}
+
+    result = measure._timed(found([2.0, 4.0, 9.0], 0.8), found([1.0, 4.0, 3.0], 0.5))
     assert result["time"] == {"median": 4 / 3, "low": 1.0, "high": 3.0}
-    assert result["memory"] == 1.5 and result["reads"] == 2.0
     assert result["outside"] == pytest.approx(0.1)  # 0.3 s more outside, of a plain step of 3 s
+
+
+def test_memory_and_reads_beside_plain_guidance():
+    """Oracle: by hand."""
+    base = {"peak": 100, "activations": 40, "reads": 1.0, "waits": None, "cleared": 1}
+    own = base | {"peak": 150, "activations": 90, "reads": 3.0, "cleared": 3}
+    result = measure._beside(own, base, MODES["default"], True, "cpu")
+    assert result["memory"] == 1.5 and result["reads"] == 2.0 and result["cleared"] == 2 and result["waits"] is None and result["activations"] == 90
+    assert result["targets"] == {"time": 1.15, "memory": 1.10}
+    assert measure._beside(own, base, MODES["default"], False, "cpu")["targets"] == {"time": None, "memory": None}
 
 
 def _result(suite="cpu", kind="cpu", waits=None):
@@ -128,6 +149,22 @@ def test_one_case_measured_again():
         command._replaced(merged, result(["tiny_v"], 3, device="B"))
 
 
+def test_memory_measured_again():
+    """Oracle: by eye. Only memory and reads are new, of the case asked for; other modes than the kept ones are refused, and nothing is lost."""
+    kept = _result()
+    kept["cases"] = [case | {"name": name} for case, name in zip(kept["cases"], "abc", strict=True)]
+    new = {"name": "b", "memory_steps": 5, "modes": {name: {"peak": 7, "memory": 0.5, "reads": 9.0} for name in kept["cases"][1]["modes"]}}
+    merged = command._with_memory(json.loads(json.dumps(kept)), {"machine": kept["machine"] | {"date": "later"}, "cases": [new]})
+    assert merged["cases"][0] == kept["cases"][0] and merged["cases"][2] == kept["cases"][2] and merged["machine"] == kept["machine"]
+    mode, before = merged["cases"][1]["modes"]["default"], kept["cases"][1]["modes"]["default"]
+    assert merged["cases"][1]["memory_steps"] == 5 and mode == before | {"peak": 7, "memory": 0.5, "reads": 9.0}
+    del new["modes"]["cfg"]
+    with pytest.raises(ValueError, match="b was kept with cfg, default, schedule"):
+        command._with_memory(kept, {"machine": kept["machine"], "cases": [new]})
+    with pytest.raises(ValueError, match="--memory: the kept results have another torch"):
+        command._with_memory(kept, {"machine": kept["machine"] | {"torch": "1"}, "cases": []})
+
+
 def test_authors_ratios_stand_beside_ours():
     """Oracle: the authors' two numbers for SDXL at 1024, 6.91 and 19.49 GB, whose ratio is their highest, 2.82."""
     case = _result("cuda", "cuda", waits=0.0)["cases"][0]
@@ -145,6 +182,8 @@ def test_authors_ratios_stand_beside_ours():
         (["--suite", "tiny", "--keep"], "--keep goes with --case"),
         (["--suite", "tiny", "--case", "tiny_v", "--mode", "defualt"], "no defualt"),
         (["--suite", "tiny", "--case", "tiny_v", "--steps", "0"], "must be 1 or more, got 0"),
+        (["--suite", "cpu", "--memory", "--keep", "--case", "digits"], "--memory goes with --case and --suite alone"),
+        (["--suite", "tiny", "--memory"], "toys keep no results"),
         (["--suite", "cuda"], "sees no CUDA device"),
         (["--suite", "huge"], "huge"),
     ],
@@ -154,6 +193,12 @@ def test_bad_input_is_named(given, said, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         command.main(given)
     assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_memory_again_needs_results(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--suite", "cpu", "--memory", "--out", str(tmp_path)])
+    assert f"no results in {tmp_path}" in capsys.readouterr().err
 
 
 def test_no_comfyui_is_said_so(monkeypatch, tmp_path):
