@@ -6,14 +6,17 @@ import statistics
 
 import torch
 
-from .meters import CpuMemory, CudaMemory, Stopwatch
+from .meters import CpuMemory, CudaMemory, Stopwatch, Times
 from .models import build
 from .suites import CFG, MODES, Case
 
+PLAIN_STEPS = 6  # of plain guidance beside itself, which is the same at every step
+
 
 def runs_of(case: Case, device: str, memory_only: bool = False) -> int:
-    """Sampling runs in `run_case`: one for memory, on CUDA one to profile, and the timed ones, each with a second plain run."""
-    return len(case.modes) * (1 if memory_only else case.rounds + 1 + (device == "cuda")) + (0 if memory_only else case.rounds)
+    """Sampling runs in `run_case`: one for memory, on CUDA one to profile, and the timed ones, there with a second plain run each."""
+    on_cuda = device == "cuda"
+    return len(case.modes) * (1 if memory_only else 1 + on_cuda + case.rounds) + (on_cuda and not memory_only) * case.rounds
 
 
 class Bench:
@@ -55,26 +58,41 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
     """All modes of a case. `subject`: the built model, if it is at hand. `progress(title)` is called before every run."""
     bench = Bench(case, pack, device, subject, progress)
     memory = bench.memory()
-    found = {name: {"title": MODES[name].title, "seconds": [], "processor": [], "outside": []} for name in case.modes}
-    for name in case.modes if device == "cuda" else ():
-        found[name]["outside"].append(_outside(bench.sampled(name, case.steps, profile=True), name, case))
-    others = [name for name in case.modes if name != CFG]
+    found = {name: {"title": MODES[name].title, "own": [], "plain": []} for name in case.modes}
     for i in range(case.rounds):
-        plain = []
-        for name in (CFG, *others[:: -1 if i % 2 else 1], CFG):  # back and forth, plain at both ends: a drift of the machine falls on all alike
-            watch = bench.sampled(name, case.steps)
-            found[name] |= {"rows": watch.rows / case.batch / case.steps, "calls": watch.calls / case.steps}
-            if device == "cpu":
-                found[name]["outside"].append(_outside(watch, name, case))
-            if name == CFG:
-                plain.append(watch)
-                continue
-            found[name]["seconds"].append(watch.seconds / case.steps)
-            found[name]["processor"].append(watch.processor / case.steps)
-        found[CFG]["seconds"].append(sum(watch.seconds for watch in plain) / 2 / case.steps)
-        found[CFG]["processor"].append(sum(watch.processor for watch in plain) / 2 / case.steps)
-    modes = {name: _timed(found[name], found[CFG]) | memory[name] | {"notes": bench.notes[name]} for name in case.modes}
+        for name, (own, plain, rows, calls) in (_beside_steps if device == "cpu" else _beside_runs)(bench, i).items():
+            found[name]["own"].append(own)
+            found[name]["plain"].append(plain)
+            found[name] |= {"rows": rows, "calls": calls}
+    profiled = {name: bench.sampled(name, case.steps, profile=True).own.per(case.steps) for name in (case.modes if device == "cuda" else ())}
+    for name, own in profiled.items():
+        found[name]["profiled"] = own, profiled[CFG]
+    modes = {name: _timed(found[name], MODES[name]) | memory[name] | {"notes": bench.notes[name]} for name in case.modes}
     return _description(case, bench.subject) | {"modes": modes}
+
+
+def _beside_steps(bench: Bench, i: int) -> dict:
+    """A round on the CPU, whose speed drifts within a minute: after every step of a mode the plain one is timed.
+    {mode: (own and plain Times of a step, rows and calls of a step)}."""
+    found = {}
+    for name in bench.case.modes[:: -1 if i % 2 else 1]:
+        steps = min(bench.case.steps, PLAIN_STEPS) if name == CFG else bench.case.steps
+        watch = bench.sampled(name, steps, beside=True)
+        found[name] = watch.own.per(steps), watch.plain.per(steps), watch.rows / bench.case.batch / steps, watch.calls / steps
+    return found
+
+
+def _beside_runs(bench: Bench, i: int) -> dict:
+    """A round on CUDA, where the host runs ahead of the device and must not be made to wait: whole runs, back and forth
+    through the modes, plain at both ends, whose mean counts. Gives what `_beside_steps` does."""
+    steps, others = bench.case.steps, [name for name in bench.case.modes if name != CFG]
+    first, *runs, last = ((name, bench.sampled(name, steps)) for name in (CFG, *others[:: -1 if i % 2 else 1], CFG))
+    plain = Times()
+    for _, watch in (first, last):
+        plain.add(watch.own.wall, watch.own.processor, watch.own.inside)
+    plain = plain.per(2 * steps)
+    found = {name: (watch.own.per(steps), plain, watch.rows / bench.case.batch / steps, watch.calls / steps) for name, watch in (first, *runs)}
+    return found | {CFG: (plain, plain, *found[CFG][2:])}
 
 
 def sample(case: Case, subject, model, steps: int) -> torch.Tensor:
@@ -114,13 +132,6 @@ def _fallbacks(trace) -> list[str]:
     return [] if trace is None else list(trace.last.notes)
 
 
-def _outside(watch, name, case) -> float | None:
-    """Seconds a step outside of model calls; None for reverse mode, whose backward pass is outside of them by nature."""
-    if (MODES[name].inputs or {}).get("engine") == "reverse":
-        return None
-    return (watch.seconds - watch.inside) / case.steps
-
-
 def _description(case: Case, subject) -> dict:
     keys = ("name", "title", "network", "size", "batch", "steps", "rounds", "cfg", "sampler", "scheduler", "dtype", "memory_steps", "axis")
     return {key: getattr(case, key) for key in keys} | {"weights": subject.weights}
@@ -138,24 +149,30 @@ def _beside(own: dict, base: dict, mode, compared: bool, device: str) -> dict:
     }
 
 
-def _timed(own: dict, base: dict) -> dict:
-    """Medians with the lowest and highest round. A ratio is that of the medians, beside the lowest and highest of a round:
-    one plain run that was lucky would otherwise stand in the ratio of every mode of its round."""
+def _timed(found: dict, mode) -> dict:
+    """Medians over the rounds of a mode, with the lowest and highest, beside the plain guidance of each round.
+
+    `outside`: seconds outside of model calls beyond those of plain guidance, of a plain step; of the lowest round. None for
+    reverse mode, whose backward pass is outside by nature.
+    """
+    own, plain = found["own"], found["plain"]
+    step = statistics.median(times.wall for times in plain)
 
     def spread(values):
         return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
-    def by_round(key):
-        rounds = [a / b for a, b in zip(own[key], base[key], strict=True)]
-        return {"median": statistics.median(own[key]) / statistics.median(base[key]), "low": min(rounds), "high": max(rounds)}
+    def ratios(key):
+        return spread([getattr(a, key) / getattr(b, key) for a, b in zip(own, plain, strict=True)])
 
-    step = statistics.median(base["seconds"])
+    pairs = [found["profiled"]] if "profiled" in found else zip(own, plain, strict=True)
+    outside = min((a.wall - a.inside) - (b.wall - b.inside) for a, b in pairs)
     return {
-        "title": own["title"],
-        "seconds": spread(own["seconds"]),
-        "time": by_round("seconds"),
-        "processor": by_round("processor"),  # tells less of the machine's other work, and nothing of a GPU
-        "rows": own["rows"],
-        "calls": own["calls"],
-        "outside": None if None in own["outside"] else (min(own["outside"]) - min(base["outside"])) / step,
+        "title": found["title"],
+        "seconds": spread([times.wall for times in own]),
+        "plain": step,
+        "time": ratios("wall"),
+        "processor": ratios("processor"),  # tells less of the machine's other work, and nothing of a GPU
+        "rows": found["rows"],
+        "calls": found["calls"],
+        "outside": None if (mode.inputs or {}).get("engine") == "reverse" else outside / step,
     }

@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -94,27 +95,53 @@ class CudaWaits:
         self.count = sum("synchroniz" in str(w.message) for w in self._messages)
 
 
+@dataclass
+class Times:
+    """Seconds by the clock on the wall, of the processor, and within calls of the model."""
+
+    wall: float = 0.0
+    processor: float = 0.0
+    inside: float = 0.0
+
+    def add(self, wall=0.0, processor=0.0, inside=0.0):
+        self.wall, self.processor, self.inside = self.wall + wall, self.processor + processor, self.inside + inside
+
+    def per(self, steps: int) -> Times:
+        return Times(self.wall / steps, self.processor / steps, self.inside / steps)
+
+
 class Stopwatch:
-    """Wrappers on a MODEL: seconds in the sampler's loop (and of the processor there), seconds and rows in the model. One sampling run each."""
+    """Wrappers on a MODEL: the sampler's loop in `own` Times, calls and rows of the model. One sampling run each.
+
+    `beside`: after each prediction the plain one of the same latent is made as well, and thrown away; `plain` is what the
+    loop would have taken with these alone. The two share whatever the machine does meanwhile.
+    """
 
     KEY = "bench"
 
-    def __init__(self, device: str, weights: int = 0, memory=None, count: bool = False, profile: bool = False):
+    def __init__(self, device: str, weights: int = 0, memory=None, count: bool = False, profile: bool = False, beside: bool = False):
         self.device = device
         self.weights = weights  # of the model, in bytes
         self.memory = memory  # measure the peak
         self.count = count  # count reads, waits and empty_cache: slows the run
         self.profile = profile  # on CUDA: wait at the edges of each model call, so that host time is model time
-        self.seconds = self.processor = self.inside = 0.0
+        self.own = Times()
+        self.plain = Times() if beside else None
+        self._predicting = Times()  # predictions of either kind
+        self._aside = False  # in a plain prediction now
         self.calls = self.rows = 0
         self.peak = self.whole = self.reads = self.waits = self.cleared = None
 
     def attach(self, model):
-        """A clone of MODEL with this stopwatch on it."""
+        """A clone of MODEL with this stopwatch on it, outside of what it has already."""
         from comfy.patcher_extension import WrappersMP
 
         model = model.clone()
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, self.KEY, self._sampler)
+        if self.plain is not None:
+            inner = model.wrappers.pop(WrappersMP.PREDICT_NOISE, {})
+            model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, self.KEY, self._predict_noise)
+            model.wrappers[WrappersMP.PREDICT_NOISE] |= inner
         for patcher in (model, *model.get_additional_models()):  # clones as well: the originals stay as they are
             patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.KEY, self._apply_model)
         return model
@@ -122,7 +149,10 @@ class Stopwatch:
     def _now(self, wait=True):
         if wait and self.device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.perf_counter(), time.process_time()
+
+    def _since(self, then, wait=True):
+        return [now - before for now, before in zip(self._now(wait), then, strict=True)]
 
     def _sampler(self, executor, *args, **kwargs):
         with contextlib.ExitStack() as stack:
@@ -132,9 +162,13 @@ class Stopwatch:
                 cleared = stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", wraps=torch.cuda.empty_cache))
             if self.memory is not None:
                 stack.enter_context(self.memory)
-            begin, busy = self._now(), time.process_time()
+            begin = self._now()
             result = executor(*args, **kwargs)
-            self.seconds, self.processor = self._now() - begin, time.process_time() - busy
+            wall, processor = self._since(begin)
+        self.own.add(wall, processor)
+        if self.plain is not None:
+            self.own.add(-self.plain.wall, -self.plain.processor)
+            self.plain.add(wall - self._predicting.wall, processor - self._predicting.processor)  # what the sampler itself does
         if self.memory is not None:
             self.peak, self.whole = self.memory.peak, self.memory.whole(self.weights)
         if self.count:
@@ -142,11 +176,26 @@ class Stopwatch:
             self.waits = None if waits is None else waits.count
         return result
 
+    def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
+        begin = self._now()
+        result = executor(x, timestep, model_options, seed)
+        middle = self._now()
+        self._aside = True
+        try:
+            executor.class_obj.predict_noise(x, timestep, model_options, seed)  # the guider's own, within no wrapper
+        finally:
+            self._aside = False
+        self.plain.add(*self._since(middle))
+        self._predicting.add(*self._since(begin))
+        return result
+
     def _apply_model(self, executor, x, *args, **kwargs):
-        self.calls += 1
-        self.rows += x.shape[0]
+        if not self._aside:
+            self.calls += 1
+            self.rows += x.shape[0]
         begin = self._now(self.profile)
         try:
             return executor(x, *args, **kwargs)
         finally:
-            self.inside += self._now(self.profile) - begin
+            inside, _ = self._since(begin, self.profile)
+            (self.plain if self._aside else self.own).add(inside=inside)

@@ -17,15 +17,17 @@ HEAD = f"""# What REG costs
 Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as JSON in `benchmarks/results/`; not edited by hand.
 
 - **One process, modes in turn.** Every mode is a whole sampling run of ComfyUI's own (KSampler's call, in inference mode, with the pack
-  loaded), same model, noise, sampler and steps. Rounds go back and forth through the modes, with a plain run at both ends, whose
-  mean counts; a ratio is that of the medians over rounds: **median** (lowest to highest ratio within a round).
-- **Time** is the sampler's loop by the clock on the wall, divided by its steps, loading left out. **Processor** is the same ratio in processor
+  loaded), same model, noise, sampler and steps, in rounds back and forth through the modes. Told is the **median** of the rounds' ratios
+  (lowest to highest).
+- **On a CPU**, whose speed drifts within a minute, plain guidance is timed after every step, of the same latent, and a ratio is that of
+  the two sums. What plain guidance takes beside itself is the noise. **On CUDA** plain runs stand at both ends of every round.
+- **Time** is the sampler's loop by the clock on the wall, loading left out. **Processor** is the same ratio in processor
   time: where the two differ, other work ran on the machine.
 - **Peak memory** is of the weights and all that comes on top during the run; *activations* is what comes on top. It has a run of its own,
   so that measuring slows nothing. It is what PyTorch's allocator gives out at most, on a CPU by its profiler.
 - **Rows** are rows of the model's batch for each image and step, forward passes only: plain guidance takes 2.
-- **Outside** is the time that REG spends outside of model calls, of a plain step: the lowest round less plain
-  guidance's own lowest (not told of reverse mode, whose backward pass is outside by nature).
+- **Outside** is the time that REG spends outside of model calls beyond what plain guidance does, of a plain step, in the lowest
+  round (not told of reverse mode, whose backward pass is outside by nature).
 - **Reads** are the reads of tensor values by the host for each step, beyond those of plain guidance; on a GPU each waits for the device.
   **Waits** are the waits that CUDA reports.
 - Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped, and what automatic refresh chooses,

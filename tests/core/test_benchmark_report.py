@@ -69,15 +69,16 @@ def test_waits_are_the_warnings_that_cuda_gives(monkeypatch):
     assert waits.count == 2 and modes == ["warn", 0]
 
 
-def test_ratios_are_of_medians_with_the_spread_of_rounds():
-    """Oracle: by hand. Medians 4 and 3; rounds 2/1, 4/4, 9/3."""
-
-    def found(seconds, outside):
-        return {"title": "t", "seconds": seconds, "processor": seconds, "outside": [outside], "rows": 2.0, "calls": 1.0}
-
-    result = measure._timed(found([2.0, 4.0, 9.0], 0.8), found([1.0, 4.0, 3.0], 0.5))
-    assert result["time"] == {"median": 4 / 3, "low": 1.0, "high": 3.0}
-    assert result["outside"] == pytest.approx(0.1)  # 0.3 s more outside, of a plain step of 3 s
+def test_ratios_are_medians_of_rounds():
+    """Oracle: by hand. Rounds 2/1, 6/4, 9/3; their median is 2. Outside of the model 1.2 against 0.6 of a step, 2 and 2, 1 and 1."""
+    own = [meters.Times(*times) for times in ((2.0, 1.0, 0.8), (6.0, 2.0, 4.0), (9.0, 3.0, 8.0))]
+    plain = [meters.Times(*times) for times in ((1.0, 1.0, 0.4), (4.0, 1.0, 2.0), (3.0, 1.0, 2.0))]
+    found = {"title": "t", "own": own, "plain": plain, "rows": 2.0, "calls": 1.0}
+    result = measure._timed(found, MODES["default"])
+    assert result["time"] == {"median": 2.0, "low": 1.5, "high": 3.0} and result["processor"] == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert result["seconds"]["median"] == 6.0 and result["plain"] == 3.0 and result["outside"] == 0.0
+    assert measure._timed(found | {"profiled": (own[0], plain[0])}, MODES["default"])["outside"] == pytest.approx(0.2)  # 0.6 s of a step of 3 s
+    assert measure._timed(found, MODES["reverse_resident"])["outside"] is None
 
 
 def test_memory_and_reads_beside_plain_guidance():

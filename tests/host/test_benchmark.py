@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import measure, models
+from benchmarks import measure, meters, models
 from benchmarks.suites import CFG, TINY
 
 from .setup_host import REPO, host_path
@@ -43,6 +43,40 @@ def test_tiny_suite_from_the_command_line(tmp_path):
     assert digits["default"]["targets"] == {"time": 1.15, "memory": 1.10} and uncompared["default"]["targets"] == {"time": None, "memory": None}
     assert digits["skipping"]["rows"] < 2 < digits["default"]["rows"] < digits["every_call"]["rows"]
     assert "as shipped" in (tmp_path / "cost.md").read_text() and (tmp_path / "images" / "cost-tiny.png").is_file()
+
+
+def test_plain_guidance_is_timed_beside_every_step(pack, monkeypatch):
+    """Oracle: a clock made up below, which every row of the model moves by a second, and the sampler's own arithmetic by ten.
+
+    Plain guidance takes 2 rows a step, a probe at every call 3. The plain predictions change nothing.
+    """
+    import comfy.k_diffusion.sampling
+
+    clock = [0.0]
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: clock[0])
+    case = dataclasses.replace(TINY[0], steps=3)
+    bench = measure.Bench(dataclasses.replace(case, modes=(CFG, "every_call")), pack, "cpu")
+    network = bench.subject.patcher.model.diffusion_model
+    forward, latents = network.forward, []
+
+    def counted(x, *args, **kwargs):
+        clock[0] += len(x)
+        return forward(x, *args, **kwargs)
+
+    def to_d(x, sigma, denoised):
+        clock[0] += 10
+        return (x - denoised) / sigma
+
+    monkeypatch.setattr(network, "forward", counted)
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "to_d", to_d)
+    for name, rows in ((CFG, 6), ("every_call", 9)):
+        alone, both = meters.Stopwatch("cpu"), meters.Stopwatch("cpu", beside=True)
+        latents += [measure.sample(case, bench.subject, watch.attach(bench.prepared[name][0]), 3) for watch in (alone, both)]
+        assert torch.equal(*latents[-2:])
+        assert (alone.own.wall, alone.own.inside, alone.plain) == (rows + 30, rows, None)
+        assert (both.own.wall, both.own.inside, both.rows) == (rows + 30, rows, rows)
+        assert (both.plain.wall, both.plain.inside) == (36, 6)
+    assert not torch.equal(latents[0], latents[2])
 
 
 def test_cuda_path_without_cuda(pack, monkeypatch):
