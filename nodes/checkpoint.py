@@ -15,6 +15,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 IN_PLACE = "modified by an inplace operation"  # as PyTorch words it
+BLOCK_KEEPS = 16.0  # times the size of its arguments: what a block is taken to keep, until one was seen
 VERIFIED = 1e-2  # relative difference between a block's first and second pass; kernels may sum in another order
 
 
@@ -33,6 +34,7 @@ class Recompute:
         self.block_budget, self.attention_budget = block_budget, attention_budget
         self.block_bytes = self.attention_bytes = self.kept_blocks = self.kept_attention = 0
         self.recomputed = 0
+        self._keeps = 0.0  # the most that a block kept, in terms of its arguments
         self._segment = None  # the block that runs now
         self._shared = {}  # id of a tensor without gradient -> (it, its version, its copy): blocks share rotary tables
         self._checks = []
@@ -86,6 +88,14 @@ class Recompute:
     def kept(self, tensor):
         return _Kept(tensor.detach().clone() if self.copies else tensor.detach())
 
+    def room_for(self, size: int) -> bool:
+        """Whether a block with arguments of `size` bytes may keep everything: as many do as surely fit."""
+        return self.kept_blocks + (self._keeps or BLOCK_KEEPS) * size <= self.block_budget
+
+    def saw(self, size: int, kept: int) -> None:
+        """A block with arguments of `size` bytes wanted to keep so many."""
+        self._keeps = max(self._keeps, kept / max(1, size))
+
     def held(self, value):
         """An argument as it is now, for the second pass. With copies on it is safe from writes."""
         if isinstance(value, torch.Tensor):
@@ -136,14 +146,17 @@ class _Segment:
         self.owner, self.forward = owner, forward
         self.args, self.kwargs = owner.held(args), {k: owner.held(v) for k, v in kwargs.items()}
         self.versions = [(t, t._version) for t in _tensors([*self.args, *self.kwargs.values()])]
-        self.whole = owner.kept_blocks < owner.block_budget
+        self.size, self.wanted = sum(_bytes(t) for t, _ in self.versions if t.requires_grad), 0
+        self.whole = owner.room_for(self.size)
         self.places, self.values = [], weakref.WeakKeyDictionary()
         self.stash = []  # of attention calls: (result, whether it has a gradient), or None where it is computed again
         self.replayed = None  # in the second pass: how many attention calls were met
 
     def first(self, args, kwargs):
         with self._running(), saved_tensors_hooks(self._pack, self._unpack):
-            return self.forward(*args, **kwargs)
+            result = self.forward(*args, **kwargs)
+        self.owner.saw(self.size, self.wanted)
+        return result
 
     def _pack(self, tensor):
         owner = self.owner
@@ -151,6 +164,7 @@ class _Segment:
             return tensor
         size = _bytes(tensor)
         owner.block_bytes += size
+        self.wanted += size
         if self.whole:
             owner.kept_blocks += size
             return owner.kept(tensor)
@@ -223,6 +237,7 @@ class _Segment:
             if owner.is_weight(tensor):
                 return tensor
             size = _bytes(tensor)
+            self.wanted += size
             owner.attention_bytes += size
             owner.kept_attention += size
             return owner.kept(tensor)
