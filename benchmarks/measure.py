@@ -10,7 +10,7 @@ from .meters import CpuMemory, CudaMemory, Stopwatch, Times
 from .models import build
 from .suites import CFG, MODES, Case
 
-PLAIN_STEPS = 6  # of plain guidance beside itself, which is the same at every step
+PLAIN_STEPS = 8  # of plain guidance beside itself, which is the same at every step
 
 
 def runs_of(case: Case, device: str, memory_only: bool = False) -> int:
@@ -72,12 +72,12 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
 
 
 def _beside_steps(bench: Bench, i: int) -> dict:
-    """A round on the CPU, whose speed drifts within a minute: after every step of a mode the plain one is timed.
+    """A round on the CPU, whose speed drifts within a minute: after every step or two of a mode the plain one is timed.
     {mode: (own and plain Times of a step, rows and calls of a step)}."""
     found = {}
     for name in bench.case.modes[:: -1 if i % 2 else 1]:
-        steps = min(bench.case.steps, PLAIN_STEPS) if name == CFG else bench.case.steps
-        watch = bench.sampled(name, steps, beside=True)
+        steps, beside = (min(bench.case.steps, PLAIN_STEPS), 1) if name == CFG else (bench.case.steps, bench.case.beside)
+        watch = bench.sampled(name, steps, beside=beside)
         found[name] = watch.own.per(steps), watch.plain.per(steps), watch.rows / bench.case.batch / steps, watch.calls / steps
     return found
 

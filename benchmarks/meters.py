@@ -106,28 +106,30 @@ class Times:
     def add(self, wall=0.0, processor=0.0, inside=0.0):
         self.wall, self.processor, self.inside = self.wall + wall, self.processor + processor, self.inside + inside
 
-    def per(self, steps: int) -> Times:
+    def per(self, steps: float) -> Times:
         return Times(self.wall / steps, self.processor / steps, self.inside / steps)
 
 
 class Stopwatch:
     """Wrappers on a MODEL: the sampler's loop in `own` Times, calls and rows of the model. One sampling run each.
 
-    `beside`: after each prediction the plain one of the same latent is made as well, and thrown away; `plain` is what the
-    loop would have taken with these alone. The two share whatever the machine does meanwhile.
+    `beside` n: after every n-th prediction the plain one of the same latent is made as well, and thrown away; `plain` is what
+    the loop would have taken with these alone. The two share whatever the machine does meanwhile.
     """
 
     KEY = "bench"
 
-    def __init__(self, device: str, weights: int = 0, memory=None, count: bool = False, profile: bool = False, beside: bool = False):
+    def __init__(self, device: str, weights: int = 0, memory=None, count: bool = False, profile: bool = False, beside: int = 0):
         self.device = device
         self.weights = weights  # of the model, in bytes
         self.memory = memory  # measure the peak
         self.count = count  # count reads, waits and empty_cache: slows the run
         self.profile = profile  # on CUDA: wait at the edges of each model call, so that host time is model time
         self.own = Times()
+        self.beside = beside
         self.plain = Times() if beside else None
         self._predicting = Times()  # predictions of either kind
+        self._predictions = [0, 0]  # how many, and how many of them plain
         self._aside = False  # in a plain prediction now
         self.calls = self.rows = 0
         self.peak = self.whole = self.reads = self.waits = self.cleared = None
@@ -168,6 +170,8 @@ class Stopwatch:
         self.own.add(wall, processor)
         if self.plain is not None:
             self.own.add(-self.plain.wall, -self.plain.processor)
+            predictions, plain = self._predictions
+            self.plain = self.plain.per(plain / predictions)
             self.plain.add(wall - self._predicting.wall, processor - self._predicting.processor)  # what the sampler itself does
         if self.memory is not None:
             self.peak, self.whole = self.memory.peak, self.memory.whole(self.weights)
@@ -179,13 +183,16 @@ class Stopwatch:
     def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         begin = self._now()
         result = executor(x, timestep, model_options, seed)
-        middle = self._now()
-        self._aside = True
-        try:
-            executor.class_obj.predict_noise(x, timestep, model_options, seed)  # the guider's own, within no wrapper
-        finally:
-            self._aside = False
-        self.plain.add(*self._since(middle))
+        self._predictions[0] += 1
+        if self._predictions[0] % self.beside == 0:
+            middle = self._now()
+            self._aside = True
+            try:
+                executor.class_obj.predict_noise(x, timestep, model_options, seed)  # the guider's own, within no wrapper
+            finally:
+                self._aside = False
+            self.plain.add(*self._since(middle))
+            self._predictions[1] += 1
         self._predicting.add(*self._since(begin))
         return result
 

@@ -63,6 +63,7 @@ class Case:
     scheduler: str = "karras"
     dtype: str = "float32"
     memory_steps: int = 2  # of the run that measures memory, from the first noise level to the last: probes, a reuse, a skip
+    beside: int = 1  # on a CPU plain guidance is timed after every so many steps; it must divide them
     compared: bool = True  # with the ratios to reach, which are those to two rows of one model
     axis: str = ""  # part of the plot over this
 
@@ -73,9 +74,9 @@ def _latent(pixels: int) -> tuple:
 
 _DIGITS = Case("digits", "Digits (the demo model), 8x8, batch 256", "digits", (1, 8, 8), batch=256, steps=20, rounds=5, cfg=4.0, memory_steps=20)
 CPU = (
-    Case("sd15_v_256", "SD1.5 (860 M), v, 256x256 pixels", "sd15_v", _latent(256), ADAPTIVE, steps=20, rounds=2, cfg=5.0, memory_steps=3),
-    Case("sd15_v_512", "SD1.5 (860 M), v, 512x512 pixels", "sd15_v", _latent(512), ADAPTIVE, steps=20, rounds=1, cfg=5.0, memory_steps=3),
-    Case("sd15_eps_256", "SD1.5 (860 M), eps, 256x256 pixels", "sd15", _latent(256), CONSTANT, steps=8, rounds=2),
+    Case("sd15_v_256", "SD1.5 (860 M), v, 256x256 pixels", "sd15_v", _latent(256), ADAPTIVE, steps=20, rounds=2, cfg=5.0, memory_steps=3, beside=4),
+    Case("sd15_v_512", "SD1.5 (860 M), v, 512x512 pixels", "sd15_v", _latent(512), ADAPTIVE, steps=20, rounds=1, cfg=5.0, memory_steps=3, beside=2),
+    Case("sd15_eps_256", "SD1.5 (860 M), eps, 256x256 pixels", "sd15", _latent(256), CONSTANT, steps=8, rounds=2, beside=2),
     Case(
         "sd15_eps_512",
         "SD1.5 (860 M), eps, 512x512 pixels",
@@ -85,6 +86,7 @@ CPU = (
         steps=6,
         rounds=1,
         memory_steps=1,
+        beside=2,
     ),
     _DIGITS,
     replace(

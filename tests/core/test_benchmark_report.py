@@ -215,3 +215,4 @@ def test_every_suite_has_its_baseline_and_names_apart():
     for cases in suites.SUITES.values():
         assert all(case.modes[0] == suites.CFG and set(case.modes) <= MODES.keys() for case in cases)
         assert len({case.name for case in cases}) == len(cases)
+        assert all(case.steps % case.beside == 0 for case in cases), "plain guidance would be weighed unevenly"
