@@ -70,7 +70,7 @@ def section(result: dict) -> str:
             lines += [*table(case, result["kind"]), ""]
     scaled = [case for case in result["cases"] if case["axis"]]
     if scaled:
-        lines += ["### Against latent size, batch and steps", "", _scaling_words(scaled), "", *_scaling_table(scaled), ""]
+        lines += ["### Against latent size, batch and steps", "", _scaling_words(scaled, result["kind"]), "", *_scaling_table(scaled), ""]
     return "\n".join(lines)
 
 
@@ -91,10 +91,15 @@ def table(case: dict, kind: str) -> list[str]:
         rows.append(_authors(case, len(titles), bool(processor)))
     words = (
         f"{case['sampler']}, {case['scheduler']}, {case['steps']} steps, cfg {case['cfg']:g}, {case['rounds']} rounds, {case['dtype']}; "
-        f"latent {' x '.join(map(str, (case['batch'], *case['size'])))}, weights {case['weights'] / GB:.2f} GB."
+        f"latent {' x '.join(map(str, (case['batch'], *case['size'])))}, weights {case['weights'] / GB:.2f} GB.{_runs(case, kind)}"
     )
     lines = [titles, ["---"] * len(titles), *rows]
     return [f"### {case['title']}", "", words, "", *("| " + " | ".join(line) + " |" for line in lines), *_listed(notes)]
+
+
+def _runs(case, kind):
+    """Says so where a case on a CPU was kept from when plain guidance was timed in runs of its own."""
+    return " Timed beside whole runs of plain guidance." if kind == "cpu" and "plain" not in case["modes"][CFG] else ""
 
 
 def _authors(case, columns, processor):
@@ -145,10 +150,11 @@ def _seconds(spread):
 # Scaling
 
 
-def _scaling_words(cases):
+def _scaling_words(cases, kind):
     first = cases[0]
     return (
-        f"{first['network']}, {first['sampler']}, {first['scheduler']}, {first['steps']} steps unless said; time and peak memory as ratios to plain guidance."
+        f"{first['network']}, {first['sampler']}, {first['scheduler']}, {first['steps']} steps unless said; time and peak memory as ratios to plain "
+        f"guidance.{_runs(first, kind)}"
     )
 
 

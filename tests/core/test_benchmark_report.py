@@ -122,6 +122,7 @@ def test_page_says_what_is_over(tmp_path):
     assert "**1.10** (1.09 to 1.11) | 1.15 | 1.10 |" in shipped and "1.20 | 1.10 **over**" in shipped and "300 MB | 2.25 | 0.40 %" in shipped
     assert "1.01 **over**" in schedule and "1. fell back" in page
     assert "Not measured yet" in page and "6.91 to 19.49 GB" in page
+    assert page.count("Timed beside whole runs of plain guidance.") == 2, "the table's and the scaling's case, kept from before"
     assert (tmp_path / "images" / "cost-cpu.png").read_bytes().startswith(b"\x89PNG")
 
 
