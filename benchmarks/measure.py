@@ -6,7 +6,7 @@ import statistics
 
 import torch
 
-from .meters import CpuMemory, CudaMemory, Stopwatch, Times
+from .meters import CpuMemory, CudaMemory, Stopwatch
 from .models import build
 from .suites import CFG, MODES, Case
 
@@ -87,10 +87,7 @@ def _beside_runs(bench: Bench, i: int) -> dict:
     through the modes, plain at both ends, whose mean counts. Gives what `_beside_steps` does."""
     steps, others = bench.case.steps, [name for name in bench.case.modes if name != CFG]
     first, *runs, last = ((name, bench.sampled(name, steps)) for name in (CFG, *others[:: -1 if i % 2 else 1], CFG))
-    plain = Times()
-    for _, watch in (first, last):
-        plain.add(watch.own.wall, watch.own.processor, watch.own.inside)
-    plain = plain.per(2 * steps)
+    plain = (first[1].own + last[1].own).per(2 * steps)
     found = {name: (watch.own.per(steps), plain, watch.rows / bench.case.batch / steps, watch.calls / steps) for name, watch in (first, *runs)}
     return found | {CFG: (plain, plain, *found[CFG][2:])}
 
@@ -165,7 +162,7 @@ def _timed(found: dict, mode) -> dict:
         return spread([getattr(a, key) / getattr(b, key) for a, b in zip(own, plain, strict=True)])
 
     pairs = [found["profiled"]] if "profiled" in found else zip(own, plain, strict=True)
-    outside = min((a.wall - a.inside) - (b.wall - b.inside) for a, b in pairs)
+    outside = min(a.outside - b.outside for a, b in pairs)
     return {
         "title": found["title"],
         "seconds": spread([times.wall for times in own]),

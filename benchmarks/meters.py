@@ -6,6 +6,7 @@ import contextlib
 import gc
 import itertools
 import json
+import statistics
 import tempfile
 import time
 import warnings
@@ -97,24 +98,61 @@ class CudaWaits:
 
 @dataclass
 class Times:
-    """Seconds by the clock on the wall, of the processor, and within calls of the model."""
+    """Seconds by the clock on the wall, of the processor, and by the wall outside of calls of the model."""
 
     wall: float = 0.0
     processor: float = 0.0
-    inside: float = 0.0
+    outside: float = 0.0
 
-    def add(self, wall=0.0, processor=0.0, inside=0.0):
-        self.wall, self.processor, self.inside = self.wall + wall, self.processor + processor, self.inside + inside
+    def __add__(self, other: Times) -> Times:
+        return Times(self.wall + other.wall, self.processor + other.processor, self.outside + other.outside)
 
     def per(self, steps: float) -> Times:
-        return Times(self.wall / steps, self.processor / steps, self.inside / steps)
+        return Times(self.wall / steps, self.processor / steps, self.outside / steps)
+
+
+class Beside:
+    """The predictions of one run, and plain ones made beside some of them, told apart by the rows of the model they took.
+
+    Predictions of as many rows cost the same, so that of each kind the median counts, as a ratio to the plain one next to
+    it: neither a drift of the machine nor a burst of other work gets in.
+    """
+
+    def __init__(self):
+        self.rows, self.own, self.plain = [], [], []
+
+    def add(self, rows: int, own: Times, plain: Times | None) -> None:
+        self.rows.append(rows)
+        self.own.append(own)
+        self.plain.append(plain)
+
+    def totals(self) -> tuple[Times, Times]:
+        """(own, plain) Times of all predictions. Raises ValueError when no plain one was made."""
+        known = [times for times in self.plain if times is not None]
+        if not known:
+            raise ValueError(f"no plain prediction beside any of {len(self.own)}: sample more steps")
+        nearest, beside = known[-1], []
+        for times in reversed(self.plain):  # a plain one comes after those it stands for
+            nearest = times or nearest
+            beside.insert(0, nearest)
+
+        def own(key, relative):
+            middle, total = statistics.median(getattr(t, key) for t in known), 0.0
+            for kind in set(self.rows):
+                pairs = [(getattr(a, key), getattr(b, key)) for rows, a, b in zip(self.rows, self.own, beside, strict=True) if rows == kind]
+                each = statistics.median(a / max(b, 1e-9) for a, b in pairs) * middle if relative else statistics.median(a for a, _ in pairs)
+                total += len(pairs) * each
+            return total, len(self.rows) * middle
+
+        columns = [own("wall", True), own("processor", True), own("outside", False)]
+        return tuple(Times(*column) for column in zip(*columns, strict=True))
 
 
 class Stopwatch:
     """Wrappers on a MODEL: the sampler's loop in `own` Times, calls and rows of the model. One sampling run each.
 
     `beside` n: after every n-th prediction the plain one of the same latent is made as well, and thrown away; `plain` is what
-    the loop would have taken with these alone. The two share whatever the machine does meanwhile.
+    the loop would have taken with these alone.
     """
 
     KEY = "bench"
@@ -125,14 +163,14 @@ class Stopwatch:
         self.memory = memory  # measure the peak
         self.count = count  # count reads, waits and empty_cache: slows the run
         self.profile = profile  # on CUDA: wait at the edges of each model call, so that host time is model time
-        self.own = Times()
         self.beside = beside
-        self.plain = Times() if beside else None
-        self._predicting = Times()  # predictions of either kind
-        self._predictions = [0, 0]  # how many, and how many of them plain
-        self._aside = False  # in a plain prediction now
+        self.own = self.plain = None
         self.calls = self.rows = 0
         self.peak = self.whole = self.reads = self.waits = self.cleared = None
+        self._steps = Beside()
+        self._predicting = Times()  # predictions of either kind
+        self._inside = 0.0  # seconds in the model
+        self._aside = False  # in a plain prediction now
 
     def attach(self, model):
         """A clone of MODEL with this stopwatch on it, outside of what it has already."""
@@ -140,7 +178,7 @@ class Stopwatch:
 
         model = model.clone()
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, self.KEY, self._sampler)
-        if self.plain is not None:
+        if self.beside:
             inner = model.wrappers.pop(WrappersMP.PREDICT_NOISE, {})
             model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, self.KEY, self._predict_noise)
             model.wrappers[WrappersMP.PREDICT_NOISE] |= inner
@@ -153,8 +191,12 @@ class Stopwatch:
             torch.cuda.synchronize()
         return time.perf_counter(), time.process_time()
 
-    def _since(self, then, wait=True):
-        return [now - before for now, before in zip(self._now(wait), then, strict=True)]
+    def _timed(self, call) -> tuple:
+        """(what `call` gives, its Times)."""
+        (wall, processor), inside = self._now(), self._inside
+        result = call()
+        end, busy = self._now()
+        return result, Times(end - wall, busy - processor, end - wall - (self._inside - inside))
 
     def _sampler(self, executor, *args, **kwargs):
         with contextlib.ExitStack() as stack:
@@ -164,15 +206,10 @@ class Stopwatch:
                 cleared = stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", wraps=torch.cuda.empty_cache))
             if self.memory is not None:
                 stack.enter_context(self.memory)
-            begin = self._now()
-            result = executor(*args, **kwargs)
-            wall, processor = self._since(begin)
-        self.own.add(wall, processor)
-        if self.plain is not None:
-            self.own.add(-self.plain.wall, -self.plain.processor)
-            predictions, plain = self._predictions
-            self.plain = self.plain.per(plain / predictions)
-            self.plain.add(wall - self._predicting.wall, processor - self._predicting.processor)  # what the sampler itself does
+            result, self.own = self._timed(lambda: executor(*args, **kwargs))
+        if self.beside:
+            itself = Times(self.own.wall - self._predicting.wall, self.own.processor - self._predicting.processor)  # the sampler, once for both
+            self.own, self.plain = (times + itself for times in self._steps.totals())
         if self.memory is not None:
             self.peak, self.whole = self.memory.peak, self.memory.whole(self.weights)
         if self.count:
@@ -180,29 +217,26 @@ class Stopwatch:
             self.waits = None if waits is None else waits.count
         return result
 
-    def _predict_noise(self, executor, x, timestep, model_options=None, seed=None):
-        begin = self._now()
-        result = executor(x, timestep, model_options, seed)
-        self._predictions[0] += 1
-        if self._predictions[0] % self.beside == 0:
-            middle = self._now()
+    def _predict_noise(self, executor, *args, **kwargs):
+        rows, plain = self.rows, None
+        result, own = self._timed(lambda: executor(*args, **kwargs))
+        self._predicting += own
+        if (len(self._steps.own) + 1) % self.beside == 0:
             self._aside = True
             try:
-                executor.class_obj.predict_noise(x, timestep, model_options, seed)  # the guider's own, within no wrapper
+                _, plain = self._timed(lambda: executor.class_obj.predict_noise(*args, **kwargs))  # the guider's own, within no wrapper
             finally:
                 self._aside = False
-            self.plain.add(*self._since(middle))
-            self._predictions[1] += 1
-        self._predicting.add(*self._since(begin))
+            self._predicting += plain
+        self._steps.add(self.rows - rows, own, plain)
         return result
 
     def _apply_model(self, executor, x, *args, **kwargs):
         if not self._aside:
             self.calls += 1
             self.rows += x.shape[0]
-        begin = self._now(self.profile)
+        begin, _ = self._now(self.profile)
         try:
             return executor(x, *args, **kwargs)
         finally:
-            inside, _ = self._since(begin, self.profile)
-            (self.plain if self._aside else self.own).add(inside=inside)
+            self._inside += self._now(self.profile)[0] - begin

@@ -71,14 +71,33 @@ def test_waits_are_the_warnings_that_cuda_gives(monkeypatch):
 
 def test_ratios_are_medians_of_rounds():
     """Oracle: by hand. Rounds 2/1, 6/4, 9/3; their median is 2. Outside of the model 1.2 against 0.6 of a step, 2 and 2, 1 and 1."""
-    own = [meters.Times(*times) for times in ((2.0, 1.0, 0.8), (6.0, 2.0, 4.0), (9.0, 3.0, 8.0))]
-    plain = [meters.Times(*times) for times in ((1.0, 1.0, 0.4), (4.0, 1.0, 2.0), (3.0, 1.0, 2.0))]
+    own = [meters.Times(*times) for times in ((2.0, 1.0, 1.2), (6.0, 2.0, 2.0), (9.0, 3.0, 1.0))]
+    plain = [meters.Times(*times) for times in ((1.0, 1.0, 0.6), (4.0, 1.0, 2.0), (3.0, 1.0, 1.0))]
     found = {"title": "t", "own": own, "plain": plain, "rows": 2.0, "calls": 1.0}
     result = measure._timed(found, MODES["default"])
     assert result["time"] == {"median": 2.0, "low": 1.5, "high": 3.0} and result["processor"] == {"median": 2.0, "low": 1.0, "high": 3.0}
     assert result["seconds"]["median"] == 6.0 and result["plain"] == 3.0 and result["outside"] == 0.0
     assert measure._timed(found | {"profiled": (own[0], plain[0])}, MODES["default"])["outside"] == pytest.approx(0.2)  # 0.6 s of a step of 3 s
     assert measure._timed(found, MODES["reverse_resident"])["outside"] is None
+
+
+def test_neither_drift_nor_bursts_reach_the_ratio():
+    """Oracle: made up. Two rows take 2 s and three 3 s on a machine that gets slower all the time, with four bursts; 2.4 of 2 rows is 1.2."""
+    rows, beside = [3, 2, 2, 3, 2] * 6, meters.Beside()
+    for i, n in enumerate(rows):
+        slow = 1 + 0.02 * i
+        own, plain = n * slow * (5 if i in (3, 7) else 1), 2 * slow * (5 if i in (11, 20) else 1)
+        beside.add(n, meters.Times(own, own, 0.1 * own), meters.Times(plain, plain, 0.05))
+    own, plain = beside.totals()
+    assert own.wall / plain.wall == pytest.approx(1.2) and own.processor / plain.processor == pytest.approx(1.2)
+    assert plain.outside == pytest.approx(30 * 0.05) and own.outside == pytest.approx(0.1 * sum(rows), rel=0.5)
+    seldom = meters.Beside()
+    for i, n in enumerate([3, 2, 2, 2]):
+        seldom.add(n, meters.Times(n * 1.0, 1.0), meters.Times(2.0, 1.0) if i % 2 else None)
+    own, plain = seldom.totals()
+    assert (own.wall, plain.wall) == (9.0, 8.0)
+    with pytest.raises(ValueError, match="beside any of 0"):
+        meters.Beside().totals()
 
 
 def test_memory_and_reads_beside_plain_guidance():

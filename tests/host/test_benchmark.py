@@ -73,10 +73,10 @@ def test_plain_guidance_is_timed_beside_every_step(pack, monkeypatch):
         alone, *beside = (meters.Stopwatch("cpu", beside=n) for n in (0, 1, 3))
         latents += [measure.sample(case, bench.subject, watch.attach(bench.prepared[name][0]), 3) for watch in (alone, *beside)]
         assert torch.equal(*latents[-2:]) and torch.equal(*latents[-3:-1])
-        assert (alone.own.wall, alone.own.inside, alone.plain) == (rows + 30, rows, None)
+        assert (alone.own.wall, alone.own.outside, alone.plain) == (rows + 30, 30, None)
         for watch in beside:
-            assert (watch.own.wall, watch.own.inside, watch.rows) == (rows + 30, rows, rows)
-            assert (watch.plain.wall, watch.plain.inside) == pytest.approx((36, 6))
+            assert (watch.own.wall, watch.own.outside, watch.rows) == pytest.approx((rows + 30, 0, rows))
+            assert (watch.plain.wall, watch.plain.outside) == pytest.approx((36, 0))
     assert not torch.equal(latents[0], latents[3])
 
 
