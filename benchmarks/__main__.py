@@ -105,24 +105,22 @@ def main(given=None) -> int:
             parser.error(str(error))
         device = "cuda" if given.suite == "cuda" else "cpu"
         path = results / f"{given.suite}.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if (given.memory or given.keep) and path.exists() else None
         if given.memory:
-            if not path.exists():
+            if kept is None:
                 parser.error(f"--memory: no results in {path.parent}: measure the suite first")
-            kept = json.loads(path.read_text(encoding="utf-8"))
             names = [case["name"] for case in kept["cases"]]
             result = _with_memory(kept, run(given.suite, [case for case in cases if case.name in names], device, memory_only=True))
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            print(report.section(result), report.write(results, docs), sep="\n")
-            return 0
-        result = run(given.suite, cases, device)
+        else:
+            result = run(given.suite, cases, device)
         print(report.section(result))
-        if given.case and not given.keep:
+        if given.case and not (given.keep or given.memory):
             return 0
         if given.suite == "tiny" and not given.out:
             return 0  # figures of toys are nobody's figures
         results.mkdir(parents=True, exist_ok=True)
-        if given.keep and path.exists():
-            result = _replaced(json.loads(path.read_text(encoding="utf-8")), result)
+        if given.keep and kept is not None:
+            result = _replaced(kept, result)
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(report.write(results, docs))
     return 0

@@ -10,6 +10,7 @@ from .meters import CpuMemory, CudaMemory, Stopwatch
 from .models import build
 from .suites import CFG, MODES, Case
 
+TIMING = 3  # how times are taken; report.TIMINGS has what results of an earlier way were made by
 PLAIN_STEPS = 8  # of plain guidance beside itself, which is the same at every step
 
 
@@ -46,7 +47,7 @@ class Bench:
             waits = None if watch.waits is None else watch.waits / steps
             found[name] = {"activations": watch.peak, "peak": watch.whole, "reads": watch.reads / steps, "waits": waits, "cleared": watch.cleared}
         base = found[CFG]
-        return {name: _beside(own, base, MODES[name], self.case.compared, self.device) for name, own in found.items()}
+        return {name: _against_plain(own, base, MODES[name], self.case.compared, self.device) for name, own in found.items()}
 
 
 def memory_of_case(case: Case, pack, device: str, subject=None, progress=lambda title: None) -> dict:
@@ -68,7 +69,7 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
     for name, own in profiled.items():
         found[name]["profiled"] = own, profiled[CFG]
     modes = {name: _timed(found[name], MODES[name]) | memory[name] | {"notes": bench.notes[name]} for name in case.modes}
-    return _description(case, bench.subject) | {"modes": modes}
+    return _description(case, bench.subject) | {"timing": TIMING, "modes": modes}
 
 
 def _beside_steps(bench: Bench, i: int) -> dict:
@@ -134,7 +135,7 @@ def _description(case: Case, subject) -> dict:
     return {key: getattr(case, key) for key in keys} | {"weights": subject.weights}
 
 
-def _beside(own: dict, base: dict, mode, compared: bool, device: str) -> dict:
+def _against_plain(own: dict, base: dict, mode, compared: bool, device: str) -> dict:
     """Memory and reads of a mode as they stand in the results: reads beyond those of plain guidance."""
     targets = {"time": mode.time.get(device), "memory": mode.memory.get(device)} if compared else {"time": None, "memory": None}
     return own | {

@@ -29,7 +29,7 @@ def test_memory_meter_finds_the_bytes_of_tensors():
 
 
 def test_memory_meter_sees_what_a_backward_pass_keeps():
-    """Oracle: each squaring keeps its argument until its backward pass is done: three of 4 MB more than without gradient."""
+    """Oracle: each of three squarings keeps its argument, so that four tensors of 4 MB live at the end; without gradient two do."""
     x = torch.ones(1_000_000)
     peaks = {}
     for grad in (False, True):
@@ -104,10 +104,10 @@ def test_memory_and_reads_beside_plain_guidance():
     """Oracle: by hand."""
     base = {"peak": 100, "activations": 40, "reads": 1.0, "waits": None, "cleared": 1}
     own = base | {"peak": 150, "activations": 90, "reads": 3.0, "cleared": 3}
-    result = measure._beside(own, base, MODES["default"], True, "cpu")
+    result = measure._against_plain(own, base, MODES["default"], True, "cpu")
     assert result["memory"] == 1.5 and result["reads"] == 2.0 and result["cleared"] == 2 and result["waits"] is None and result["activations"] == 90
     assert result["targets"] == {"time": 1.15, "memory": 1.10}
-    assert measure._beside(own, base, MODES["default"], False, "cpu")["targets"] == {"time": None, "memory": None}
+    assert measure._against_plain(own, base, MODES["default"], False, "cpu")["targets"] == {"time": None, "memory": None}
 
 
 def _result(suite="cpu", kind="cpu", waits=None):
@@ -143,6 +143,16 @@ def test_page_says_what_is_over(tmp_path):
     assert "Not measured yet" in page and "6.91 to 19.49 GB" in page
     assert page.count("Timed beside whole runs of plain guidance.") == 2, "the table's and the scaling's case, kept from before"
     assert (tmp_path / "images" / "cost-cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("timing", "plain", "said"), [(None, False, "whole runs"), (None, True, "their sums"), (measure.TIMING, True, None)])
+def test_page_says_what_was_timed_in_another_way(timing, plain, said):
+    """Oracle: the keys that results of each of the three ways have."""
+    case = _result(waits=0.0)["cases"][0] | ({} if timing is None else {"timing": timing})
+    case["modes"] = {name: mode | ({"plain": 1.0} if plain else {}) for name, mode in case["modes"].items()}
+    words = report.table(case, "cpu")[2]
+    assert words.endswith("GB.") if said is None else said in words
+    assert report.table(case, "cuda")[2].endswith("GB.")
 
 
 def test_page_holds_every_suite_kept(tmp_path):

@@ -363,3 +363,28 @@ def test_blocks_are_kept_as_they_surely_fit(pack):
                 torch.autograd.grad(y.sum(), x)
             assert recompute.block_bytes == 4 * 40_000 and recompute.kept_blocks == 40_000 * kept, budget
             assert recompute.recomputed == 4 - kept
+
+
+def test_attention_counts_in_what_a_block_is_taken_to_keep(pack):
+    """Oracle: counted on paper. Ten products and an attention that saves one tensor want 44 000 bytes; a budget of 43 000 holds no block."""
+    checkpoint = pack.import_("nodes.checkpoint")
+    with torch.inference_mode(False):
+        table = torch.ones(1000)
+
+    class Block(torch.nn.Module):
+        def forward(self, x):
+            for _ in range(10):
+                x = x * table
+            return recompute.attention(None, x, x, x)
+
+    network = torch.nn.ModuleList(Block() for _ in range(3))
+    with torch.inference_mode(False), torch.enable_grad():
+        for budget, kept in ((43_000, 0), (44_000, 1)):
+            recompute = checkpoint.Recompute(lambda func, q, k, v: q * table, block_budget=budget, attention_budget=1e9)
+            x = torch.ones(1000, requires_grad=True)
+            with recompute.over(network):
+                y = x
+                for block in network:
+                    y = block(y)
+                torch.autograd.grad(y.sum(), x)
+            assert recompute.kept_blocks == 44_000 * kept and recompute.recomputed == 3 - kept, budget
