@@ -6,8 +6,8 @@
     python -m benchmarks --memory          memory of the kept results again (it does not vary as times do), and the page
     python -m benchmarks --page            the page again, from the results that are there
 
-Every mode is sampled in turn, in one process. A CUDA machine needs ComfyUI's tree (COMFYUI_PATH), torch, and
-what `python -m benchmarks --imports` lists. `nox -s bench` is the same with an environment.
+Every mode is sampled in turn, in one process; what was measured is kept after every case. A CUDA machine needs ComfyUI's
+tree (COMFYUI_PATH), torch, and what `python -m benchmarks --imports` lists. `nox -s bench` is the same with an environment.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ def _read(path):
     return Path(path).read_text() if Path(path).exists() else ""
 
 
-def run(suite: str, cases, device: str, memory_only: bool = False) -> dict:
-    """The whole suite; models are built once for cases in a row that share one. `memory_only`: a case has its name and `modes` only."""
+def run(suite: str, cases, device: str, memory_only: bool = False, keep=lambda result: None) -> dict:
+    """The whole suite; models are built once for cases in a row that share one. `memory_only`: a case has its name and `modes` only.
+    `keep(result)` is called before the first case and after every one, with what there is so far."""
     pack = host.start(cpu=device == "cpu")
-    about, begin, measured = machine(device), time.perf_counter(), []
+    result = {"suite": suite, "kind": device, "machine": machine(device), "cases": []}
+    keep(result)
     subject = key = None
     with tqdm(total=sum(runs_of(case, device, memory_only) for case in cases), unit="run") as bar:
 
@@ -64,15 +66,19 @@ def run(suite: str, cases, device: str, memory_only: bool = False) -> dict:
             bar.update()
 
         for case in cases:
+            begin = time.perf_counter()
             if key != (case.network, case.dtype):
                 subject = None  # let go of the last one before the next is made
                 _unload()
                 subject, key = build(case.network, pack, getattr(torch, case.dtype)), (case.network, case.dtype)
             if memory_only:
-                measured.append({"name": case.name, "memory_steps": case.memory_steps, "modes": memory_of_case(case, pack, device, subject, progress)})
+                found = {"name": case.name, "memory_steps": case.memory_steps, "modes": memory_of_case(case, pack, device, subject, progress)}
             else:
-                measured.append(run_case(case, pack, device, subject, progress))
-    return {"suite": suite, "kind": device, "machine": about, "minutes": (time.perf_counter() - begin) / 60, "cases": measured}
+                found = run_case(case, pack, device, subject, progress)
+                found["minutes"] = (time.perf_counter() - begin) / 60
+            result["cases"].append(found)
+            keep(result)
+    return result
 
 
 def _unload():
@@ -89,6 +95,7 @@ def main(given=None) -> int:
     parser.add_argument("--memory", action="store_true", help="measure the memory of kept cases again (all, or those of --case) and keep it")
     parser.add_argument("--mode", action="append", help="with --case: only these modes beside plain guidance")
     parser.add_argument("--steps", type=int, help="with --case: so many steps")
+    parser.add_argument("--rounds", type=int, help="with --case: so many rounds")
     parser.add_argument("--out", type=Path, help="a folder for the page, plot and results, in place of the repository's")
     parser.add_argument("--page", action="store_true", help="write the page from kept results, measure nothing")
     parser.add_argument("--imports", action="store_true", help="list the distributions that a machine needs, measure nothing")
@@ -105,29 +112,42 @@ def main(given=None) -> int:
             parser.error(str(error))
         device = "cuda" if given.suite == "cuda" else "cpu"
         path = results / f"{given.suite}.json"
-        kept = json.loads(path.read_text(encoding="utf-8")) if (given.memory or given.keep) and path.exists() else None
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        keeps = given.keep or given.memory or not (given.case or (given.suite == "tiny" and not given.out))  # toys' figures are nobody's
         if given.memory:
-            if kept is None:
+            if before is None:
                 parser.error(f"--memory: no results in {path.parent}: measure the suite first")
-            names = [case["name"] for case in kept["cases"]]
-            result = _with_memory(kept, run(given.suite, [case for case in cases if case.name in names], device, memory_only=True))
-        else:
-            result = run(given.suite, cases, device)
-        print(report.section(result))
-        if given.case and not (given.keep or given.memory):
+            cases = [case for case in cases if case.name in [kept["name"] for kept in before["cases"]]]
+
+        def keep(result):
+            if keeps:
+                merged = _merged(before, result, given)  # refuses before anything is measured
+                results.mkdir(parents=True, exist_ok=True)
+                if result["cases"]:
+                    path.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
+
+        print(report.section(run(given.suite, cases, device, given.memory, keep)))
+        if not keeps:
             return 0
-        if given.suite == "tiny" and not given.out:
-            return 0  # figures of toys are nobody's figures
-        results.mkdir(parents=True, exist_ok=True)
-        if given.keep and kept is not None:
-            result = _replaced(kept, result)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(report.write(results, docs))
     return 0
 
 
+def _merged(kept: dict | None, new: dict, given) -> dict:
+    """The kept results with what is new in them. Raises ValueError where the two do not go together."""
+    if given.memory:
+        return _with_memory(kept, new)
+    if kept is None or (not given.case and _differing(kept, new)):
+        return new  # the first, or a whole suite on another machine
+    return _replaced(kept, new)
+
+
+def _differing(kept: dict, new: dict) -> list[str]:
+    return [key for key in new["machine"] if key != "date" and kept["machine"][key] != new["machine"][key]]
+
+
 def _same_machine(kept: dict, new: dict, option: str):
-    if differing := [key for key in new["machine"] if key != "date" and kept["machine"][key] != new["machine"][key]]:
+    if differing := _differing(kept, new):
         raise ValueError(f"{option}: the kept results have another {', '.join(differing)}: measure the whole suite")
 
 
@@ -151,14 +171,14 @@ def _replaced(kept: dict, new: dict) -> dict:
     cases = {case["name"]: case for case in kept["cases"]} | {case["name"]: case for case in new["cases"]}
     order = [case.name for case in SUITES[kept["suite"]]]
     ordered = sorted((case for case in cases.values() if case["name"] in order), key=lambda case: order.index(case["name"]))
-    return kept | {"machine": new["machine"], "minutes": kept["minutes"] + new["minutes"], "cases": ordered}
+    return kept | {"machine": new["machine"], "cases": ordered}
 
 
 def _chosen(given):
     if given.suite == "cuda" and not torch.cuda.is_available():
         raise ValueError("--suite cuda: PyTorch sees no CUDA device here")
     cases = SUITES[given.suite]
-    if given.memory and (given.keep or given.mode or given.steps or given.suite == "tiny"):
+    if given.memory and (given.keep or given.mode or given.steps or given.rounds or given.suite == "tiny"):
         raise ValueError("--memory goes with --case and --suite alone, and toys keep no results")
     if given.keep and not given.case:
         raise ValueError("--keep goes with --case: a whole suite is always kept")
@@ -175,14 +195,15 @@ def _cut(case, given):
 
     from .suites import CFG, MODES
 
-    if (given.mode or given.steps) and (given.keep or not given.case):
-        raise ValueError("--mode and --steps go with --case and not with --keep: a kept table has them all")
+    if (given.mode or given.steps or given.rounds) and (given.keep or not given.case):
+        raise ValueError("--mode, --steps and --rounds go with --case and not with --keep: a kept table has them all")
     if unknown := set(given.mode or ()) - MODES.keys():
         raise ValueError(f"--mode: no {', '.join(sorted(unknown))}, there is {', '.join(MODES)}")
-    if given.steps is not None and given.steps < 1:
-        raise ValueError(f"--steps must be 1 or more, got {given.steps}")
+    for name in ("steps", "rounds"):
+        if (number := getattr(given, name)) is not None and number < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {number}")
     modes = case.modes if not given.mode else (CFG, *(name for name in MODES if name in given.mode and name != CFG))
-    return replace(case, modes=modes, steps=given.steps or case.steps)
+    return replace(case, modes=modes, steps=given.steps or case.steps, rounds=given.rounds or case.rounds)
 
 
 if __name__ == "__main__":

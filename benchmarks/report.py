@@ -64,9 +64,10 @@ def write(results: Path, docs: Path) -> str:
 def section(result: dict) -> str:
     """One suite: the machine, then a table for each model."""
     about = result["machine"]
+    minutes = sum(case.get("minutes", 0) for case in result["cases"])
     threads = f", {about['threads']} threads" if result["kind"] == "cpu" else ""
     lines = [f"## {about['device']}{threads}", ""]
-    lines += [f"torch {about['torch']}, ComfyUI {about['comfyui']}, Python {about['python']}, {about['date']}; {result['minutes']:.0f} minutes.", ""]
+    lines += [f"torch {about['torch']}, ComfyUI {about['comfyui']}, Python {about['python']}, {about['date']}; {minutes:.0f} minutes.", ""]
     for case in result["cases"]:
         if not case["axis"]:
             lines += [*table(case, result["kind"]), ""]

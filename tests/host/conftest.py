@@ -3,6 +3,7 @@
 COMFYUI_PATH           a ComfyUI checkout (default: a fixed one is fetched, see setup_host.py)
 REG_TEST_ATTENTION     `pytorch` for scaled_dot_product_attention, what most users run; anything else: sub-quadratic,
                        what a CPU host takes by itself
+REG_TEST_DEVICE        `cuda` for test_cuda.py on a GPU, which is all that runs then; anything else: the CPU
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from .setup_host import REPO, host_path
 from .site import sitecustomize  # noqa: F401  (makes torchvision importable)
 
 HERE = Path(__file__).resolve().parent
+ON_CUDA = os.environ.get("REG_TEST_DEVICE") == "cuda"
 
 
 def _prepare() -> Path:
@@ -40,7 +42,9 @@ def _prepare() -> Path:
     atexit.register(shutil.rmtree, base, ignore_errors=True)
     for name in ("custom_nodes", "input", "models", "output", "temp", "user"):
         (base / name).mkdir()
-    argv = ["x", "--cpu", "--base-directory", str(base), "--disable-api-nodes"]
+    argv = ["x", "--base-directory", str(base), "--disable-api-nodes"]
+    if not ON_CUDA:
+        argv.append("--cpu")
     if os.environ.get("REG_TEST_ATTENTION") == "pytorch":
         argv.append("--use-pytorch-cross-attention")
 
@@ -65,6 +69,9 @@ if os.environ.get("REG_TEST_ATTENTION") == "pytorch":
         f"test_{name}.py"
         for name in ("benchmark", "demo_nodes", "evaluation", "evaluation_score", "help", "locales", "plots", "presets", "sweep", "tiny", "workflow")
     ]
+
+if ON_CUDA:  # the others build tensors on the CPU, or play a GPU through there
+    collect_ignore = [path.name for path in HERE.glob("test_*.py") if path.name != "test_cuda.py"]
 
 import torch  # noqa: E402
 

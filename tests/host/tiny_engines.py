@@ -33,7 +33,7 @@ def products(pack, t, positive=None, negative=None) -> Products:
         branches = host.ModelBranches(guider.inner_model, [guider.conds["positive"], guider.conds["negative"]], options)
         alpha, s = host.alpha_and_s(guider.inner_model.model_sampling, sigma, x)
         g = torch.Generator().manual_seed(1)
-        u, v = (torch.randn(x.shape, generator=g) for _ in range(2))
+        u, v = (torch.randn(x.shape, generator=g).to(x.device) for _ in range(2))
         with branches.differentiable("reverse"):
             d_reverse, jt_u = jacobian.reverse(branches.cond, x, sigma, alpha, u)
         with branches.differentiable("forward"):
