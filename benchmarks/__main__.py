@@ -90,7 +90,7 @@ def _unload():
 def main(given=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--case", action="append", help="only this case of the suite (may be given again); prints, keeps nothing")
+    parser.add_argument("--case", action="append", help="only this case of the suite (may be given again); keeps nothing")
     parser.add_argument("--keep", action="store_true", help="with --case: put it in the place of the same case in the kept results")
     parser.add_argument("--memory", action="store_true", help="measure the memory of kept cases again (all, or those of --case) and keep it")
     parser.add_argument("--mode", action="append", help="with --case: only these modes beside plain guidance")
@@ -120,13 +120,15 @@ def main(given=None) -> int:
             cases = [case for case in cases if case.name in [kept["name"] for kept in before["cases"]]]
 
         def keep(result):
+            if result["cases"] and not given.memory:
+                tqdm.write("\n".join(report.table(result["cases"][-1], device)) + "\n")
             if keeps:
                 merged = _merged(before, result, given)  # refuses before anything is measured
                 results.mkdir(parents=True, exist_ok=True)
                 if result["cases"]:
                     path.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
 
-        print(report.section(run(given.suite, cases, device, given.memory, keep)))
+        run(given.suite, cases, device, given.memory, keep)
         if not keeps:
             return 0
     print(report.write(results, docs))

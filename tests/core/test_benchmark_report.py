@@ -196,6 +196,7 @@ def test_an_interrupted_suite_keeps_what_it_measured(tmp_path, monkeypatch):
         monkeypatch.setattr(command, "_unload", lambda: None)
         monkeypatch.setattr(command, "machine", lambda kind, device=device: {"device": device})
         monkeypatch.setattr(command.host, "start", lambda cpu: None)
+        monkeypatch.setattr(command.report, "table", lambda case, kind: [case["name"]])
         path.write_text(json.dumps(earlier))
         with pytest.raises(RuntimeError, match="out of memory"):
             command.main(["--suite", "tiny", "--out", str(tmp_path)])
