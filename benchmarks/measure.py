@@ -15,9 +15,19 @@ PLAIN_STEPS = 8  # of plain guidance beside itself, which is the same at every s
 
 
 def runs_of(case: Case, device: str, memory_only: bool = False) -> int:
-    """Sampling runs in `run_case`: one for memory, on CUDA one to profile, and the timed ones, there with a second plain run each."""
-    on_cuda = device == "cuda"
-    return len(case.modes) * (1 if memory_only else 1 + on_cuda + case.rounds) + (on_cuda and not memory_only) * case.rounds
+    """Sampling runs in `run_case`: one for memory, the timed ones, and on CUDA one to profile where that tells something."""
+    if memory_only:
+        return len(case.modes)
+    return len(case.modes) * (1 + case.rounds) + len(_profiled(case, device))
+
+
+def _profiled(case: Case, device: str) -> list[str]:
+    """Modes whose time outside of model calls takes a run of its own: on CUDA, where the host must wait at each edge of them."""
+    return [name for name in case.modes if not _is_reverse(MODES[name])] if device == "cuda" else []
+
+
+def _is_reverse(mode) -> bool:
+    return (mode.inputs or {}).get("engine") == "reverse"
 
 
 class Bench:
@@ -46,6 +56,7 @@ class Bench:
             watch = self.sampled(name, steps, memory=CpuMemory() if self.device == "cpu" else CudaMemory(), count=True)
             waits = None if watch.waits is None else watch.waits / steps
             found[name] = {"activations": watch.peak, "peak": watch.whole, "reads": watch.reads / steps, "waits": waits, "cleared": watch.cleared}
+            found[name]["waits_at"] = watch.waits_at
         base = found[CFG]
         return {name: _against_plain(own, base, MODES[name], self.case.compared, self.device) for name, own in found.items()}
 
@@ -61,19 +72,19 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
     memory = bench.memory()
     found = {name: {"title": MODES[name].title, "own": [], "plain": []} for name in case.modes}
     for i in range(case.rounds):
-        for name, (own, plain, rows, calls) in (_beside_steps if device == "cpu" else _beside_runs)(bench, i).items():
+        for name, (own, plain, rows, calls) in _round(bench, i).items():
             found[name]["own"].append(own)
             found[name]["plain"].append(plain)
             found[name] |= {"rows": rows, "calls": calls}
-    profiled = {name: bench.sampled(name, case.steps, profile=True).own.per(case.steps) for name in (case.modes if device == "cuda" else ())}
+    profiled = {name: bench.sampled(name, case.steps, profile=True).own.per(case.steps) for name in _profiled(case, device)}
     for name, own in profiled.items():
         found[name]["profiled"] = own, profiled[CFG]
     modes = {name: _timed(found[name], MODES[name]) | memory[name] | {"notes": bench.notes[name]} for name in case.modes}
     return _description(case, bench.subject) | {"timing": TIMING, "modes": modes}
 
 
-def _beside_steps(bench: Bench, i: int) -> dict:
-    """A round on the CPU, whose speed drifts within a minute: after every step or two of a mode the plain one is timed.
+def _round(bench: Bench, i: int) -> dict:
+    """Machines drift within a minute: after every step or two of a mode the plain one is timed.
     {mode: (own and plain Times of a step, rows and calls of a step)}."""
     found = {}
     for name in bench.case.modes[:: -1 if i % 2 else 1]:
@@ -81,16 +92,6 @@ def _beside_steps(bench: Bench, i: int) -> dict:
         watch = bench.sampled(name, steps, beside=beside)
         found[name] = watch.own.per(steps), watch.plain.per(steps), watch.rows / bench.case.batch / steps, watch.calls / steps
     return found
-
-
-def _beside_runs(bench: Bench, i: int) -> dict:
-    """A round on CUDA, where the host runs ahead of the device and must not be made to wait: whole runs, back and forth
-    through the modes, plain at both ends, whose mean counts. Gives what `_beside_steps` does."""
-    steps, others = bench.case.steps, [name for name in bench.case.modes if name != CFG]
-    first, *runs, last = ((name, bench.sampled(name, steps)) for name in (CFG, *others[:: -1 if i % 2 else 1], CFG))
-    plain = (first[1].own + last[1].own).per(2 * steps)
-    found = {name: (watch.own.per(steps), plain, watch.rows / bench.case.batch / steps, watch.calls / steps) for name, watch in (first, *runs)}
-    return found | {CFG: (plain, plain, *found[CFG][2:])}
 
 
 def sample(case: Case, subject, model, steps: int) -> torch.Tensor:
@@ -172,5 +173,5 @@ def _timed(found: dict, mode) -> dict:
         "processor": ratios("processor"),  # tells less of the machine's other work, and nothing of a GPU
         "rows": found["rows"],
         "calls": found["calls"],
-        "outside": None if (mode.inputs or {}).get("engine") == "reverse" else outside / step,
+        "outside": None if _is_reverse(mode) else outside / step,
     }

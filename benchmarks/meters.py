@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -80,7 +81,7 @@ class HostReads(TorchFunctionMode):
 
 
 class CudaWaits:
-    """Counts the synchronising calls that CUDA itself reports, copies to the host included."""
+    """Counts the synchronising calls that CUDA itself reports, copies to the host included: `count`, and `where` {file:line: so many}."""
 
     def __enter__(self):
         self._before = torch.cuda.get_sync_debug_mode()
@@ -93,7 +94,8 @@ class CudaWaits:
     def __exit__(self, *error):
         torch.cuda.set_sync_debug_mode(self._before)
         self._caught.__exit__(*error)
-        self.count = sum("synchroniz" in str(w.message) for w in self._messages)
+        found = [f"{Path(w.filename).name}:{w.lineno}" for w in self._messages if "synchroniz" in str(w.message)]
+        self.count, self.where = len(found), {place: found.count(place) for place in sorted(set(found))}
 
 
 @dataclass
@@ -152,7 +154,8 @@ class Stopwatch:
     """Wrappers on a MODEL: the sampler's loop in `own` Times, calls and rows of the model. One sampling run each.
 
     `beside` n: after every n-th prediction the plain one of the same latent is made as well, and thrown away; `plain` is what
-    the loop would have taken with these alone.
+    the loop would have taken with these alone. On CUDA predictions are timed by marks in the stream, so that the host may
+    run ahead as it does without us.
     """
 
     KEY = "bench"
@@ -166,9 +169,8 @@ class Stopwatch:
         self.beside = beside
         self.own = self.plain = None
         self.calls = self.rows = 0
-        self.peak = self.whole = self.reads = self.waits = self.cleared = None
-        self._steps = Beside()
-        self._predicting = Times()  # predictions of either kind
+        self.peak = self.whole = self.reads = self.waits = self.waits_at = self.cleared = None
+        self._steps = []  # (rows, what gives its Times, what gives those of the plain one or None)
         self._inside = 0.0  # seconds in the model
         self._aside = False  # in a plain prediction now
 
@@ -198,6 +200,17 @@ class Stopwatch:
         end, busy = self._now()
         return result, Times(end - wall, busy - processor, end - wall - (self._inside - inside))
 
+    def _marked(self, call) -> tuple:
+        """(what `call` gives, a function that gives its Times once the run is over)."""
+        if self.device != "cuda":
+            result, times = self._timed(call)
+            return result, lambda: times
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        result = call()
+        end.record()
+        return result, functools.partial(_between, begin, end)
+
     def _sampler(self, executor, *args, **kwargs):
         with contextlib.ExitStack() as stack:
             if self.count:
@@ -208,27 +221,31 @@ class Stopwatch:
                 stack.enter_context(self.memory)
             result, self.own = self._timed(lambda: executor(*args, **kwargs))
         if self.beside:
-            itself = Times(self.own.wall - self._predicting.wall, self.own.processor - self._predicting.processor)  # the sampler, once for both
-            self.own, self.plain = (times + itself for times in self._steps.totals())
+            steps = [(rows, own(), plain and plain()) for rows, own, plain in self._steps]
+            predicting = sum((times for _, *both in steps for times in both if times), Times())
+            itself = Times(self.own.wall - predicting.wall, self.own.processor - predicting.processor)  # the sampler, once for both
+            beside = Beside()
+            for step in steps:
+                beside.add(*step)
+            self.own, self.plain = (times + itself for times in beside.totals())
         if self.memory is not None:
             self.peak, self.whole = self.memory.peak, self.memory.whole(self.weights)
         if self.count:
             self.reads, self.cleared = reads.count, cleared.call_count
-            self.waits = None if waits is None else waits.count
+            if waits is not None:
+                self.waits, self.waits_at = waits.count, waits.where
         return result
 
     def _predict_noise(self, executor, *args, **kwargs):
         rows, plain = self.rows, None
-        result, own = self._timed(lambda: executor(*args, **kwargs))
-        self._predicting += own
-        if (len(self._steps.own) + 1) % self.beside == 0:
+        result, own = self._marked(lambda: executor(*args, **kwargs))
+        if (len(self._steps) + 1) % self.beside == 0:
             self._aside = True
             try:
-                _, plain = self._timed(lambda: executor.class_obj.predict_noise(*args, **kwargs))  # the guider's own, within no wrapper
+                _, plain = self._marked(lambda: executor.class_obj.predict_noise(*args, **kwargs))  # the guider's own, within no wrapper
             finally:
                 self._aside = False
-            self._predicting += plain
-        self._steps.add(self.rows - rows, own, plain)
+        self._steps.append((self.rows - rows, own, plain))
         return result
 
     def _apply_model(self, executor, x, *args, **kwargs):
@@ -240,3 +257,9 @@ class Stopwatch:
             return executor(x, *args, **kwargs)
         finally:
             self._inside += self._now(self.profile)[0] - begin
+
+
+def _between(begin, end) -> Times:
+    """Times between two marks in a stream; processor time is not known there."""
+    seconds = begin.elapsed_time(end) / 1e3
+    return Times(seconds, seconds)

@@ -20,9 +20,9 @@ Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as
 - **One process, modes in turn.** Every mode is a whole sampling run of ComfyUI's own (KSampler's call, in inference mode, with the pack
   loaded), same model, noise, sampler and steps, in rounds back and forth through the modes. Told is the **median** of the rounds' ratios
   (lowest to highest).
-- **On a CPU**, whose speed drifts within a minute, plain guidance is timed within the same run, after every first, second or fourth
-  step, of the same latent; of predictions of as many rows the median counts, each as a ratio to the plain one next to it. What plain
-  guidance takes beside itself is the noise. **On CUDA** plain runs stand at both ends of every round.
+- **Beside plain guidance.** Machines drift within a minute, so plain guidance is timed within the same run, after every first, second
+  or fourth step, of the same latent; of predictions of as many rows the median counts, each as a ratio to the plain one next to it.
+  What plain guidance takes beside itself is the noise. On CUDA predictions are timed by marks in the stream: nothing waits for them.
 - **Time** is the sampler's loop by the clock on the wall, loading left out. **Processor** is the same ratio in processor
   time: where the two differ, other work ran on the machine.
 - **Peak memory** is of the weights and all that comes on top during the run; *activations* is what comes on top. It has a run of its own,

@@ -63,7 +63,7 @@ class Case:
     scheduler: str = "karras"
     dtype: str = "float32"
     memory_steps: int = 2  # of the run that measures memory, from the first noise level to the last: probes, a reuse, a skip
-    beside: int = 1  # on a CPU plain guidance is timed after every so many steps; it must divide them
+    beside: int = 1  # plain guidance is timed after every so many steps; it must divide them
     compared: bool = True  # with the ratios to reach, which are those to two rows of one model
     axis: str = ""  # part of the plot over this
 
@@ -101,20 +101,21 @@ CPU = (
 )
 
 
-def _cuda(name, title, network, pixels, batch, modes=ALL):
-    size = f"{pixels}x{pixels} pixels, batch {batch}, fp16"
-    return Case(f"{name}_{pixels}_b{batch}", f"{title}, {size}", network, _latent(pixels), modes, batch, steps=20, rounds=5, dtype="float16", memory_steps=8)
+def _cuda(name, title, network, pixels, batch, modes=CONSTANT, **more):
+    title = f"{title}, {pixels}x{pixels} pixels, batch {batch}, fp16"
+    steps = dict(steps=20, beside=4, memory_steps=6, cfg=5.0) if modes is ADAPTIVE else dict(steps=8, beside=2, memory_steps=3)
+    return Case(f"{name}_{pixels}_b{batch}", title, network, _latent(pixels), modes, batch, dtype="float16", **steps | more)
 
 
 CUDA = (
+    _cuda("sd15_v", "SD1.5, v", "sd15_v", 512, 1, ADAPTIVE),
+    _cuda("sd15_v", "SD1.5, v", "sd15_v", 512, 5, ADAPTIVE),
     _cuda("sd15_eps", "SD1.5, eps", "sd15", 512, 1),
     _cuda("sd15_eps", "SD1.5, eps", "sd15", 512, 5),
-    _cuda("sd15_v", "SD1.5, v", "sd15_v", 512, 1, USUAL),
-    _cuda("sd21_v", "SD2.1, v", "sd21_v", 768, 1),
     _cuda("sd21_v", "SD2.1, v", "sd21_v", 768, 5),
+    _cuda("sdxl_v", "SDXL, v", "sdxl_v", 1024, 1, ADAPTIVE),
     _cuda("sdxl_eps", "SDXL, eps", "sdxl", 1024, 1),
-    _cuda("sdxl_eps", "SDXL, eps", "sdxl", 1024, 5),
-    _cuda("sdxl_v", "SDXL, v", "sdxl_v", 1024, 1, USUAL),
+    _cuda("sdxl_eps", "SDXL, eps", "sdxl", 1024, 5, rounds=2),
 )
 
 
@@ -128,15 +129,16 @@ def _scaling(network, sizes, batches, steps, size, rounds, **more):
 
 # The small variant (77 M) has SD1.5's layers at 96 channels in place of 320.
 CPU_SCALING = _scaling("sd15_small_v", (128, 256, 384), (1, 2, 4, 8), (4, 8, 16, 32), 128, rounds=2)
-CUDA_SCALING = _scaling("sd15_v", (256, 512, 768, 1024, 1536), (1, 2, 4, 8, 16), (2, 4, 8, 16, 32, 64), 512, rounds=3, dtype="float16")
+CUDA_SCALING = _scaling("sd15_v", (256, 512, 1024, 1536), (1, 2, 4, 8, 16), (4, 8, 16, 32), 512, rounds=2, dtype="float16", beside=2)
 
 # The CUDA suite's path on a CPU, in seconds: so that it cannot rot where there is no GPU.
-_SHRUNK = dict(size=(4, 8, 8), steps=2, rounds=1, dtype="float32", memory_steps=2)
+_SHRUNK = dict(size=(4, 8, 8), steps=2, rounds=1, dtype="float32", memory_steps=2, beside=1)
 _FEW = (CFG, "default", "reverse_checkpoint")
+_CUDA = {case.name: case for case in CUDA}
 TINY = (
-    replace(CUDA[0], network="tiny_sd15", name="tiny_eps", title="tiny SD1.5, eps", **_SHRUNK),
-    replace(CUDA[3], network="tiny_sd21_v", name="tiny_v", title="tiny SD2.1, v", modes=_FEW, **_SHRUNK),
-    replace(CUDA[6], network="tiny_sdxl", name="tiny_sdxl", title="tiny SDXL, batch 5", modes=_FEW, **_SHRUNK),
+    replace(_CUDA["sd15_eps_512_b1"], network="tiny_sd15", name="tiny_eps", title="tiny SD1.5, eps", modes=ALL, **_SHRUNK),
+    replace(_CUDA["sd21_v_768_b5"], network="tiny_sd21_v", name="tiny_v", title="tiny SD2.1, v", modes=_FEW, **_SHRUNK),
+    replace(_CUDA["sdxl_eps_1024_b5"], network="tiny_sdxl", name="tiny_sdxl", title="tiny SDXL, batch 5", modes=_FEW, **_SHRUNK),
     replace(_DIGITS, name="tiny_digits", title="digits", batch=4, steps=12, rounds=2, modes=USUAL, memory_steps=12),
     replace(
         _DIGITS,

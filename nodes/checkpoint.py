@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from .thaw import private_copy
+
 IN_PLACE = "modified by an inplace operation"  # as PyTorch words it
 BLOCK_KEEPS = 16.0  # times the size of its arguments: what a block is taken to keep, until one was seen
 VERIFIED = 1e-2  # relative difference between a block's first and second pass; kernels may sum in another order
@@ -23,7 +25,7 @@ class Recompute:
     """One differentiated pass. Holds state of that pass only; `attention` stands in for the host's attention.
 
     `weights`: addresses of storages that are never dropped. `copies`: copy what may be written to in place.
-    `block_budget`, `attention_budget`: bytes that whole blocks and attention may keep. `tick` is called once a block
+    `block_budget`, `attention_budget`: bytes that whole blocks and attention may keep, the arguments of all blocks among them. `tick` is called once a block
     and may raise. `verify`: compare the second pass of every block with its first.
     Afterwards `block_bytes` and `attention_bytes` are what a pass without recomputation would have kept in blocks.
     """
@@ -32,7 +34,7 @@ class Recompute:
         self._attention = attention
         self.weights, self.copies, self.verify, self.tick = weights, copies, verify, tick
         self.block_budget, self.attention_budget = block_budget, attention_budget
-        self.block_bytes = self.attention_bytes = self.kept_blocks = self.kept_attention = 0
+        self.block_bytes = self.attention_bytes = self.kept_blocks = self.kept_attention = self.arguments = 0
         self.recomputed = 0
         self._keeps = 0.0  # the most that a block kept, in terms of its arguments
         self._segment = None  # the block that runs now
@@ -86,11 +88,11 @@ class Recompute:
         return tensor.untyped_storage().data_ptr() in self.weights
 
     def kept(self, tensor):
-        return _Kept(tensor.detach().clone() if self.copies else tensor.detach())
+        return _Kept(private_copy(tensor.detach()) if self.copies else tensor.detach())
 
     def room_for(self, size: int) -> bool:
         """Whether a block with arguments of `size` bytes may keep everything: as many do as surely fit."""
-        return self.kept_blocks + (self._keeps or BLOCK_KEEPS) * size <= self.block_budget
+        return self.arguments + self.kept_blocks + (self._keeps or BLOCK_KEEPS) * size <= self.block_budget
 
     def saw(self, size: int, kept: int) -> None:
         """A block with arguments of `size` bytes wanted to keep so many."""
@@ -148,6 +150,7 @@ class _Segment:
         self.versions = [(t, t._version) for t in _tensors([*self.args, *self.kwargs.values()])]
         self.size, self.wanted = sum(_bytes(t) for t, _ in self.versions if t.requires_grad), 0
         self.whole = owner.room_for(self.size)
+        owner.arguments += self.size
         self.places, self.values = [], weakref.WeakKeyDictionary()
         self.stash = []  # of attention calls: (result, whether it has a gradient), or None where it is computed again
         self.replayed = None  # in the second pass: how many attention calls were met
@@ -225,7 +228,7 @@ class _Segment:
             result, needs_grad = entry
             # Blocks may write to it, and PyTorch forbids that on a leaf.
             return result.get().requires_grad_().clone() if needs_grad else result.get().clone()
-        if self.whole or owner.kept_attention >= owner.attention_budget:
+        if self.whole or owner.arguments + owner.kept_attention >= owner.attention_budget:
             before = owner.block_bytes
             result = run()
             owner.attention_bytes += owner.block_bytes - before

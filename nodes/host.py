@@ -149,6 +149,7 @@ class ModelBranches(Branches):
         count = 1 if x is None else len(x[rows]) if rows else len(x)
         with ExitStack() as stack:
             stack.enter_context(_training_kernels())
+            stack.enter_context(_no_offload_streams())
             if engine == "reverse":
                 stack.enter_context(torch.inference_mode(False))
                 positive = [thawed_cond(c if rows is None else rows_of(c, rows)) for c in positive]
@@ -174,6 +175,8 @@ class ModelBranches(Branches):
         size = sum(p.nbytes for p in network.parameters())
         device = next(network.parameters()).device if x is None else x.device
         required = 0.0 if x is None else self.memory_required(x) * count / len(x)
+        if getattr(self.model.current_patcher, "is_dynamic", bool)():
+            self.bounds.copies = True  # the pages of its weights are taken back when a layer has run
         plan = self.bounds.plan(self.free_memory(x if x is not None else next(network.parameters())), required, size, self._casts(device), count)
         if not plan.recompute:
             return None
@@ -242,10 +245,11 @@ def _shifted_rows(step, previous):
 
 def alpha_and_s(sampling, sigma, x):
     """alpha and s [B] of x = alpha x0 + s noise, from the sampling class's own `noise_scaling`: any prediction type."""
-    sigma = sigma.reshape(-1).expand(x.shape[0]).to(torch.promote_types(x.dtype, torch.float32))
-    zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)  # noise_scaling adds in place: fresh tensors each
-    alpha = sampling.noise_scaling(sigma, zero.clone(), one.clone())
-    return alpha.reshape(-1).expand(x.shape[0]), sampling.noise_scaling(sigma, one.clone(), zero.clone()).reshape(-1).expand(x.shape[0])
+    count = x.shape[0]
+    sigma = sigma.reshape(-1).expand(count).to(torch.promote_types(x.dtype, torch.float32)).repeat(2)
+    latent = torch.zeros_like(sigma)  # fresh: noise_scaling adds in place
+    latent[:count] = 1
+    return sampling.noise_scaling(sigma, 1 - latent, latent).reshape(-1).expand(2 * count).split(count)
 
 
 def quiet(model_options, dropped):
@@ -274,6 +278,18 @@ def _training_kernels():
         yield
     finally:
         management.in_training = before
+
+
+@contextmanager
+def _no_offload_streams():
+    """Weights left in main memory come to the device on the stream that computes. On streams of its own ComfyUI takes their
+    memory back once a layer has run, and a backward pass reads them after that (seen as wrong products on CUDA)."""
+    management = comfy.model_management
+    before, management.NUM_STREAMS = getattr(management, "NUM_STREAMS", 0), 0
+    try:
+        yield
+    finally:
+        management.NUM_STREAMS = before
 
 
 def percent_of(sampling, sigma: float) -> float:

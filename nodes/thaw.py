@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import torch
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+PADDING = 16  # elements that PyTorch may append to a row of a mask, and one more than it ever does
 
 
 @contextmanager
@@ -51,9 +52,21 @@ def private_saved_tensors(storages):
     """
 
     def pack(tensor):
-        return tensor if type(tensor) not in PLAIN or tensor.untyped_storage().data_ptr() in storages else tensor.clone()
+        return tensor if type(tensor) not in PLAIN or tensor.untyped_storage().data_ptr() in storages else private_copy(tensor)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+
+
+def private_copy(tensor):
+    """A copy, laid out as the tensor is where rows are padded or elements repeated: on CUDA attention's backward pass counts
+    on rows of a mask that start aligned, and a mask expanded over heads need not grow by it."""
+    if tensor.ndim < 2 or tensor.is_contiguous() or tensor.numel() == 0:
+        return tensor.clone()
+    span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    padded = tensor.stride(-1) == 1 and 0 < tensor.stride(-2) - tensor.shape[-1] < PADDING
+    if span >= tensor.numel() and not padded:
+        return tensor.clone()
+    return tensor.as_strided((span,), (1,)).clone().as_strided(tensor.shape, tensor.stride())
 
 
 def thawed_cond(cond):

@@ -34,6 +34,7 @@ class Calibration:
     latent: str = ""
     model: str = ""
     notes: dict = field(default_factory=dict)
+    _copies: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         k = len(self.sigma)
@@ -54,7 +55,7 @@ class Calibration:
 
     def __call__(self, sigma_ve: Tensor) -> Tensor:
         """c at sigma_ve [B]: [B], or [B, C]. Linear in log sigma; below the table its first value, above it odds fall as 1/sigma^2."""
-        grid, table = (t.to(sigma_ve.device, torch.promote_types(sigma_ve.dtype, torch.float32)) for t in (self.sigma, self.factor))
+        grid, table = self._at(sigma_ve.device, torch.promote_types(sigma_ve.dtype, torch.float32))
         inside = sigma_ve.to(grid.dtype).clamp(grid[0], grid[-1])
         if len(grid) == 1:
             value = table[torch.zeros_like(inside, dtype=torch.long)]
@@ -66,6 +67,12 @@ class Calibration:
         beyond = (sigma_ve.to(grid.dtype) / grid[-1]).clamp_min(1).square().reshape(-1, *(1,) * (table.ndim - 1))
         fallen = value / (value + (1 - value) * beyond)
         return torch.where((value > 0) & (value < 1), fallen, value / beyond)
+
+    def _at(self, device, dtype) -> tuple[Tensor, Tensor]:
+        """Grid and table there; each place is copied to once, since a copy to a GPU waits for it."""
+        if (device, dtype) not in self._copies:
+            self._copies[device, dtype] = self.sigma.to(device, dtype), self.factor.to(device, dtype)
+        return self._copies[device, dtype]
 
     def check(self, prediction: str, latent: str, channels: int) -> None:
         """Raises ValueError unless the table was measured on this kind of model."""

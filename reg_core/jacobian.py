@@ -52,9 +52,11 @@ def reverse(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, cotange
 
 def forward(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
     """J v by one pass with dual numbers. Attention is our own (dual.py); what evades it falls back to PyTorch's math
-    kernel, the only one with a tangent, of quadratic memory."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), DualLayers():
-        denoised, product = torch.func.jvp(lambda z: denoiser(z, sigma), (x,), (tangent.to(x.dtype),))
+    kernel, the only one with a tangent, of quadratic memory. Works inside `torch.inference_mode()`, also where PyTorch
+    (before 2.12 or 2.13) gives tangents of zero there."""
+    with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), DualLayers():
+        x, sigma, tangent = x.clone(), sigma.clone(), tangent.to(x.dtype, copy=True)
+        denoised, product = torch.func.jvp(lambda z: denoiser(z, sigma), (x,), (tangent,))
     return denoised, expand(alpha, product) * product
 
 

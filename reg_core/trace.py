@@ -211,7 +211,7 @@ class Trace:
 def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight, bad: Tensor, moved=None, error=None) -> Tensor:
     """The numbers of one row as one tensor on the device, in the order of `NUMBERS`. `weight`: w = cfg - 1 in force."""
     wide = torch.float32 if v.dtype != torch.float64 else torch.float64
-    weight = torch.as_tensor(weight, dtype=wide, device=v.device).abs().mean()
+    weight = weight.to(v.device, wide).abs().mean() if isinstance(weight, Tensor) else abs(weight)  # a number stays on the host: no wait
 
     def rms(t: Tensor) -> Tensor:
         return torch.linalg.vector_norm(t.to(wide)) / t.numel() ** 0.5 * weight
@@ -221,7 +221,8 @@ def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight,
     ranked = flat[:: -(-len(flat) // SAMPLE)].sort().values
     low, high = (ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
     parts = [sigma.to(wide).max(), rms(v), rms(rectified), factor.mean(), factor.min(), factor.max(), bad.sum().to(wide), low, high]
-    parts += [torch.full_like(low, math.nan) if number is None else number.to(wide) for number in (moved, error)]
+    missing = low * math.nan if moved is None or error is None else None
+    parts += [missing if number is None else number.to(wide) for number in (moved, error)]
     return torch.stack(parts)
 
 

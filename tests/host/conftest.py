@@ -3,7 +3,8 @@
 COMFYUI_PATH           a ComfyUI checkout (default: a fixed one is fetched, see setup_host.py)
 REG_TEST_ATTENTION     `pytorch` for scaled_dot_product_attention, what most users run; anything else: sub-quadratic,
                        what a CPU host takes by itself
-REG_TEST_DEVICE        `cuda` for test_cuda.py on a GPU, which is all that runs then; anything else: the CPU
+REG_TEST_DEVICE        `cuda` for test_cuda.py on a GPU, which is all that runs then, `cuda-dynamic` with dynamic VRAM (a ComfyUI that
+                       has it, and comfy-aimdo); anything else: the CPU
 """
 
 import asyncio
@@ -23,7 +24,8 @@ from .setup_host import REPO, host_path
 from .site import sitecustomize  # noqa: F401  (makes torchvision importable)
 
 HERE = Path(__file__).resolve().parent
-ON_CUDA = os.environ.get("REG_TEST_DEVICE") == "cuda"
+ON_CUDA = os.environ.get("REG_TEST_DEVICE", "").startswith("cuda")
+DYNAMIC = os.environ.get("REG_TEST_DEVICE") == "cuda-dynamic"
 
 
 def _prepare() -> Path:
@@ -48,6 +50,10 @@ def _prepare() -> Path:
     if os.environ.get("REG_TEST_ATTENTION") == "pytorch":
         argv.append("--use-pytorch-cross-attention")
 
+    if DYNAMIC:  # before torch, as ComfyUI's main.py does
+        import comfy_aimdo.control
+
+        comfy_aimdo.control.init()
     pytest_argv, sys.argv = sys.argv, argv
     try:
         import comfy.options
@@ -56,6 +62,13 @@ def _prepare() -> Path:
         import comfy.cli_args
     finally:
         sys.argv = pytest_argv
+    if DYNAMIC:
+        import comfy.memory_management
+        import comfy.model_management
+
+        if not comfy_aimdo.control.init_devices([comfy.model_management.get_torch_device().index or 0]):
+            raise RuntimeError("REG_TEST_DEVICE=cuda-dynamic: comfy-aimdo does not work here")
+        comfy.memory_management.aimdo_enabled = True
     if not Path(comfy.cli_args.__file__).is_relative_to(host):
         raise RuntimeError(f"comfy was imported from {comfy.cli_args.__file__}, not from {host}")
     return base

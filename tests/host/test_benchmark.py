@@ -88,13 +88,39 @@ def test_cuda_path_without_cuda(pack, monkeypatch):
     for name in ("synchronize", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
-    case = dataclasses.replace(TINY[0], modes=(CFG, "schedule"))
+
+    class Event:
+        """Marks on a clock made up here: it goes on by a second a row of the model."""
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock[0]
+
+        def elapsed_time(self, end):
+            return 1e3 * (end.at - self.at)
+
+    clock = [0.0]
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: clock[0])
+    apply_model = meters.Stopwatch._apply_model
+
+    def counted(self, executor, x, *args, **kwargs):
+        clock[0] += len(x)
+        return apply_model(self, executor, x, *args, **kwargs)
+
+    monkeypatch.setattr(meters.Stopwatch, "_apply_model", counted)
+    case = dataclasses.replace(TINY[0], modes=(CFG, "schedule", "every_call", "reverse_resident"))
     titles = []
     found = measure.run_case(case, pack, "cuda", progress=titles.append)
-    assert len(titles) == measure.runs_of(case, "cuda") == 2 * (1 + 1 + case.rounds) + case.rounds
-    for mode in found["modes"].values():
+    assert len(titles) == measure.runs_of(case, "cuda") == 4 * (1 + case.rounds) + 3
+    times = {name: mode["time"]["median"] for name, mode in found["modes"].items()}
+    assert times == pytest.approx({"cfg": 1, "schedule": 1, "every_call": 1.5, "reverse_resident": times["reverse_resident"]})
+    for name, mode in found["modes"].items():
+        assert (mode["outside"] is None) == (name == "reverse_resident")
         assert mode["activations"] == 750 and mode["peak"] == 1750
-        assert mode["waits"] == 0 and mode["cleared"] == 0 and mode["outside"] is not None
+        assert mode["waits"] == 0 and mode["waits_at"] == {} and mode["cleared"] == 0
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("sd15", 859_520_964), ("sd21_v", 865_910_724), ("sdxl", 2_567_463_684)])

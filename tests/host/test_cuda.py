@@ -2,11 +2,12 @@
 
     REG_TEST_DEVICE=cuda python -m pytest tests/host/test_cuda.py
 
-Oracle: the same MODEL, noise and settings on the CPU, in float32.
+Oracle: the same MODEL, noise and settings on the CPU.
 """
 
 import dataclasses
 import gc
+import os
 
 import comfy.model_management
 import comfy.model_patcher
@@ -18,7 +19,7 @@ from . import reg, tiny, tiny_engines
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available() or comfy.model_management.get_torch_device().type != "cuda", reason="needs REG_TEST_DEVICE=cuda")
 
 ENGINES = {"finite_difference": "row_sum", "forward": "scalar", "reverse": "scalar"}
-# Latents after 3 steps against the CPU's in float32: this much, and this many times what plain guidance is off by.
+# Latents after 3 steps against the CPU's in the same dtype: this much, and this many times what plain guidance loses by the dtype.
 CLOSE, TIMES = {torch.float32: 2e-3, torch.float16: 0.03, torch.bfloat16: 0.1}, 4
 _built = {}
 
@@ -37,11 +38,12 @@ def built(family, dtype=torch.float32):
     return _built[family, dtype]
 
 
-def on_cpu(family):
-    if (family, "cpu") not in _built:
-        t, cpu = tiny.build(family), torch.device("cpu")
-        _built[family, "cpu"] = dataclasses.replace(t, patcher=comfy.model_patcher.ModelPatcher(t.patcher.model, load_device=cpu, offload_device=cpu))
-    return _built[family, "cpu"]
+def on_cpu(family, dtype=torch.float32):
+    if (family, dtype, "cpu") not in _built:
+        t, cpu = tiny.build(family, dtype), torch.device("cpu")
+        patcher = comfy.model_patcher.ModelPatcher(t.patcher.model, load_device=cpu, offload_device=cpu)
+        _built[family, dtype, "cpu"] = dataclasses.replace(t, patcher=patcher)
+    return _built[family, dtype, "cpu"]
 
 
 def sampled(pack, t, engine, **options):
@@ -70,7 +72,7 @@ def test_latents_are_those_of_the_cpu(host, pack, family, dtype, engine):
     t = built(family, dtype)
     before = reg.fingerprint(t.patcher)
     latent, run = sampled(pack, t, engine)
-    right, _ = sampled(pack, on_cpu(family), engine)
+    right, _ = sampled(pack, on_cpu(family, dtype), engine)
     assert not complaints(run, engine)
     plain = reg.relative(tiny.sample(t, batch=2).cpu(), tiny.sample(on_cpu(family), batch=2))
     assert reg.relative(latent, right) < CLOSE[dtype] + TIMES * plain
@@ -87,6 +89,21 @@ def test_weights_left_in_main_memory(host, pack, monkeypatch, family, engine):
     latent, run = sampled(pack, t, engine)
     network = t.patcher.model.diffusion_model
     assert any(p.device.type == "cpu" for p in network.parameters()), "the host loaded it all the same"
+    assert not complaints(run, engine)
+    assert reg.relative(latent, right) < CLOSE[torch.float32]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux", "wan"])
+def test_dynamic_vram(host, pack, family, engine):
+    """Newer hosts page weights in as layers run. Oracle: the CPU."""
+    if os.environ.get("REG_TEST_DEVICE") != "cuda-dynamic":
+        pytest.skip("needs REG_TEST_DEVICE=cuda-dynamic")
+    t = tiny.build(family)
+    t.patcher = comfy.model_patcher.ModelPatcherDynamic(t.patcher.model, t.patcher.load_device, t.patcher.offload_device)
+    latent, run = sampled(pack, t, engine)
+    right, _ = sampled(pack, on_cpu(family), engine)
+    assert t.patcher.is_dynamic() and any(hasattr(m, "_v") for m in t.patcher.model.diffusion_model.modules())
     assert not complaints(run, engine)
     assert reg.relative(latent, right) < CLOSE[torch.float32]
 

@@ -352,7 +352,7 @@ def test_blocks_are_kept_as_they_surely_fit(pack):
     with torch.inference_mode(False):
         table = torch.ones(1000)
     network = torch.nn.ModuleList(Block() for _ in range(4))
-    for budget, kept in ((0, 0), (50_000, 1), (64_000, 1), (90_000, 2), (160_000, 4)):
+    for budget, kept in ((0, 0), (43_000, 0), (44_000, 1), (64_000, 1), (90_000, 2), (171_000, 3), (172_000, 4)):
         with torch.inference_mode(False), torch.enable_grad():
             recompute = checkpoint.Recompute(None, block_budget=budget)
             x = torch.ones(1000, requires_grad=True)
@@ -366,7 +366,7 @@ def test_blocks_are_kept_as_they_surely_fit(pack):
 
 
 def test_attention_counts_in_what_a_block_is_taken_to_keep(pack):
-    """Oracle: counted on paper. Ten products and an attention that saves one tensor want 44 000 bytes; a budget of 43 000 holds no block."""
+    """Oracle: counted on paper. Ten products and an attention that saves one tensor want 44 000 bytes, and the first block's argument has 4000."""
     checkpoint = pack.import_("nodes.checkpoint")
     with torch.inference_mode(False):
         table = torch.ones(1000)
@@ -379,7 +379,7 @@ def test_attention_counts_in_what_a_block_is_taken_to_keep(pack):
 
     network = torch.nn.ModuleList(Block() for _ in range(3))
     with torch.inference_mode(False), torch.enable_grad():
-        for budget, kept in ((43_000, 0), (44_000, 1)):
+        for budget, kept in ((47_000, 0), (48_000, 1)):
             recompute = checkpoint.Recompute(lambda func, q, k, v: q * table, block_budget=budget, attention_budget=1e9)
             x = torch.ones(1000, requires_grad=True)
             with recompute.over(network):
