@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import torch
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+PAGED = ("_v_weight", "_v_bias")  # where newer hosts keep what they have paged in
 PADDING = 16  # elements that PyTorch may append to a row of a mask, and one more than it ever does
 
 
@@ -22,10 +23,11 @@ def thawed(modules):
                 if id(module) in seen:
                     continue
                 seen.add(id(module))
-                for store in (module._parameters, module._buffers):
-                    for name, tensor in list(store.items()):
+                paged = {name: vars(module)[name] for name in PAGED if vars(module).get(name) is not None}
+                for store, held in ((module._parameters, None), (module._buffers, None), (vars(module), paged)):
+                    for name, tensor in list((store if held is None else held).items()):
                         alias = _alias(tensor)
-                        if type(tensor) in PLAIN:
+                        if type(tensor) in PLAIN and held is None:
                             storages.add(tensor.untyped_storage().data_ptr())
                         if alias is not None:
                             swapped.append((store, name, tensor))
