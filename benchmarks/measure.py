@@ -56,7 +56,6 @@ class Bench:
             watch = self.sampled(name, steps, memory=CpuMemory() if self.device == "cpu" else CudaMemory(), count=True)
             waits = None if watch.waits is None else watch.waits / steps
             found[name] = {"activations": watch.peak, "peak": watch.whole, "reads": watch.reads / steps, "waits": waits, "cleared": watch.cleared}
-            found[name]["waits_at"] = watch.waits_at
         base = found[CFG]
         return {name: _against_plain(own, base, MODES[name], self.case.compared, self.device) for name, own in found.items()}
 

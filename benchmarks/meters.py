@@ -81,7 +81,7 @@ class HostReads(TorchFunctionMode):
 
 
 class CudaWaits:
-    """Counts the synchronising calls that CUDA itself reports, copies to the host included: `count`, and `where` {file:line: so many}."""
+    """Counts the synchronising calls that CUDA itself reports, copies to the host included."""
 
     def __enter__(self):
         self._before = torch.cuda.get_sync_debug_mode()
@@ -94,8 +94,7 @@ class CudaWaits:
     def __exit__(self, *error):
         torch.cuda.set_sync_debug_mode(self._before)
         self._caught.__exit__(*error)
-        found = [f"{Path(w.filename).name}:{w.lineno}" for w in self._messages if "synchroniz" in str(w.message)]
-        self.count, self.where = len(found), {place: found.count(place) for place in sorted(set(found))}
+        self.count = sum("synchroniz" in str(w.message) for w in self._messages)
 
 
 @dataclass
@@ -169,7 +168,7 @@ class Stopwatch:
         self.beside = beside
         self.own = self.plain = None
         self.calls = self.rows = 0
-        self.peak = self.whole = self.reads = self.waits = self.waits_at = self.cleared = None
+        self.peak = self.whole = self.reads = self.waits = self.cleared = None
         self._steps = []  # (rows, what gives its Times, what gives those of the plain one or None)
         self._inside = 0.0  # seconds in the model
         self._aside = False  # in a plain prediction now
@@ -232,8 +231,7 @@ class Stopwatch:
             self.peak, self.whole = self.memory.peak, self.memory.whole(self.weights)
         if self.count:
             self.reads, self.cleared = reads.count, cleared.call_count
-            if waits is not None:
-                self.waits, self.waits_at = waits.count, waits.where
+            self.waits = None if waits is None else waits.count
         return result
 
     def _predict_noise(self, executor, *args, **kwargs):

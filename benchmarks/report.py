@@ -64,10 +64,12 @@ def write(results: Path, docs: Path) -> str:
 def section(result: dict) -> str:
     """One suite: the machine, then a table for each model."""
     about = result["machine"]
-    minutes = sum(case.get("minutes", 0) for case in result["cases"])
+    taken = [case.get("minutes") for case in result["cases"]]
+    minutes = f"; {sum(taken):.0f} minutes" if None not in taken else ""
     threads = f", {about['threads']} threads" if result["kind"] == "cpu" else ""
     lines = [f"## {about['device']}{threads}", ""]
-    lines += [f"torch {about['torch']}, ComfyUI {about['comfyui']}, Python {about['python']}, {about['date']}; {minutes:.0f} minutes.", ""]
+    lines += [f"torch {about['torch']}, ComfyUI {about['comfyui']}, Python {about['python']}, {about['date']}{minutes}.", ""]
+    lines += [*(line for note in result.get("remarks", ()) for line in (note, ""))]  # written into the results by hand
     for case in result["cases"]:
         if not case["axis"]:
             lines += [*table(case, result["kind"]), ""]

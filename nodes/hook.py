@@ -13,7 +13,7 @@ import math
 from ..reg_core.rectifier import Rectifier
 from ..reg_core.rectify import Settings
 from ..reg_core.trace import Row, Run, Trace
-from .host import Interrupted, ModelBranches, WrappersMP, alpha_and_s, caches, clone_options, log
+from .host import Interrupted, ModelBranches, WrappersMP, caches, clone_options, coordinates, log
 from .host_runs import model_kind
 from .memory import ReverseMemory
 
@@ -70,7 +70,7 @@ class _Hook:
         )
         run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
         rectifier = Rectifier(settings, run=run, fatal=(Interrupted,), observe=self.observe)
-        rectifier.host = ReverseMemory(settings.memory)
+        rectifier.host = ReverseMemory(settings.memory), coordinates(sampling)
         return rectifier
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
@@ -108,11 +108,12 @@ class _Call:
         model, conds, x, sigma = args["model"], args["conds"], args["input"], args["sigma"]
         cfg = float(getattr(self.guider, "cfg", math.nan))
         note = self._why_not(conds, cfg, sigma)
-        branches = ModelBranches(model, conds, self.given, self.rectifier.host)
+        bounds, alpha_and_s = self.rectifier.host
+        branches = ModelBranches(model, conds, self.given, bounds, every_call=self.rectifier.settings.refresh == 1)
         if note is not None:
             self.rectifier.run.add(Row(_sigma=sigma, cfg=cfg, note=note))
             return branches.evaluate(conds, x, sigma)
-        alpha, s = alpha_and_s(model.model_sampling, sigma, x)
+        alpha, s = alpha_and_s(sigma, x)
         # Whoever switches ComfyUI's own shortcut at cfg 1 off wants the unconditional prediction for itself.
         may_skip = not self.given.get("disable_cfg1_optimization", False)
         prediction = self.rectifier(branches, x, sigma, cfg - 1, alpha, s, may_skip)

@@ -33,7 +33,9 @@ log = logging.getLogger("ComfyUI-REG")
 # Caches see a probe as one more step and would answer it from memory; compiled graphs have no derivative.
 STATEFUL_WRAPPERS = ("easycache", "lazycache")
 OPAQUE_WRAPPERS = ("torch.compile",)
-JOIN_ALWAYS, JOIN_SHARE = 64 * 2**20, 0.08  # what a probe may add to the peak: bytes, or a share of it
+# What a probe may add to the peak: bytes, or a share of it (by ComfyUI's estimate, which is up to 1.4 times what is taken); more
+# where every call has one. A call of its own costs as much as guidance itself where launching is what takes the time.
+JOIN_ALWAYS, JOIN_SHARE, JOIN_SHARE_EVERY_CALL = 64 * 2**20, 0.12, 0.175
 FEW_ROWS = 8  # samples whose layers do not yet fill a CPU
 MULTIGPU_OPTIONS = ("multigpu_clones", "multigpu_thread_pool")
 
@@ -45,10 +47,12 @@ class ModelBranches(Branches):
     """The conditional and unconditional prediction of a ComfyUI model, evaluated as ComfyUI does.
 
     `bounds`: what the run has learned about its memory; without it every call starts anew, on the safe side.
+    `every_call`: there is a probe at each.
     """
 
-    def __init__(self, model, conds, model_options, bounds: ReverseMemory | None = None):
+    def __init__(self, model, conds, model_options, bounds: ReverseMemory | None = None, every_call: bool = False):
         self.model = model
+        self.join_share = JOIN_SHARE_EVERY_CALL if every_call else JOIN_SHARE
         self.conds = conds
         self.options = model_options
         self._bounds = bounds
@@ -115,7 +119,7 @@ class ModelBranches(Branches):
         pair, three = (self.model.memory_required([rows * len(x), *x.shape[1:]]) for rows in (2, 3))
         patcher = self.model.current_patcher
         weights = patcher.model_size() if patcher is not None else comfy.model_management.module_size(self.model)
-        return three - pair <= max(JOIN_ALWAYS, JOIN_SHARE * (weights + pair))
+        return three - pair <= max(JOIN_ALWAYS, self.join_share * (weights + pair))
 
     def compute_dtype(self, x):
         dtype = self.model.manual_cast_dtype or self.model.get_dtype()
@@ -241,6 +245,29 @@ def _shifted_rows(step, previous):
         return previous(apply_model, args) if previous else apply_model(args["input"], args["timestep"], **c)
 
     return call
+
+
+def coordinates(sampling):
+    """A function (sigma, x) -> alpha and s [B] of x = alpha x0 + s noise. Asked once of the sampling class, the usual two need
+    no arithmetic afterwards."""
+
+    def general(sigma, x):
+        return alpha_and_s(sampling, sigma, x)
+
+    try:
+        probe = torch.tensor([0.0625, 0.5, 1.0, 14.0])
+        alpha, s = general(probe, probe)
+    except RuntimeError:  # tables on a device
+        return general
+    flow = torch.equal(alpha, 1 - probe)
+    if not torch.equal(s, probe) or not (flow or torch.equal(alpha, torch.ones_like(probe))):
+        return general
+
+    def usual(sigma, x):
+        s = sigma.reshape(-1).expand(x.shape[0]).to(torch.promote_types(x.dtype, torch.float32))
+        return 1 - s if flow else torch.ones_like(s), s
+
+    return usual
 
 
 def alpha_and_s(sampling, sigma, x):

@@ -52,7 +52,21 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     return make_dual(y, dy if weight is None else dy * weight)
 
 
+def rms_norm(input, normalized_shape, weight=None, eps=None):
+    """dy = r (dx - n <n dx>) with n = r x. PyTorch's rule gives float32 for half precision on CUDA (seen in 2.11)."""
+    x, dx = unpack_dual(input)
+    dims = tuple(range(-len(normalized_shape), 0))
+    wide, tangent = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, dx))
+    r = (wide.square().mean(dims, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
+    n = wide * r
+    dy = (tangent - n * (n * tangent).mean(dims, keepdim=True)) * r
+    y = torch.rms_norm(x, normalized_shape, weight, eps)
+    return make_dual(y, (dy if weight is None else dy * weight).to(y.dtype))
+
+
 NORMS = {F.group_norm: group_norm, torch.group_norm: group_norm, F.layer_norm: layer_norm, torch.layer_norm: layer_norm}
+if hasattr(torch, "rms_norm"):  # PyTorch 2.4
+    NORMS |= {F.rms_norm: rms_norm, torch.rms_norm: rms_norm}
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):

@@ -134,12 +134,9 @@ def difference_error(x: Tensor, denoised: Tensor, product: Tensor, h: Tensor, al
     `h` [B, 1, ...]: the step, in terms of the direction that `product` is J times. Curvature is not in it: see `richardson`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-
-    def rms(t):
-        return torch.linalg.vector_norm(t.to(wide).flatten(1), dim=1) / t[0].numel() ** 0.5
-
-    noise = 2**0.5 * torch.finfo(dtype).eps * alpha.to(wide) * rms(x.to(wide) - denoised.to(wide))
-    return noise / (h.flatten(1)[:, 0].to(wide).abs() * rms(product)).clamp_min(1e-30)
+    rounding, size = (torch.linalg.vector_norm(t.to(wide).flatten(1), dim=1) for t in (x.to(wide) - denoised, product))
+    noise = (2**0.5 * torch.finfo(dtype).eps) * alpha.to(wide) * rounding
+    return noise / (h.flatten(1)[:, 0].to(wide).abs() * size).clamp_min(1e-30)
 
 
 def difference(probe: Tensor, denoised: Tensor, h: Tensor, alpha: Tensor) -> Tensor:

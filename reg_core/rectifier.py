@@ -90,8 +90,8 @@ class Rectifier:
         v = denoised - reference
         economy.saw(level, v, cfg - 1)
         rectified = raw if self.settings.strength == 1 else blend(v.to(raw.vector.dtype), raw.vector, raw.factor, self.settings.strength)
-        row._numbers = trace.numbers(sigma, v, rectified.vector, rectified.factor, weight, raw.bad | rectified.bad, moved, row._error)
-        self.run.warm(rectified.factor)
+        bad = raw.bad if rectified is raw else raw.bad | rectified.bad
+        self.run.saw(row, trace.Call(sigma, v, rectified.vector, rectified.factor, bad, weight, moved, row._error))
         row.seconds = time.perf_counter() - begin
         self.run.add(row)
         return Prediction(denoised, reference, rectified.vector)

@@ -131,11 +131,13 @@ def schedule_factor(sigma_ve: Tensor, data_std: float) -> Tensor:
 
 
 def rectify_by_factor(v: Tensor, factor: Tensor, strength: float = 1.0) -> Rectified:
-    """R v = factor v for a known factor, [B], [B, C] or in v's rank: `schedule`, tables, corrections used again."""
+    """R v = factor v for a known and finite factor, [B], [B, C] or in v's rank: `schedule`, tables."""
     wide = torch.promote_types(v.dtype, torch.float32)
     v, factor = v.to(wide), factor.to(wide)
     factor = factor.reshape(*factor.shape, *(1,) * (v.ndim - factor.ndim))
-    return blend(v, factor * v, factor, strength)
+    if strength != 1:
+        factor = 1 + strength * (factor - 1)
+    return Rectified(factor * v, factor, torch.zeros(v.shape[0], dtype=torch.bool, device=v.device))
 
 
 def carry(factor: Tensor, ratio: Tensor) -> Tensor:

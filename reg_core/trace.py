@@ -1,32 +1,20 @@
 """What one sampling run did, a row a model call.
 
-While the run goes on a row keeps its numbers as one small tensor on the device, so that nothing waits for the GPU;
-they become floats when somebody reads them.
+While the run goes on a call leaves references to its tensors and nothing else: its numbers take some thirty small kernels,
+which a fast GPU notices. They are made for many calls at once, and become floats when somebody reads them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import groupby
 
-import torch
 from torch import Tensor
 
-NUMBERS = (
-    "sigma",
-    "guidance_norm",
-    "rectified_norm",
-    "correction_mean",
-    "correction_min",
-    "correction_max",
-    "nonfinite",
-    "correction_low",
-    "correction_high",
-    "moved",
-    "error",
-)
-QUANTILES = (0.05, 0.95)
-SAMPLE = 1 << 12  # elements that quantiles are taken of (5 % is known to 0.4 %): sorting a whole latent would cost more than a step may
+from .measured import NUMBERS, Call, numbers
+
+HELD = 8 * 2**20  # bytes that calls whose numbers are not yet made may hold
 
 
 @dataclass
@@ -59,21 +47,23 @@ class Row:
     seconds: float = 0.0
     skipped: bool = False
     note: str = ""
-    _numbers: Tensor | None = field(default=None, repr=False)
     _sigma: Tensor | None = field(default=None, repr=False)
     _error: Tensor | None = field(default=None, repr=False)
+    _weight: float | Tensor | None = field(default=None, repr=False)
 
     @property
     def active(self) -> bool:
         """True where guidance was rectified."""
         return self.engine != "none"
 
-    def settle(self) -> Row:
-        """Fetch the numbers from the device, once."""
-        if self._numbers is not None:
-            for name, value in zip(NUMBERS, self._numbers.tolist(), strict=True):
+    def settle(self, values: list[float] | None = None) -> Row:
+        """Take the numbers of a guided call, once; without `values` the noise level of one that was not, from the device."""
+        if values is not None:
+            for name, value in zip(NUMBERS, values, strict=True):
                 setattr(self, name, value)
-            self._numbers = self._sigma = self._error = None
+            weight = float(self._weight.abs().float().mean()) if isinstance(self._weight, Tensor) else abs(self._weight)
+            self.guidance_norm, self.rectified_norm = self.guidance_norm * weight, self.rectified_norm * weight
+            self._sigma = self._error = self._weight = None
             if self.nonfinite:
                 self.note = _join(self.note, f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there")
         elif self._sigma is not None:
@@ -93,22 +83,40 @@ class Run:
     notes: list[str] = field(default_factory=list)
     _heat: Tensor | None = field(default=None, repr=False)
     _heated: int = 0
+    _calls: list[tuple[Row, Call]] = field(default_factory=list, repr=False)
+    _measured: list[tuple[list[Row], Tensor]] = field(default_factory=list, repr=False)
 
     def add(self, row: Row) -> Row:
         self._rows.append(row)
         return row
 
-    def warm(self, factor: Tensor) -> None:
-        """Add an elementwise factor [B, C, *spatial] to the heat map; factors per sample leave it alone."""
-        if factor.ndim < 3 or factor[0, 0].numel() == 1:
+    def saw(self, row: Row, call: Call) -> None:
+        """A guided call, whose tensors nobody will write to; its numbers are put off until many can be made at once."""
+        row._weight = call.weight
+        self._calls.append((row, call))
+        if sum(call.size for _, call in self._calls) > HELD:
+            self._measure()
+
+    def _measure(self) -> None:
+        """The numbers of the calls put off, on the device, and their place in the heat map."""
+        for _, group in groupby(self._calls, key=lambda pair: pair[1].kind):
+            rows, calls = zip(*group, strict=True)
+            self._measured.append((rows, numbers(calls)))
+            self._warm([call.factor for call in calls])
+        self._calls.clear()
+
+    def _warm(self, factors: list[Tensor]) -> None:
+        """Add elementwise factors [B, C, *spatial] to the heat map; factors per sample leave it alone."""
+        if factors[0].ndim < 3 or factors[0][0, 0].numel() == 1:
             return
-        layer = factor.mean(1).float()
+        layer = sum(factor.mean(1).float() for factor in factors)
         same = self._heat is not None and self._heat.shape == layer.shape
-        self._heat, self._heated = (self._heat + layer, self._heated + 1) if same else (layer, 1)
+        self._heat, self._heated = (self._heat + layer, self._heated + len(factors)) if same else (layer, len(factors))
 
     @property
     def heat(self) -> Tensor | None:
         """Mean factor over the active calls and the channels [B, *spatial], or None if none was elementwise."""
+        self._measure()
         return None if self._heat is None else self._heat / self._heated
 
     @property
@@ -125,6 +133,11 @@ class Run:
 
     @property
     def rows(self) -> list[Row]:
+        self._measure()
+        for rows, found in self._measured:
+            for row, values in zip(rows, found.tolist(), strict=True):
+                row.settle(values)
+        self._measured.clear()
         for row in self._rows:
             row.settle()
         return self._rows
@@ -206,24 +219,6 @@ class Trace:
             return "REG: nothing has been sampled with this model yet"
         run = self.last
         return "\n".join([run.summary(), run.table(), *(f"note: {note}" for note in run.notes)])
-
-
-def numbers(sigma: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, weight, bad: Tensor, moved=None, error=None) -> Tensor:
-    """The numbers of one row as one tensor on the device, in the order of `NUMBERS`. `weight`: w = cfg - 1 in force."""
-    wide = torch.float32 if v.dtype != torch.float64 else torch.float64
-    weight = weight.to(v.device, wide).abs().mean() if isinstance(weight, Tensor) else abs(weight)  # a number stays on the host: no wait
-
-    def rms(t: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(t.to(wide)) / t.numel() ** 0.5 * weight
-
-    factor = factor.to(wide)
-    flat = factor.flatten()
-    ranked = flat[:: -(-len(flat) // SAMPLE)].sort().values
-    low, high = (ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
-    parts = [sigma.to(wide).max(), rms(v), rms(rectified), factor.mean(), factor.min(), factor.max(), bad.sum().to(wide), low, high]
-    missing = low * math.nan if moved is None or error is None else None
-    parts += [missing if number is None else number.to(wide) for number in (moved, error)]
-    return torch.stack(parts)
 
 
 def _join(a: str, b: str) -> str:

@@ -107,14 +107,14 @@ def test_linear_layers_run_once_for_each_part(layer, shape, bias):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("norm", ["group", "layer", "group of few"])
+@pytest.mark.parametrize("norm", ["group", "layer", "group of few", "rms"])
 @pytest.mark.parametrize("moving", [("x",), ("x", "weight")])
 def test_normalisation(norm, affine, dtype, moving):
     """Oracle: PyTorch's rule in float64 on the same numbers; x in a layout that is not contiguous, which that rule refuses."""
     if "weight" in moving and not affine:
         moving = ("x",)
     g = torch.Generator().manual_seed(0)
-    shape = {"group": (2, 5, 4, 6), "layer": (2, 4, 5, 6), "group of few": (2, 6, 2)}[norm]
+    shape = {"group": (2, 5, 4, 6), "layer": (2, 4, 5, 6), "group of few": (2, 6, 2), "rms": (2, 4, 5, 6)}[norm]
     x, dx = (2 + torch.randn(shape, generator=g).to(dtype) for _ in range(2))
     x, dx = (t.movedim(-1, 1) if norm == "group" else t for t in (x, dx))
     if "weight" in moving:
@@ -127,6 +127,8 @@ def test_normalisation(norm, affine, dtype, moving):
         given = wide | dict(zip(moving, values, strict=True))
         if norm == "layer":
             return F.layer_norm(given["x"], (6,), given["weight"], given["bias"], eps=1e-3)
+        if norm == "rms":
+            return F.rms_norm(given["x"], (6,), given["weight"], **({} if given["bias"] is None else {"eps": 1e-3}))
         return F.group_norm(given["x"], 3, given["weight"], given["bias"], 1e-3)
 
     at, along = (tuple(source[name] for name in moving) for source in ({"x": x} | parameters, tangents))

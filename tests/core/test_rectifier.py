@@ -249,5 +249,6 @@ def test_trace_numbers_are_those_of_the_call():
     assert row.correction_mean == pytest.approx(factor.mean().item(), rel=1e-3)
     assert row.correction_max == pytest.approx(factor.max().item(), rel=1e-3)
     assert rectifier.run.effective_cfg == pytest.approx(1 + 4 * row.rectified_norm / row.guidance_norm, rel=1e-5)
-    assert row._numbers is None, "no tensor stays behind once read"
+    assert not any(isinstance(value, torch.Tensor) for value in vars(row).values()), "no tensor stays behind once read"
+    assert not rectifier.run._calls and not rectifier.run._measured
     assert "row_sum" in rectifier.run.summary() and "J 1" in rectifier.run.table()
