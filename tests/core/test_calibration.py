@@ -113,6 +113,16 @@ def test_a_table_of_another_model_is_refused_by_name():
             channels.check(*arguments)
 
 
+def test_a_table_is_copied_to_a_place_once(monkeypatch):
+    """A copy to a GPU waits for it. Oracle: the calls of `Tensor.to` of the table's own tensors."""
+    moved, to = [], torch.Tensor.to
+    ours = table()
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: (moved.append(self) if self is ours.factor else None, to(self, *a, **k))[1])
+    first, again = (ours(torch.tensor([0.7, 3.0])) for _ in range(2))
+    ours(torch.tensor([0.7], dtype=torch.float64))
+    assert len(moved) == 2 and torch.equal(first, again)
+
+
 def test_nothing_measured_is_an_error():
     with pytest.raises(ValueError, match="no guided model call"):
         Measurement().table("scalar")

@@ -86,6 +86,21 @@ def test_inside_inference_mode_with_ordinary_weights(engine):
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("engine", [reverse, forward])
+def test_the_network_is_differentiated_outside_of_inference_mode(engine):
+    """PyTorch before 2.12 or 2.13 gives tangents of zero within it, and no error. So does a tensor made there."""
+    denoiser, x, u, _ = problem()
+    seen = []
+
+    def watched(z, sigma):
+        seen.append(torch.is_inference_mode_enabled() or sigma.is_inference())
+        return denoiser(z, sigma)
+
+    with torch.inference_mode():
+        engine(watched, x.clone(), SIGMA.clone(), ALPHA.clone(), u.clone())
+    assert seen == [False]
+
+
 def test_a_prediction_without_gradient_is_refused_by_name():
     _, x, u, _ = problem()
     with pytest.raises(JacobianError, match="not connected to its input"):

@@ -3,11 +3,14 @@
 import logging
 import math
 
+import numpy as np
 import oracles
 import pytest
 import torch
 
-from reg_core import Branches, Guided, Rectifier, Settings, karras_sigmas, sample_euler, sample_heun
+from reg_core import Branches, Guided, Rectifier, Settings, karras_sigmas, sample_euler, sample_heun, trace
+from reg_core.measured import Call
+from reg_core.trace import Row, Run
 
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 SIGMA = torch.tensor([0.5, 1.5])
@@ -252,3 +255,42 @@ def test_trace_numbers_are_those_of_the_call():
     assert not any(isinstance(value, torch.Tensor) for value in vars(row).values()), "no tensor stays behind once read"
     assert not rectifier.run._calls and not rectifier.run._measured
     assert "row_sum" in rectifier.run.summary() and "J 1" in rectifier.run.table()
+
+
+def _calls(count, elementwise, seed=0, shape=(2, 3, 4, 5)):
+    g = torch.Generator().manual_seed(seed)
+    for i in range(count):
+        v = torch.randn(shape, generator=g)
+        factor = torch.rand(shape if elementwise else (shape[0], 1, 1, 1), generator=g)
+        bad = torch.tensor([False, i == 1])
+        known = {"moved": torch.tensor(0.5 * i), "error": torch.tensor(0.25)} if i % 2 else {}
+        yield Call(torch.tensor([1.0 + i, 0.5]), v, factor * v, factor, bad, weight=-2.0 - i, **known)
+
+
+@pytest.mark.parametrize("held", [0, 3000, 10**9])
+def test_numbers_made_later_are_those_of_each_call(monkeypatch, held):
+    """Oracle: float64 by NumPy, a call at a time. `held`: each call by itself, some together, all at the end."""
+    monkeypatch.setattr(trace, "HELD", held)
+    run = Run("row_sum")
+    calls = [*_calls(3, True), *_calls(2, False, 1), *_calls(2, True, 2)]
+    for call in calls:
+        run.saw(run.add(Row(engine="finite_difference")), call)
+    assert (len(run._calls), len(run._measured)) == {0: (0, 7), 3000: (1, 3), 10**9: (7, 0)}[held]
+    for row, call in zip(run.rows, calls, strict=True):
+        v, rectified, factor = (t.double().numpy() for t in (call.vector, call.rectified, call.factor))
+        want = dict(sigma=float(call.sigma.max()), guidance_norm=abs(call.weight) * (v**2).mean() ** 0.5, correction_mean=factor.mean())
+        want |= dict(rectified_norm=abs(call.weight) * (rectified**2).mean() ** 0.5, correction_min=factor.min(), correction_max=factor.max())
+        want |= dict(nonfinite=float(call.bad.sum()), moved=math.nan if call.moved is None else float(call.moved))
+        want |= dict(error=math.nan if call.error is None else 0.25)
+        assert {name: getattr(row, name) for name in want} == pytest.approx(want, rel=1e-5, nan_ok=True)
+        assert abs(row.correction_low - np.quantile(factor, 0.05)) < 0.05 and abs(row.correction_high - np.quantile(factor, 0.95)) < 0.05 or factor.size == 2
+        assert ("non-finite correction in 1" in row.note) == bool(call.bad.any())
+    heat = sum(call.factor.mean(1) for call in calls if call.factor.numel() > 2) / 5
+    assert torch.allclose(run.heat, heat, atol=1e-6) and not run._calls and not run._measured
+
+
+def test_numbers_of_large_calls_are_not_put_off():
+    """What calls may hold is bounded by their bytes: three tensors of 4 MB each are over it."""
+    run = Run("row_sum")
+    run.saw(run.add(Row()), next(_calls(1, True, shape=(2, 8, 256, 256))))
+    assert not run._calls and len(run._measured) == 1

@@ -325,6 +325,20 @@ def test_a_probe_that_would_need_much_memory_goes_alone(host, pack, sd3, monkeyp
     assert reg.relative(large, small) < 1e-4
 
 
+@pytest.mark.parametrize(("refresh", "share", "joins"), [(1, 0.17, True), (1, 0.18, False), (4, 0.11, True), (4, 0.13, False), (4, 0.17, False)])
+def test_more_memory_is_given_where_every_call_has_a_probe(host, pack, sd3, monkeypatch, refresh, share, joins):
+    """Oracle: by hand. The host's estimate is made to say that a third batch adds `share` of weights and the other two."""
+    weights = sd3.patcher.model_size()
+    third = share * weights / (1 - 2 * share)  # third / (weights + 2 third) = share
+    monkeypatch.setattr(pack.import_("nodes.host"), "plentiful", lambda x: False)
+    monkeypatch.setattr(pack.import_("nodes.host"), "JOIN_ALWAYS", 0)
+    monkeypatch.setattr(type(sd3.patcher.model), "memory_required", lambda self, shape, *a, **k: shape[0] / 2 * third)
+    seen = []
+    model, _ = reg.apply(pack, sd3.patcher, refresh=refresh)
+    _rows_of_calls(sd3, model, seen)
+    assert (6 in seen) == joins and (2 in seen) != joins
+
+
 def test_a_probe_of_many_samples_goes_alone_also_in_main_memory(host, pack, sd15, monkeypatch):
     """A call of two or more rows for each of many samples keeps a CPU busy: the third would only take memory."""
     seen = []

@@ -388,3 +388,72 @@ def test_attention_counts_in_what_a_block_is_taken_to_keep(pack):
                     y = block(y)
                 torch.autograd.grad(y.sum(), x)
             assert recompute.kept_blocks == 44_000 * kept and recompute.recomputed == 3 - kept, budget
+
+
+def test_copies_keep_the_layout_that_kernels_count_on(pack):
+    """Oracle: strides and bytes by hand. Rows padded to 16 stay aligned, a mask for all heads is not copied for each, and a slice
+    of a fused projection brings nothing of its neighbours along."""
+    private_copy = pack.import_("nodes.thaw").private_copy
+    padded = torch.randn(2, 1, 5, 16)[..., :7].expand(2, 8, 5, 7)
+    fused = torch.randn(2, 5, 96)[..., 32:64]
+    for tensor, strides, size in (
+        (padded, (80, 0, 16, 1), 2 * 80 - 9),
+        (fused, (160, 32, 1), 320),
+        (torch.randn(4, 3), (3, 1), 12),
+        (torch.tensor(2.0), (), 1),
+    ):
+        copy = private_copy(tensor)
+        assert torch.equal(copy, tensor) and copy.data_ptr() != tensor.data_ptr()
+        assert copy.stride() == strides and copy.untyped_storage().nbytes() == 4 * size
+
+
+def test_weights_come_on_the_stream_that_computes(host, pack):
+    """ComfyUI's own streams take back what a backward pass still reads. Oracle: its own switch, seen from within; put back, also after an error."""
+    t = tiny.build("sd15")
+    management, module = host.model_management, pack.import_("nodes.host")
+
+    def look(guider, x, sigma, options):
+        branches = module.ModelBranches(guider.inner_model, [guider.conds["positive"], guider.conds["negative"]], options)
+        with pytest.raises(ZeroDivisionError), branches.differentiable("reverse", x):
+            seen.append((management.NUM_STREAMS, management.get_offload_stream(torch.device("cuda"))))
+            raise ZeroDivisionError
+        seen.append(management.NUM_STREAMS)
+
+    seen, before = [], management.NUM_STREAMS
+    management.NUM_STREAMS = 2
+    try:
+        reg.inside(t, look)
+    finally:
+        management.NUM_STREAMS = before
+    assert seen == [(0, None), 2]
+
+
+def test_paged_weights_are_copied_before_they_are_taken_back(host, pack, monkeypatch):
+    """A host whose patcher says that it is dynamic, with what it paged in on each layer. Oracle: J^T u of the plain one; the pages, which
+    are overwritten here as soon as a layer has run."""
+    t = tiny.build("sd15")
+    want, plain, _ = reverse(pack, t, t.positive, t.negative, bounds(pack, "resident"))
+    layers = [m for m in t.patcher.model.diffusion_model.modules() if isinstance(m, torch.nn.Conv2d)]
+
+    def paged(layer):
+        def forward(x):
+            page = layer._v_weight
+            assert not page.is_inference(), "autograd would refuse it"
+            page.copy_(layer.weight)
+            out = torch.nn.functional.conv2d(x, page, layer.bias, layer.stride, layer.padding)
+            with torch.no_grad():
+                page.data.fill_(float("nan"))
+            return out
+
+        return forward
+
+    for layer in layers:
+        layer._v_weight = torch.empty_like(layer.weight)
+        layer.forward = paged(layer)
+    pages = [layer._v_weight for layer in layers]
+    monkeypatch.setattr(type(t.patcher), "is_dynamic", lambda self: True, raising=False)
+    memory = pack.import_("nodes.memory").ReverseMemory("checkpoint")
+    with torch.inference_mode(False):
+        got, product, _ = reverse(pack, t, t.positive, t.negative, memory)
+    assert memory.copies and not memory.notes and reg.relative(got, want) < 1e-5 and reg.relative(product, plain) < 1e-4
+    assert [id(layer._v_weight) for layer in layers] == [id(page) for page in pages]

@@ -107,6 +107,32 @@ def test_all_forms_equal_c_times_g(host, pack, kind, rank, engine):
         assert form == "schedule" or row.engine == engine, row
 
 
+@pytest.mark.parametrize("kind", [*CLASSES, "scaled flow", "tables elsewhere"])
+def test_coordinates_asked_once_are_those_of_every_call(host, pack, kind):
+    """Oracle: the class's own noise_scaling at other levels than it was asked at. Where it is not one of the usual two, it goes on being asked."""
+    module = pack.import_("nodes.host")
+    sampling = build("flow" if kind == "scaled flow" else kind if kind in CLASSES else "eps", 4).patcher.model.model_sampling
+    asked, own = [], sampling.noise_scaling
+    if kind == "scaled flow":
+        own = lambda sigma, noise, latent: sigma * 2 * noise + (1 - sigma) * latent  # noqa: E731
+
+    def noise_scaling(sigma, noise, latent):
+        asked.append(len(sigma))
+        if kind == "tables elsewhere" and len(asked) == 1:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return own(sigma, noise, latent)
+
+    sampling.noise_scaling = noise_scaling
+    ask = module.coordinates(sampling)
+    x = torch.zeros(3, 4, 8, 8, dtype=torch.float16)
+    for level in (torch.tensor([0.03]), torch.tensor([0.2, 0.9, 0.4])):
+        alpha, s = ask(level, x)
+        sigma = level.expand(3)
+        assert alpha.shape == s.shape == (3,) and alpha.dtype == s.dtype == torch.float32
+        assert torch.allclose(alpha, own(sigma, torch.zeros(3), torch.ones(3))) and torch.allclose(s, own(sigma, torch.ones(3), torch.zeros(3)))
+    assert len(asked) == (3 if kind in ("scaled flow", "tables elsewhere") else 1)
+
+
 @pytest.mark.parametrize("kind", ["eps", "flow"])
 def test_whole_runs_agree_with_the_closed_form(host, pack, kind):
     """A KSampler run with REG and one with the factor c(sigma) written into a cfg function."""
