@@ -390,6 +390,27 @@ def test_attention_counts_in_what_a_block_is_taken_to_keep(pack):
             assert recompute.kept_blocks == 44_000 * kept and recompute.recomputed == 3 - kept, budget
 
 
+def test_attention_is_kept_beside_the_arguments_of_blocks(pack):
+    """Oracle: counted on paper. Arguments and what an attention saves have 4000 bytes each: 10 000 hold the first block's, not the second's."""
+    checkpoint = pack.import_("nodes.checkpoint")
+    with torch.inference_mode(False):
+        table = torch.ones(1000)
+
+    class Block(torch.nn.Module):
+        def forward(self, x):
+            return recompute.attention(None, x * table, x, x)
+
+    network = torch.nn.ModuleList(Block() for _ in range(3))
+    with torch.inference_mode(False), torch.enable_grad():
+        recompute = checkpoint.Recompute(lambda func, q, k, v: q * table, attention_budget=10_000)
+        y = x = torch.ones(1000, requires_grad=True)
+        with recompute.over(network):
+            for block in network:
+                y = block(y)
+            torch.autograd.grad(y.sum(), x)
+    assert recompute.kept_attention == 4000 and recompute.attention_bytes == 3 * 4000
+
+
 def test_copies_keep_the_layout_that_kernels_count_on(pack):
     """Oracle: strides and bytes by hand. Rows padded to 16 stay aligned, a mask for all heads is not copied for each, and a slice
     of a fused projection brings nothing of its neighbours along."""
@@ -397,6 +418,7 @@ def test_copies_keep_the_layout_that_kernels_count_on(pack):
     padded = torch.randn(2, 1, 5, 16)[..., :7].expand(2, 8, 5, 7)
     fused = torch.randn(2, 5, 96)[..., 32:64]
     for tensor, strides, size in (
+        (torch.randn(2, 5, 16)[..., :7], (80, 16, 1), 2 * 80 - 9),
         (padded, (80, 0, 16, 1), 2 * 80 - 9),
         (fused, (160, 32, 1), 320),
         (torch.randn(4, 3), (3, 1), 12),
