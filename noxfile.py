@@ -16,6 +16,7 @@ nox.options.sessions = ["test"]
 REPO = Path(__file__).resolve().parent
 TORCH = "torch==2.13.0"
 TORCHVISION = "torchvision==0.28.0"
+OLDEST = "torch==2.4.1", "torchvision==0.19.1"  # of pyproject.toml's range
 FRONTEND = "comfyui-frontend-package==1.49.6"  # for the page in other languages
 UNLISTED = ("requests",)  # older ComfyUI imports it and counts on another package to bring it along
 NOT_FROM_HOST = {"torch", "torchvision", "torchaudio"}  # torch is pinned above; torchaudio is not needed
@@ -70,6 +71,17 @@ def test(session: nox.Session) -> None:
     session.run("pytest", "tests/core", *spread, *session.posargs, env=env)
     session.run("pytest", "tests/host", *spread, *session.posargs, env=env)
     session.run("pytest", "tests/host", *spread, *session.posargs, env=env | {"REG_TEST_ATTENTION": "pytorch"})
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The engines on the oldest PyTorch supported, which lacks what newer ones do by themselves. Arguments go to each pytest."""
+    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
+    torch, torchvision = OLDEST
+    install(session, (torch,), (torchvision, "--no-deps"), (torch, "-e", ".[lab,test]", *UNLISTED, *host_requirements(Path(host))))
+    env = {"COMFYUI_PATH": host, "OMP_NUM_THREADS": "1", "REG_TEST_ATTENTION": "pytorch"}
+    for folder, names in (("core", ("jacobian", "dual", "rectifier", "economy", "closed_form")), ("host", ("engines", "families", "memory", "weights"))):
+        session.run("pytest", *(f"tests/{folder}/test_{name}.py" for name in names), "-n", "auto", *session.posargs, env=env)
 
 
 @nox.session

@@ -37,10 +37,10 @@ Families: {STEPS} steps, batch 2. Their last two columns are relative errors at 
 `<u, J v>` by forward mode is from `<J^T u, v>` by reverse mode, and `J v` from central differences. Features: form `row_sum`, 2 to 8 steps;
 what each is stands in `tests/host/feature_*.py`, and that their latents are right is tested there against oracles.
 
-What a CPU does not show: by its source, ComfyUI picks the attention kernel itself on CUDA (0.3.75: on Windows only). PixArt and
-Hunyuan-DiT then cannot be given one with a tangent, and forward mode falls back; reverse mode works. The test
-`test_host_that_chooses_the_attention_kernel` plays this through. The paging of dynamic VRAM, real low-precision kernels and a second GPU
-need CUDA too.
+What a CPU does not show is in `tests/host/test_cuda.py`: every family with every engine in float32, float16 and bfloat16 against the same run on the
+CPU, weights left in main memory, memory that runs out, dynamic VRAM. By its source, ComfyUI picks the attention kernel itself on CUDA
+(0.3.75: on Windows only). PixArt and Hunyuan-DiT then cannot be given one with a tangent, and forward mode falls back; reverse
+mode works. The test `test_host_that_chooses_the_attention_kernel` plays this through. A second GPU was not at hand.
 """
 
 
