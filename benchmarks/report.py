@@ -49,7 +49,7 @@ def write(results: Path, docs: Path) -> str:
     found.sort(key=lambda result: KINDS.index(result["suite"]))
     if not found:
         raise FileNotFoundError(f"no results in {results}: run the benchmark first")
-    page = [HEAD]
+    page = [HEAD, summary(found)]
     for result in found:
         page.append(section(result))
         picture = plot(result, docs / "images")
@@ -59,6 +59,23 @@ def write(results: Path, docs: Path) -> str:
         page.append("## CUDA\n\nNot measured yet: no GPU was at hand. `python -m benchmarks` measures it where PyTorch sees one.\n")
     (docs / "cost.md").write_text("\n".join(page), encoding="utf-8")
     return f"wrote {docs / 'cost.md'}"
+
+
+SHORT = ("schedule", "calibrated", "default", "skipping", "every_call", "reverse_checkpoint", "reverse_resident", "forward")
+
+
+def summary(results: list[dict]) -> str:
+    """All cases in one table: time and peak memory of the usual modes."""
+    lines = []
+    for result in results:
+        for case in result["cases"]:
+            if not case["axis"]:
+                cells = [case["modes"].get(name) for name in SHORT]
+                cells = ["" if mode is None else f"{mode['time']['median']:.2f}, {_number(mode['memory'])}" for mode in cells]
+                lines.append([result["machine"]["device"], case["title"], *cells])
+    titles = ["machine", "model", *(MODES[name].title for name in SHORT)]
+    rows = [titles, ["---"] * len(titles), *lines]
+    return "\n".join(["## In short", "", "Time and peak memory, of plain guidance's:", "", *("| " + " | ".join(row) + " |" for row in rows), ""])
 
 
 def section(result: dict) -> str:

@@ -166,6 +166,14 @@ def test_page_holds_every_suite_kept(tmp_path):
         report.write(tmp_path / "nothing", tmp_path)
 
 
+def test_summary_has_every_case_that_is_no_scaling():
+    """Oracle: the figures above, by eye."""
+    lines = report.summary([_result("cuda", "cuda", waits=0.0), _result()]).splitlines()
+    (shipped,) = (i for i, title in enumerate(lines[4].split(" | ")) if title == MODES["default"].title)
+    assert len(lines) == 8 and all(line.startswith("| A processor | A model | 1.02, 1.00 |") for line in lines[6:])
+    assert [line.split(" | ")[shipped] for line in lines[6:]] == ["1.10, 1.20"] * 2
+
+
 def test_one_case_measured_again():
     """Oracle: by eye. The second case is the new one, the order is the suite's; another machine's figures are refused."""
 
