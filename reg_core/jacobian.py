@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .dual import DualLayers
@@ -54,9 +55,11 @@ def forward(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, tangent
     """J v by one pass with dual numbers. Attention is our own (dual.py); what evades it falls back to PyTorch's math
     kernel, the only one with a tangent, of quadratic memory. Works inside `torch.inference_mode()`, also where PyTorch
     (before 2.12 or 2.13) gives tangents of zero there."""
-    with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), DualLayers():
-        x, sigma, tangent = x.clone(), sigma.clone(), tangent.to(x.dtype, copy=True)
-        denoised, product = torch.func.jvp(lambda z: denoiser(z, sigma), (x,), (tangent,))
+    # torch.func.jvp gives the same and takes a quarter longer, in Python, over each operation.
+    with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), DualLayers(), dual_level():
+        x = make_dual(x.clone(), tangent.to(x.dtype, copy=True))
+        denoised, product = unpack_dual(denoiser(x, sigma.clone()))
+    product = torch.zeros_like(denoised) if product is None else product
     return denoised, expand(alpha, product) * product
 
 
