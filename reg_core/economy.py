@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rectify import FREE_FORMS, Rectified, Settings, carry, schedule_factor
+from .rectify import FREE_FORMS, Rectified, Settings, carries, carry, schedule_factor
 from .space import expand
 
 TOLERANCE = 0.05  # |R v - what was carried along| / |v| that is let pass
@@ -19,6 +19,8 @@ REACH = 8.0  # a measured share says little about noise levels further away than
 @dataclass
 class _Kept:
     factor: Tensor
+    moves: Tensor  # where the factor is in (0, 1)
+    bad: Tensor  # [B] bool, of corrections carried along: none
     displacement: Tensor | None  # (R v - v) / |v| of `product`, which is no multiple of v
     sigma_ve: Tensor  # [B]
     level: float
@@ -176,13 +178,12 @@ class Economy:
         """R v at this noise level by the correction kept, carried along as Gaussian data would."""
         kept = self._kept
         wide = v.to(kept.factor.dtype)
-        factor = carry(kept.factor, _ratio(sigma_ve, kept.sigma_ve))
-        bad = torch.zeros(v.shape[0], dtype=torch.bool, device=v.device)
+        factor = carry(kept.factor, _ratio(sigma_ve, kept.sigma_ve), kept.moves)
         if kept.displacement is None:
-            return Rectified(factor * wide, factor, bad)
+            return Rectified(factor * wide, factor, kept.bad)
         away = 1 - kept.factor
         shrink = torch.where(away.abs() > 1e-6, (1 - factor) / away, 1)
-        return Rectified(wide + shrink * kept.displacement * _norm(wide), factor, bad)
+        return Rectified(wide + shrink * kept.displacement * _norm(wide), factor, kept.bad)
 
     def keep(self, fresh: Rectified, v: Tensor, sigma_ve: Tensor, level: float) -> Tensor | None:
         """Remember a correction computed afresh (at strength 1). Returns how far the one kept before was off, if any."""
@@ -197,10 +198,10 @@ class Economy:
         if self._kept is not None and self._kept.factor.shape == fresh.factor.shape:
             moved = (fresh.vector - self.reused(v, sigma_ve).vector).norm() / v.norm().clamp_min(1e-12)
             self._moved = moved if self.settings.refresh == 0 else None
-        away, moves = fresh.vector - v, (fresh.factor > 0) & (fresh.factor < 1)
+        away, moves = fresh.vector - v, carries(fresh.factor)
         self._away = Later(torch.stack([(away * part).norm() for part in (moves, ~moves)]) / v.norm().clamp_min(1e-12))
         displacement = (fresh.vector - v) / _norm(v).clamp_min(1e-12) if self.settings.form == "product" else None
-        self._kept = _Kept(fresh.factor, displacement, sigma_ve, level)
+        self._kept = _Kept(fresh.factor, moves, torch.zeros_like(fresh.bad), displacement, sigma_ve, level)
         return moved
 
 

@@ -140,15 +140,20 @@ def rectify_by_factor(v: Tensor, factor: Tensor, strength: float = 1.0) -> Recti
     return Rectified(factor * v, factor, torch.zeros(v.shape[0], dtype=torch.bool, device=v.device))
 
 
-def carry(factor: Tensor, ratio: Tensor) -> Tensor:
+def carries(factor: Tensor) -> Tensor:
+    """Where a factor is one that Gaussian data can have: in (0, 1)."""
+    return (factor > 0) & (factor < 1)
+
+
+def carry(factor: Tensor, ratio: Tensor, moves: Tensor | None = None) -> Tensor:
     """The factor at another noise level: sigma_ve there is `ratio` [B] times what it was.
 
     J of Gaussian data is c = V / (V + sigma_ve^2), so its odds c / (1 - c) go as 1 / sigma_ve^2. Factors outside
-    (0, 1), which no Gaussian has, stay what they are.
+    (0, 1), which no Gaussian has, stay what they are. `moves`: `carries(factor)`, where it is known.
     """
     square = expand(ratio.to(factor.dtype).square(), factor)
-    moved = factor / (factor + (1 - factor) * square)
-    return torch.where((factor > 0) & (factor < 1), moved, factor)
+    moved = factor / torch.lerp(square, torch.ones_like(square), factor)  # c + (1 - c) ratio^2
+    return torch.where(carries(factor) if moves is None else moves, moved, factor)
 
 
 def blend(v: Tensor, rectified: Tensor, factor: Tensor, strength: float) -> Rectified:
