@@ -76,9 +76,10 @@ def _prepare() -> Path:
 
 BASE_DIRECTORY = _prepare()
 
+collect_ignore = ["test_cuda.py"]
 # Texts, pictures and servers are the same with either attention: once is enough.
 if os.environ.get("REG_TEST_ATTENTION") == "pytorch":
-    collect_ignore = [
+    collect_ignore += [
         f"test_{name}.py"
         for name in ("benchmark", "demo_nodes", "evaluation", "evaluation_score", "help", "locales", "plots", "presets", "sweep", "tiny", "workflow")
     ]
