@@ -206,6 +206,8 @@ class Trace:
     keep: int = 16
 
     def start(self, run: Run) -> Run:
+        if self.runs:
+            self.runs[-1]._measure()  # a run that nobody read holds its calls' tensors no longer
         self.runs.append(run)
         del self.runs[: -self.keep]
         return run

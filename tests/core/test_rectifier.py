@@ -289,6 +289,17 @@ def test_numbers_made_later_are_those_of_each_call(monkeypatch, held):
     assert torch.allclose(run.heat, heat, atol=1e-6) and not run._calls and not run._measured
 
 
+def test_a_run_that_nobody_read_lets_go_of_its_tensors():
+    """At the next run at the latest. Its numbers stay."""
+    kept = trace.Trace()
+    first = kept.start(Run("row_sum"))
+    (call,) = _calls(1, True)
+    first.saw(first.add(Row(engine="finite_difference")), call)
+    assert len(first._calls) == 1
+    kept.start(Run("row_sum"))
+    assert not first._calls and first.rows[0].correction_mean == pytest.approx(float(call.factor.mean()))
+
+
 def test_numbers_of_large_calls_are_not_put_off():
     """What calls may hold is bounded by their bytes: three tensors of 4 MB each are over it."""
     run = Run("row_sum")

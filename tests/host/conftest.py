@@ -63,12 +63,10 @@ def _prepare() -> Path:
     finally:
         sys.argv = pytest_argv
     if DYNAMIC:
-        import comfy.memory_management
         import comfy.model_management
 
         if not comfy_aimdo.control.init_devices([comfy.model_management.get_torch_device().index or 0]):
             raise RuntimeError("REG_TEST_DEVICE=cuda-dynamic: comfy-aimdo does not work here")
-        comfy.memory_management.aimdo_enabled = True
     if not Path(comfy.cli_args.__file__).is_relative_to(host):
         raise RuntimeError(f"comfy was imported from {comfy.cli_args.__file__}, not from {host}")
     return base

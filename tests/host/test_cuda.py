@@ -95,14 +95,14 @@ def test_weights_left_in_main_memory(host, pack, monkeypatch, family, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux", "wan"])
-def test_dynamic_vram(host, pack, family, engine):
+def test_dynamic_vram(host, pack, monkeypatch, family, engine):
     """Newer hosts page weights in as layers run. Oracle: the CPU."""
     if os.environ.get("REG_TEST_DEVICE") != "cuda-dynamic":
         pytest.skip("needs REG_TEST_DEVICE=cuda-dynamic")
-    comfy.memory_management.aimdo_enabled = False  # weights are made here, and layers would wait for a file to bring them
     right, _ = sampled(pack, on_cpu(family), engine)
     t = tiny.build(family)
-    comfy.memory_management.aimdo_enabled = True
+    # Not before: weights are made here, and layers would wait for a file to bring them.
+    monkeypatch.setattr("comfy.memory_management.aimdo_enabled", True)
     t.patcher = comfy.model_patcher.ModelPatcherDynamic(t.patcher.model, t.patcher.load_device, t.patcher.offload_device)
     latent, run = sampled(pack, t, engine)
     assert t.patcher.is_dynamic() and any(hasattr(m, "_v") for m in t.patcher.model.diffusion_model.modules())
