@@ -1,4 +1,4 @@
-"""Every touch of ComfyUI's internals, with host_runs.py and host_demo.py: model calls, differentiation under inference mode, a second model.
+"""Every touch of ComfyUI's internals, with the other host_*.py: model calls, differentiation under inference mode.
 
 What the other files of this folder need of ComfyUI they take from here.
 """
@@ -10,9 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.model_sampling
 import comfy.patcher_extension
-import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
@@ -328,80 +326,10 @@ def percent_of(sampling, sigma: float) -> float:
     return round((low + high) / 2, 9)
 
 
-# A second model
-
-
-def check_same_space(model, other) -> None:
-    """Raises ValueError unless both models denoise the same latents in the same coordinates."""
-    ours, theirs = (m.get_model_object("model_sampling") for m in (model, other))
-    flow = [isinstance(sampling, comfy.model_sampling.CONST) for sampling in (ours, theirs)]
-    if flow[0] != flow[1]:
-        raise ValueError(f"the models sample in different coordinates: {type(ours).__mro__[2].__name__} and {type(theirs).__mro__[2].__name__}")
-    formats = [m.model.latent_format for m in (model, other)]
-    if formats[0].latent_channels != formats[1].latent_channels or type(formats[0]) is not type(formats[1]):
-        raise ValueError(f"the models have different latents: {type(formats[0]).__name__} and {type(formats[1]).__name__}")
-
-
-def shares_weights(model, other) -> bool:
-    """True when `other` is a clone that differs by options only. Raises ValueError when it differs by patched weights."""
-    if model.model is not other.model:
-        return False
-    if model.patches_uuid != other.patches_uuid:
-        raise ValueError("both models are the same file with different weight patches (LoRA): load it by a second loader, or use REG Weak Model")
-    return True
-
-
 def sample_arguments(args, kwargs) -> dict:
     """What CFGGuider.outer_sample was called with, by name."""
     names = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask", "callback", "disable_pbar", "seed", "latent_shapes")
     return dict(zip(names, args, strict=False)) | kwargs
-
-
-class SecondModel:
-    """A further MODEL, loaded beside the sampled one (set_additional_models), that denoises with conds of its own."""
-
-    def __init__(self, patcher, guider, conds, arguments):
-        self.patcher = patcher
-        self.guider = guider
-        self.conds = [c.copy() for c in conds]  # as convert_cond left them; process_conds writes into each
-        self.arguments = arguments
-        self.options = None
-
-    def denoised(self, x, sigma):
-        """The denoised prediction at x [B, ...], sigma [B]."""
-        if self.options is None:  # only now are both models loaded
-            self._start()
-        return calc_cond_batch(self.patcher.model, [self.conds], x, sigma, self.options)[0]
-
-    def _start(self):
-        a, model, device = self.arguments, self.patcher.model, self.guider.model_patcher.load_device
-        self.options = clone_options(self.patcher.model_options)
-        self.options.setdefault("transformer_options", {})["sample_sigmas"] = a["sigmas"].to(device)
-        comfy.sampler_helpers.prepare_model_patcher(self.patcher, {"reference": self.conds}, self.options)
-        if model is not self.guider.model_patcher.model:
-            self.patcher.pre_run()
-        noise, latent, mask = a["noise"].to(device), a["latent_image"].to(device), a.get("denoise_mask")
-        if torch.count_nonzero(latent) > 0:
-            latent = model.process_latent_in(latent)
-        if mask is not None:
-            mask = comfy.sampler_helpers.prepare_mask(mask, noise.shape, device)
-        extra = {}
-        if a.get("latent_shapes") is not None:  # hosts since packed latents
-            extra["latent_shapes"] = model.latent_shapes = a["latent_shapes"]
-        processed = comfy.samplers.process_conds(model, noise, {"reference": self.conds}, device, latent, mask, a.get("seed"), **extra)
-        self.conds = processed["reference"]
-
-    def stop(self):
-        """Undo what the run changed on the second MODEL."""
-        if self.options is not None and self.patcher.model is not self.guider.model_patcher.model:
-            self.patcher.cleanup()
-        self.options = None
-
-
-def calc_cond_batch(model, conds, x, sigma, model_options):
-    """ComfyUI's, on this process's devices only."""
-    options = {k: v for k, v in model_options.items() if k not in MULTIGPU_OPTIONS}
-    return comfy.samplers.calc_cond_batch(model, conds, x, sigma, options)
 
 
 def cfg_guider(model, positive, negative, cfg):

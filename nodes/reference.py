@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from . import host
+from . import host, host_second
 
 KEY = "reg_reference"
 
@@ -21,10 +21,10 @@ def with_reference(model, reference_model, weight_reference=None, weight_negativ
     cfg = 1 + weight_reference + weight_negative that gives D_c + w_r (D_c - D_weak) + w_n (D_c - D_negative).
     Raises ValueError when the two models do not share latents or weights cannot be loaded side by side.
     """
-    host.check_same_space(model, reference_model)
+    host_second.check_same_space(model, reference_model)
     patched = model.clone()
     patched.remove_wrappers_with_key(host.WrappersMP.OUTER_SAMPLE, KEY)
-    shared = host.shares_weights(model, reference_model)
+    shared = host_second.shares_weights(model, reference_model)
     patched.set_additional_models(KEY, [] if shared else [reference_model])
     hook = _Hook(reference_model if shared else None, weight_reference, weight_negative)
     patched.add_wrapper_with_key(host.WrappersMP.OUTER_SAMPLE, KEY, hook.outer_sample)
@@ -45,7 +45,7 @@ class _Hook:
         if conds is None:
             host.log.warning("REG: %s has no %s prompt: the reference model is not used", type(guider).__name__, "negative")
             return executor(*args, **kwargs)
-        second = host.SecondModel(patcher, guider, conds, host.sample_arguments(args, kwargs))
+        second = host_second.SecondModel(patcher, guider, conds, host.sample_arguments(args, kwargs))
         run = _Run(second, self.weights, guider.model_options.get("sampler_calc_cond_batch_function"))
         guider.model_options["sampler_calc_cond_batch_function"] = run.pair  # the guider's private copy
         try:
@@ -80,4 +80,4 @@ class _Run:
     def _own(self, conds, args):
         if self.previous is not None:
             return self.previous({**args, "conds": conds})
-        return host.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], args["model_options"])
+        return host_second.calc_cond_batch(args["model"], conds, args["input"], args["sigma"], args["model_options"])
