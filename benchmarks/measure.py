@@ -6,6 +6,7 @@ import statistics
 
 import torch
 
+from . import alone
 from .meters import CpuMemory, CudaMemory, Stopwatch
 from .models import build
 from .suites import CFG, MODES, Case
@@ -27,7 +28,7 @@ def _profiled(case: Case, device: str) -> list[str]:
 
 
 def _is_reverse(mode) -> bool:
-    return (mode.inputs or {}).get("engine") == "reverse"
+    return mode.alone or (mode.inputs or {}).get("engine") == "reverse"
 
 
 class Bench:
@@ -107,6 +108,8 @@ def sample(case: Case, subject, model, steps: int) -> torch.Tensor:
 def _guided(pack, subject, name):
     """(MODEL, trace or None) of a mode."""
     inputs = MODES[name].inputs
+    if MODES[name].alone:
+        return alone.rectified(subject.patcher, pack.import_("nodes.thaw")), None
     if inputs is None:
         return subject.patcher, None
     node = pack.nodes["REGGuidance"]

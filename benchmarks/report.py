@@ -32,6 +32,9 @@ Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as
   round (not told of reverse mode, whose backward pass is outside by nature).
 - **Reads** are the reads of tensor values by the host for each step, beyond those of plain guidance; on a GPU each waits for the device.
   **Waits** are the waits that CUDA reports.
+- **By PyTorch alone** is no mode of the pack: two predictions and `torch.autograd.grad` through ComfyUI's model, weights made ordinary
+  once, with no check, no bound on memory and no trace (`benchmarks/alone.py`). It is what reverse mode could cost at the least here; what
+  the pack's takes beyond it is the price of those, of which a row in one or two of the steps is the self-check.
 - Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped, and what automatic refresh chooses,
   depends on the Jacobian. For that, see v prediction, where the random network is close to a denoiser, and the digits, a trained one. A
   random eps network has J near the identity at all noise levels, so nothing is ever skipped.
@@ -61,7 +64,7 @@ def write(results: Path, docs: Path) -> str:
     return f"wrote {docs / 'cost.md'}"
 
 
-SHORT = ("schedule", "calibrated", "default", "skipping", "every_call", "reverse_checkpoint", "reverse_resident", "forward")
+SHORT = ("schedule", "calibrated", "default", "skipping", "every_call", "reverse_checkpoint", "reverse_resident", "reverse_alone", "forward")
 
 
 def summary(results: list[dict]) -> str:

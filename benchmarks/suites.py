@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 CFG = "cfg"  # the baseline of every ratio
+ALONE = "reverse_alone"
 SKIP_BELOW = 0.05  # of the skipping rows: share of the largest |g|. docs/evidence.md has its quality
 ALWAYS = {"refresh": 1, "skip_below": 0.0}
 REVERSE = ALWAYS | {"engine": "reverse"}
@@ -18,6 +19,7 @@ class Mode:
     inputs: dict | None
     time: dict = field(default_factory=dict)  # {device: highest ratio to plain guidance}
     memory: dict = field(default_factory=dict)
+    alone: bool = False  # PyTorch's reverse mode without the pack, see alone.py
 
 
 def _same(ratio):
@@ -36,12 +38,13 @@ MODES = {
     "product": Mode("`product`, probe at every call", ALWAYS | {"form": "product"}),
     "reverse_checkpoint": Mode("reverse, checkpointed", REVERSE | {"memory": "checkpoint"}, {"cpu": 2.2, "cuda": 1.7}, _same(1.35)),
     "reverse_resident": Mode("reverse, resident", REVERSE | {"memory": "resident"}, {"cpu": 2.0, "cuda": 1.5}),
+    ALONE: Mode("reverse, resident, by PyTorch alone", None, alone=True),
     "forward": Mode("forward", ALWAYS | {"engine": "forward"}, _same(2.7), _same(1.6)),
 }
 ALL = tuple(MODES)
 # What depends on the run: how many steps it has, and how J falls with noise. Then what costs the same at every step.
 ADAPTIVE = (CFG, "default", "skipping")
-CONSTANT = (CFG, "schedule", "calibrated", "every_call", "scalar", "reverse_checkpoint", "reverse_resident", "forward")
+CONSTANT = (CFG, "schedule", "calibrated", "every_call", "scalar", "reverse_checkpoint", "reverse_resident", ALONE, "forward")
 USUAL = (CFG, "schedule", "default", "skipping", "every_call")
 SCALED = (CFG, "default", "every_call", "reverse_checkpoint")
 
@@ -82,7 +85,7 @@ CPU = (
         "SD1.5 (860 M), eps, 512x512 pixels",
         "sd15",
         _latent(512),
-        (CFG, "every_call", "reverse_checkpoint", "reverse_resident", "forward"),
+        (CFG, "every_call", "reverse_checkpoint", "reverse_resident", ALONE, "forward"),
         steps=6,
         rounds=1,
         memory_steps=1,
@@ -93,7 +96,7 @@ CPU = (
         _DIGITS,
         name="digits_autoguidance",
         network="digits_autoguidance",
-        modes=tuple(name for name in ALL if name != "calibrated_skipping"),
+        modes=tuple(name for name in ALL if name not in ("calibrated_skipping", ALONE)),
         rounds=3,
         compared=False,
         title="Digits, autoguidance: the second row is a smaller model, so a row of the first is more than half of plain guidance",

@@ -21,7 +21,7 @@ from .blocks import blocks
 from .checkpoint import Recompute
 from .draws import Draws
 from .memory import ReverseMemory, divisible, rows_of
-from .thaw import control_modules, private_saved_tensors, thawed, thawed_cond
+from .thaw import Thaw, control_modules, private_saved_tensors, thawed_cond
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 Interrupted = comfy.model_management.InterruptProcessingException
@@ -156,11 +156,14 @@ class ModelBranches(Branches):
                 stack.enter_context(torch.inference_mode(False))
                 positive = [thawed_cond(c if rows is None else rows_of(c, rows)) for c in positive]
                 roots = [self.model, *control_modules(positive)]
-                weights = stack.enter_context(thawed(roots))
-                recompute = self._recompute(x, count, weights)
+                dynamic = self._dynamic()
+                self.bounds.copies |= dynamic  # the pages of its weights are taken back when a layer has run
+                thaw = Thaw() if dynamic else self.bounds.thaw
+                weights = stack.enter_context(thaw.over(roots))
+                recompute = self._recompute(x, count, thaw)
                 if recompute is not None:
                     options["transformer_options"]["optimized_attention_override"] = recompute.attention
-                    stack.enter_context(recompute.over(block for root in roots for block in blocks(root)))
+                    stack.enter_context(recompute.over(thaw.fact("blocks", lambda: [block for root in roots for block in blocks(root)])))
                 if self.bounds.copies:
                     stack.enter_context(private_saved_tensors(weights))
             self._probing = (options, positive)
@@ -171,19 +174,22 @@ class ModelBranches(Branches):
             if recompute is not None:
                 self.bounds.learn(recompute, count)
 
-    def _recompute(self, x, count, weights):
+    def _recompute(self, x, count, thaw):
         """What the bounds allow a reverse pass of `count` samples to keep; None: everything."""
         network = self.model.diffusion_model
-        size = sum(p.nbytes for p in network.parameters())
-        device = next(network.parameters()).device if x is None else x.device
+        example = next(network.parameters()) if x is None else x
         required = 0.0 if x is None else self.memory_required(x) * count / len(x)
-        if getattr(self.model.current_patcher, "is_dynamic", bool)():
-            self.bounds.copies = True  # the pages of its weights are taken back when a layer has run
-        plan = self.bounds.plan(self.free_memory(x if x is not None else next(network.parameters())), required, size, self._casts(device), count)
+        size = thaw.fact("size", lambda: sum(p.nbytes for p in network.parameters()))
+        casts = thaw.fact("casts", lambda: self._casts(example.device))
+        plan = self.bounds.plan(self.free_memory(example), required, size, casts, count)
         if not plan.recompute:
             return None
         tick = comfy.model_management.throw_exception_if_processing_interrupted
-        return Recompute(differentiable_attention, weights, self.bounds.copies, plan.blocks, plan.attention, self.bounds.verify(), tick)
+        return Recompute(differentiable_attention, thaw.storages, self.bounds.copies, plan.blocks, plan.attention, self.bounds.verify(), tick)
+
+    def _dynamic(self) -> bool:
+        """True where weights are paged in and out layer by layer."""
+        return bool(getattr(self.model.current_patcher, "is_dynamic", bool)())
 
     def _casts(self, device) -> bool:
         """True when layers convert or move their weights at use."""

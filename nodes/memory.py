@@ -9,6 +9,7 @@ import torch
 
 from ..reg_core import jacobian
 from .checkpoint import IN_PLACE, VERIFIED
+from .thaw import Thaw
 
 log = logging.getLogger("ComfyUI-REG")
 
@@ -40,6 +41,7 @@ class ReverseMemory:
         self.mode = mode
         self.copies = copies
         self.notes = []
+        self.thaw = Thaw()
         self.rows = None  # samples in one backward pass; None: all
         self.last = None  # Plan of the last pass
         self._tight = False  # ran out of memory: keep nothing

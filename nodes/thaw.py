@@ -9,33 +9,68 @@ PAGED = ("_v_weight", "_v_bias")  # where newer hosts keep what they have paged 
 PADDING = 16  # elements that PyTorch may append to a row of a mask, and one more than it ever does
 
 
-@contextmanager
-def thawed(modules):
-    """Parameters and buffers of `modules` as ordinary tensors without gradient, sharing memory; put back afterwards.
+class Thaw:
+    """Parameters and buffers as ordinary tensors without gradient, sharing memory, for the length of a `with` block.
 
     Loaders create weights in inference mode, and autograd refuses to save such tensors. An alias of the same storage
-    is an ordinary tensor and costs nothing. Enter outside of inference mode. Yields the addresses of their storages.
+    is an ordinary tensor and costs nothing; but looking through a network for them takes a third of a small step, so they
+    are made once, and again when a weight is another one or elsewhere. Where weights are paged, take a new one for every pass.
     """
-    swapped, seen, storages = [], set(), set()
-    try:
-        for root in modules:
-            for module in root.modules():
-                if id(module) in seen:
-                    continue
-                seen.add(id(module))
-                paged = {name: vars(module)[name] for name in PAGED if vars(module).get(name) is not None}
-                for store, held in ((module._parameters, None), (module._buffers, None), (vars(module), paged)):
-                    for name, tensor in list((store if held is None else held).items()):
-                        alias = _alias(tensor)
-                        if type(tensor) in PLAIN and held is None:
-                            storages.add(tensor.untyped_storage().data_ptr())
-                        if alias is not None:
-                            swapped.append((store, name, tensor))
-                            store[name] = alias
-        yield storages
-    finally:
-        for store, name, tensor in reversed(swapped):
-            store[name] = tensor
+
+    def __init__(self):
+        self._roots = ()
+        self._found = []  # (store, name, tensor, its address, alias or None)
+        self.storages = frozenset()
+        self._facts = {}
+
+    @contextmanager
+    def over(self, modules):
+        """Within it the weights of `modules` are ordinary; enter outside of inference mode. Yields the addresses of their storages."""
+        roots = tuple(modules)
+        if not self._holds(roots):
+            self._look(roots)
+        swaps = [(store, name, tensor, alias) for store, name, tensor, _, alias in self._found if alias is not None]
+        try:
+            for store, name, _, alias in swaps:
+                store[name] = alias
+            yield self.storages
+        finally:
+            for store, name, tensor, _ in swaps:
+                store[name] = tensor
+
+    def fact(self, key, ask):
+        """What `ask` says about the weights, asked again only when they have changed."""
+        if key not in self._facts:
+            self._facts[key] = ask()
+        return self._facts[key]
+
+    def _holds(self, roots) -> bool:
+        """True while every weight is the one that was found, where it was found."""
+        if len(roots) != len(self._roots) or any(a is not b for a, b in zip(roots, self._roots, strict=True)):
+            return False
+        return all(store.get(name) is tensor and _address(tensor) == address for store, name, tensor, address, _ in self._found)
+
+    def _look(self, roots):
+        self._roots, self._found, self._facts, storages = roots, [], {}, set()
+        for module in {id(m): m for root in roots for m in root.modules()}.values():
+            paged = {name: vars(module)[name] for name in PAGED if vars(module).get(name) is not None}
+            for store, held in ((module._parameters, module._parameters), (module._buffers, module._buffers), (vars(module), paged)):
+                for name, tensor in held.items():
+                    if type(tensor) not in PLAIN:
+                        continue
+                    if held is not paged:
+                        storages.add(tensor.untyped_storage().data_ptr())
+                    self._found.append((store, name, tensor, _address(tensor), _alias(tensor)))
+        self.storages = frozenset(storages)
+
+
+def thawed(modules):
+    """`Thaw` for a single pass."""
+    return Thaw().over(modules)
+
+
+def _address(tensor):
+    return tensor.data_ptr() if tensor.device.type != "meta" else 0
 
 
 def _alias(tensor):

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from benchmarks import measure, meters, models
-from benchmarks.suites import CFG, TINY
+from benchmarks.suites import ALONE, CFG, TINY
 
+from . import reg
 from .setup_host import REPO, host_path
 
 # Passes of the network for each image and step, counted on paper. Derivatives are checked by a finite difference
 # at some of the steps; what is shipped probes at some of them.
 ROWS = {
     CFG: (2, 2), "schedule": (2, 2), "calibrated": (2, 2), "every_call": (3, 3), "scalar": (3, 3), "product": (3, 3),
-    "reverse_checkpoint": (2, 3), "reverse_resident": (2, 3), "forward": (2, 3), "default": (2, 3), "skipping": (1, 3),
+    "reverse_checkpoint": (2, 3), "reverse_resident": (2, 3), "reverse_alone": (2, 2), "forward": (2, 3), "default": (2, 3), "skipping": (1, 3),
     "calibrated_skipping": (1, 2),
 }  # fmt: skip
 
@@ -43,6 +44,19 @@ def test_tiny_suite_from_the_command_line(tmp_path):
     assert digits["default"]["targets"] == {"time": 1.15, "memory": 1.10} and uncompared["default"]["targets"] == {"time": None, "memory": None}
     assert digits["skipping"]["rows"] < 2 < digits["default"]["rows"] < digits["every_call"]["rows"]
     assert "as shipped" in (tmp_path / "cost.md").read_text() and (tmp_path / "images" / "cost-tiny.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["sd15_eps", "sd21_v"])
+def test_pytorch_alone_samples_what_the_packs_reverse_mode_samples(pack, name):
+    """Oracle: each other, two ways to Eq. 21; weights are put back, and plain guidance gives something else."""
+    network = "tiny_" + name.replace("_eps", "")
+    case = dataclasses.replace(TINY[0], network=network, modes=(CFG, "reverse_resident", ALONE), steps=3, batch=2)
+    bench = measure.Bench(case, pack, "cpu")
+    before = list(bench.subject.patcher.model.parameters())
+    plain, ours, alone = (measure.sample(case, bench.subject, bench.prepared[mode][0], 3) for mode in case.modes)
+    assert reg.relative(alone, ours) < 1e-3
+    assert not reg.relative(plain, ours) < 1e-2
+    assert all(a is b for a, b in zip(before, bench.subject.patcher.model.parameters(), strict=True))
 
 
 def test_plain_guidance_is_timed_beside_every_step(pack, monkeypatch):
