@@ -17,44 +17,42 @@ class DualLayers(TorchFunctionMode):
     """While it is active, layers on dual numbers take the rules of this file."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in LINEAR_LAYERS and not kwargs and _dual(args[0]) and not any(_dual(t) for t in args[1:3]):
-            return linear_layer(func, *args)
-        if func in NORMS and _dual(args[0]) and not any(_dual(t) for t in (*args[1:], *kwargs.values())):
-            return NORMS[func](*args, **kwargs)
-        if func is F.scaled_dot_product_attention and any(_dual(t) for t in (*args, *kwargs.values())):
-            return _attention(*args, **kwargs)
-        return func(*args, **kwargs)
+        rule = None if not args or (kwargs and func in LINEAR_LAYERS) else RULES.get(func)
+        if rule is not None:
+            x, dx = unpack_dual(args[0])
+            if dx is not None and not any(_dual(t) for t in (*args[1:], *(kwargs or {}).values())):
+                return rule(x, dx, *args[1:], **(kwargs or {})) if func in NORMS else rule(func, x, dx, *args[1:])
+        elif func is F.scaled_dot_product_attention and any(_dual(t) for t in (*args, *(kwargs or {}).values())):
+            return _attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
-def linear_layer(func, x, weight, bias=None, *options):
+def linear_layer(func, x, dx, weight, bias=None, *options):
     """A layer that is linear in x, applied to the tangent as it is. PyTorch adds the product with a tangent of the
     weights, all zeros: a convolution of dual numbers would be three convolutions."""
-    x, dx = unpack_dual(x)
     return make_dual(func(x, weight, bias, *options), func(dx, weight, None, *options))
 
 
-def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
+def group_norm(x, dx, num_groups, weight=None, bias=None, eps=1e-5):
     """The Jacobian of a normalisation is symmetric but for the weights: PyTorch's backward kernel without weights is
     its forward product, in one pass where the rule made of single operations takes twenty."""
-    x, dx = (t.contiguous() for t in unpack_dual(input))
+    x, dx = x.contiguous(), dx.contiguous()
     shape = (x.shape[0], x.shape[1], x[0, 0].numel(), num_groups)
     y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, *shape, eps)
     dy = torch.ops.aten.native_group_norm_backward(dx, x, mean, rstd, None, *shape, [True, False, False])[0]
     return make_dual(y, dy if weight is None else dy * weight.reshape(-1, *[1] * (x.ndim - 2)))
 
 
-def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+def layer_norm(x, dx, normalized_shape, weight=None, bias=None, eps=1e-5):
     """As group_norm."""
-    x, dx = (t.contiguous() for t in unpack_dual(input))
+    x, dx = x.contiguous(), dx.contiguous()
     y, mean, rstd = torch.ops.aten.native_layer_norm(x, normalized_shape, weight, bias, eps)
     dy = torch.ops.aten.native_layer_norm_backward(dx, x, normalized_shape, mean, rstd, None, None, [True, False, False])[0]
     return make_dual(y, dy if weight is None else dy * weight)
 
 
-def rms_norm(input, normalized_shape, weight=None, eps=None):
+def rms_norm(x, dx, normalized_shape, weight=None, eps=None):
     """dy = r (dx - n <n dx>) with n = r x. PyTorch's rule gives float32 for half precision on CUDA (seen in 2.11)."""
-    x, dx = unpack_dual(input)
     dims = tuple(range(-len(normalized_shape), 0))
     wide, tangent = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, dx))
     r = (wide.square().mean(dims, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
@@ -67,6 +65,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
 NORMS = {F.group_norm: group_norm, torch.group_norm: group_norm, F.layer_norm: layer_norm, torch.layer_norm: layer_norm}
 if hasattr(torch, "rms_norm"):  # PyTorch 2.4
     NORMS |= {F.rms_norm: rms_norm, torch.rms_norm: rms_norm}
+RULES = NORMS | dict.fromkeys(LINEAR_LAYERS, linear_layer)
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
@@ -158,4 +157,5 @@ def _joined(pairs, dim):
 
 
 def _dual(t):
-    return isinstance(t, torch.Tensor) and unpack_dual(t).tangent is not None
+    # Asking takes Python's time at every layer; a Parameter is a weight, with no tangent here.
+    return isinstance(t, torch.Tensor) and type(t) is not torch.nn.Parameter and unpack_dual(t).tangent is not None
