@@ -14,7 +14,9 @@ from torch import Tensor
 
 from .measured import NUMBERS, Call, numbers
 
-HELD = 8 * 2**20  # bytes that calls whose numbers are not yet made may hold
+# Bytes that calls whose numbers are not yet made may hold: the fewer, the more often a GPU is given many small things to do.
+HELD = {"cpu": 2**19}
+HELD_GPU = 8 * 2**20
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Run:
         """A guided call, whose tensors nobody will write to; its numbers are put off until many can be made at once."""
         row._weight = call.weight
         self._calls.append((row, call))
-        if sum(call.size for _, call in self._calls) > HELD:
+        if sum(call.size for _, call in self._calls) > HELD.get(call.vector.device.type, HELD_GPU):
             self._measure()
 
     def _measure(self) -> None:

@@ -270,7 +270,7 @@ def _calls(count, elementwise, seed=0, shape=(2, 3, 4, 5)):
 @pytest.mark.parametrize("held", [0, 3000, 10**9])
 def test_numbers_made_later_are_those_of_each_call(monkeypatch, held):
     """Oracle: float64 by NumPy, a call at a time. `held`: each call by itself, some together, all at the end."""
-    monkeypatch.setattr(trace, "HELD", held)
+    monkeypatch.setitem(trace.HELD, "cpu", held)
     run = Run("row_sum")
     calls = [*_calls(3, True), *_calls(2, False, 1), *_calls(2, True, 2)]
     for call in calls:
@@ -301,7 +301,8 @@ def test_a_run_that_nobody_read_lets_go_of_its_tensors():
 
 
 def test_numbers_of_large_calls_are_not_put_off():
-    """What calls may hold is bounded by their bytes: three tensors of 4 MB each are over it."""
-    run = Run("row_sum")
-    run.saw(run.add(Row()), next(_calls(1, True, shape=(2, 8, 256, 256))))
-    assert not run._calls and len(run._measured) == 1
+    """What calls may hold is bounded by their bytes: three tensors of 4 MB each are over it, and of 200 KB on a CPU."""
+    for shape in ((2, 8, 256, 256), (2, 1, 160, 160)):
+        run = Run("row_sum")
+        run.saw(run.add(Row()), next(_calls(1, True, shape=shape)))
+        assert not run._calls and len(run._measured) == 1
