@@ -40,7 +40,6 @@ NETWORKS = {
     "sdxl": ("SDXL", _SDXL, 77, 1280, "eps"),
     "sdxl_v": ("SDXL", _SDXL, 77, 1280, "v"),
     "sd15_small_v": ("SD15", _SD15 | dict(model_channels=96), 77, 0, "v"),
-    "thin_sd15": ("SD15", _SD15 | dict(model_channels=32, context_dim=32), 7, 0, "eps"),
     "tiny_sd15": ("SD15", _SD15 | _TINY, 7, 0, "eps"),
     "tiny_sd21_v": ("SD20", _SD21 | _TINY, 7, 0, "v"),
     "tiny_sdxl": ("SDXL", _SDXL | _TINY, 7, 1280, "eps"),

@@ -91,17 +91,6 @@ CPU = (
         memory_steps=1,
         beside=2,
     ),
-    # What a fast GPU is like with one small image: the host's work is the time, and arithmetic next to nothing.
-    Case(
-        "sd15_thin",
-        "SD1.5's layers with 32 channels at 64x64 pixels: nearly all of the time is that of Python and PyTorch around the arithmetic",
-        "thin_sd15",
-        _latent(64),
-        CONSTANT,
-        steps=8,
-        rounds=5,
-        compared=False,
-    ),
     _DIGITS,
     replace(
         _DIGITS,
