@@ -4,12 +4,13 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.nn import BatchNorm1d, Linear, Sequential
 
 
 @pytest.fixture
 def network():
     with torch.inference_mode():
-        return torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).eval().requires_grad_(False)
+        return Sequential(Linear(3, 3), BatchNorm1d(3)).eval().requires_grad_(False)
 
 
 def product(thaw, network):
