@@ -180,7 +180,7 @@ class ModelBranches(Branches):
         example = next(network.parameters()) if x is None else x
         required = 0.0 if x is None else self.memory_required(x) * count / len(x)
         size = thaw.fact("size", lambda: sum(p.nbytes for p in network.parameters()))
-        casts = thaw.fact("casts", lambda: self._casts(example.device))
+        casts = thaw.fact(("casts", example.device), lambda: self._casts(example.device))
         plan = self.bounds.plan(self.free_memory(example), required, size, casts, count)
         if not plan.recompute:
             return None

@@ -48,7 +48,7 @@ class Thaw:
         """True while every weight is the one that was found, where it was found."""
         if len(roots) != len(self._roots) or any(a is not b for a, b in zip(roots, self._roots, strict=True)):
             return False
-        return all(store.get(name) is tensor and _address(tensor) == address for store, name, tensor, address, _ in self._found)
+        return all(store.get(name) is tensor and tensor.data_ptr() == address for store, name, tensor, address, _ in self._found)
 
     def _look(self, roots):
         self._roots, self._found, self._facts, storages = roots, [], {}, set()
@@ -60,17 +60,13 @@ class Thaw:
                         continue
                     if held is not paged:
                         storages.add(tensor.untyped_storage().data_ptr())
-                    self._found.append((store, name, tensor, _address(tensor), _alias(tensor)))
+                    self._found.append((store, name, tensor, tensor.data_ptr(), _alias(tensor)))
         self.storages = frozenset(storages)
 
 
 def thawed(modules):
     """`Thaw` for a single pass."""
     return Thaw().over(modules)
-
-
-def _address(tensor):
-    return tensor.data_ptr() if tensor.device.type != "meta" else 0
 
 
 def _alias(tensor):

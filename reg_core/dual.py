@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.forward_ad import make_dual, unpack_dual
@@ -17,20 +19,20 @@ class DualLayers(TorchFunctionMode):
     """While it is active, layers on dual numbers take the rules of this file."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        rule = None if not args or (kwargs and func in LINEAR_LAYERS) else RULES.get(func)
-        if rule is not None:
+        kwargs = kwargs or {}
+        if args and (rule := RULES.get(func)) is not None:
             x, dx = unpack_dual(args[0])
-            if dx is not None and not any(_dual(t) for t in (*args[1:], *(kwargs or {}).values())):
-                return rule(x, dx, *args[1:], **(kwargs or {})) if func in NORMS else rule(func, x, dx, *args[1:])
-        elif func is F.scaled_dot_product_attention and any(_dual(t) for t in (*args, *(kwargs or {}).values())):
-            return _attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            if dx is not None and not any(_dual(t) for t in (*args[1:], *kwargs.values())):
+                return rule(x, dx, *args[1:], **kwargs)
+        elif func is F.scaled_dot_product_attention and any(_dual(t) for t in (*args, *kwargs.values())):
+            return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
-def linear_layer(func, x, dx, weight, bias=None, *options):
+def linear_layer(func, x, dx, weight, bias=None, *options, **named):
     """A layer that is linear in x, applied to the tangent as it is. PyTorch adds the product with a tangent of the
     weights, all zeros: a convolution of dual numbers would be three convolutions."""
-    return make_dual(func(x, weight, bias, *options), func(dx, weight, None, *options))
+    return make_dual(func(x, weight, bias, *options, **named), func(dx, weight, None, *options, **named))
 
 
 def group_norm(x, dx, num_groups, weight=None, bias=None, eps=1e-5):
@@ -65,7 +67,7 @@ def rms_norm(x, dx, normalized_shape, weight=None, eps=None):
 NORMS = {F.group_norm: group_norm, torch.group_norm: group_norm, F.layer_norm: layer_norm, torch.layer_norm: layer_norm}
 if hasattr(torch, "rms_norm"):  # PyTorch 2.4
     NORMS |= {F.rms_norm: rms_norm, torch.rms_norm: rms_norm}
-RULES = NORMS | dict.fromkeys(LINEAR_LAYERS, linear_layer)
+RULES = NORMS | {layer: partial(linear_layer, layer) for layer in LINEAR_LAYERS}  # called as rule(x, dx, *the others)
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
@@ -157,5 +159,5 @@ def _joined(pairs, dim):
 
 
 def _dual(t):
-    # Asking takes Python's time at every layer; a Parameter is a weight, with no tangent here.
+    # Asking takes Python's time at every layer, and a Parameter has none: what make_dual gives is a Tensor.
     return isinstance(t, torch.Tensor) and type(t) is not torch.nn.Parameter and unpack_dual(t).tangent is not None

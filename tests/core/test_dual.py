@@ -106,6 +106,13 @@ def test_linear_layers_run_once_for_each_part(layer, shape, bias):
         torch.func.jvp(lambda z: layer(z, inputs["weight"], inputs["bias"], *options), (inputs["x"],), (inputs["x"],))
     calls = {e.key: e.count for e in seen.key_averages()}
     assert layer is F.linear or calls["aten::convolution"] == 2, calls
+    named = {"weight": inputs["weight"], "bias": inputs["bias"]} | dict(zip(("stride", "padding"), options, strict=False))
+    with torch.profiler.profile() as seen, dual.DualLayers():
+        got = torch.func.jvp(lambda z: layer(z, **named), (inputs["x"],), (inputs["x"],))
+    want = torch.func.jvp(lambda z: layer(z, **named), (inputs["x"],), (inputs["x"],))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, want, strict=True))
+    calls = {e.key: e.count for e in seen.key_averages()}
+    assert layer is F.linear or calls["aten::convolution"] == 2, calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

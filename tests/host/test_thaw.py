@@ -1,10 +1,14 @@
 """Weights made ordinary for the length of a pass: found once a run, and again when they are others. Oracle: the tensors themselves."""
 
+import gc
+import weakref
 from unittest import mock
 
 import pytest
 import torch
 from torch.nn import BatchNorm1d, Linear, Sequential
+
+from . import reg, tiny
 
 
 @pytest.fixture
@@ -70,3 +74,25 @@ def test_weights_are_put_back_after_an_error(pack, network):
         assert network[0].weight is not weight and not network[0].weight.is_inference()
         _ = 1 / 0
     assert network[0].weight is weight
+
+
+@pytest.mark.parametrize("memory", ["resident", "checkpoint"])
+def test_a_finished_run_holds_no_weights(host, pack, monkeypatch, memory):
+    """What was found dies with the run, not at the next collection of garbage: a model unloaded then gives its memory back."""
+    module, born = pack.import_("nodes.memory"), []
+
+    class Watched(module.Thaw):
+        def __init__(self):
+            super().__init__()
+            born.append(weakref.ref(self))
+
+    monkeypatch.setattr(module, "Thaw", Watched)
+    t = tiny.build("sd15")
+    model, trace = reg.apply(pack, t.patcher, engine="reverse", memory=memory)
+    gc.disable()
+    try:
+        tiny.sample(t, model)
+    finally:
+        gc.enable()
+    assert {row.engine for row in trace.last.rows} == {"reverse"}
+    assert born and all(ref() is None for ref in born)
