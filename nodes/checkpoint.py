@@ -25,15 +25,16 @@ class Recompute:
     """One differentiated pass. Holds state of that pass only; `attention` stands in for the host's attention.
 
     `weights`: addresses of storages that are never dropped. `copies`: copy what may be written to in place.
-    `block_budget`, `attention_budget`: bytes that whole blocks and attention may keep, the arguments of all blocks among them. `tick` is called once a block
-    and may raise. `verify`: compare the second pass of every block with its first.
+    `block_budget`, `attention_budget`: bytes that whole blocks and attention may keep, the arguments of all blocks among them; `expected`: what those will
+    be, if an earlier pass has told. `tick` is called once a block and may raise. `verify`: compare the second pass of every block with its first.
     Afterwards `block_bytes` and `attention_bytes` are what a pass without recomputation would have kept in blocks.
     """
 
-    def __init__(self, attention, weights=frozenset(), copies=False, block_budget=0.0, attention_budget=0.0, verify=False, tick=lambda: None):
+    def __init__(self, attention, weights=frozenset(), copies=False, block_budget=0.0, attention_budget=0.0, expected=0.0, verify=False, tick=lambda: None):
         self._attention = attention
         self.weights, self.copies, self.verify, self.tick = weights, copies, verify, tick
-        self.block_budget, self.attention_budget = block_budget, attention_budget
+        self.block_budget, self.attention_budget, self._expected = block_budget, attention_budget, expected
+        self._blocks = self._calls = 0
         self.block_bytes = self.attention_bytes = self.kept_blocks = self.kept_attention = self.arguments = 0
         self.recomputed = 0
         self._keeps = 0.0  # the most that a block kept, in terms of its arguments
@@ -44,7 +45,8 @@ class Recompute:
     @contextmanager
     def over(self, modules):
         """Within it calls of `modules` go through here; their forward is put back afterwards."""
-        replaced = []
+        replaced, modules = [], tuple(modules)
+        self._blocks = len(modules)
         try:
             for module in modules:
                 replaced.append((module, vars(module).get("forward")))
@@ -90,9 +92,15 @@ class Recompute:
     def kept(self, tensor):
         return _Kept(private_copy(tensor.detach()) if self.copies else tensor.detach())
 
-    def room_for(self, size: int) -> bool:
-        """Whether a block with arguments of `size` bytes may keep everything: as many do as surely fit."""
-        return self.arguments + self.kept_blocks + (self._keeps or BLOCK_KEEPS) * size <= self.block_budget
+    def all_arguments(self) -> float:
+        """Bytes that the arguments of all blocks will take; without an earlier pass to tell, as if the ones to come were like those so far."""
+        return max(self.arguments, self._expected or self.arguments * self._blocks / max(1, self._calls))
+
+    def holds(self, size: int) -> bool:
+        """Count a block with arguments of `size` bytes. Whether it may keep everything: as many do as surely fit."""
+        self.arguments += size
+        self._calls += 1
+        return self.all_arguments() + self.kept_blocks + (self._keeps or BLOCK_KEEPS) * size <= self.block_budget
 
     def saw(self, size: int, kept: int) -> None:
         """A block with arguments of `size` bytes wanted to keep so many."""
@@ -149,8 +157,7 @@ class _Segment:
         self.args, self.kwargs = owner.held(args), {k: owner.held(v) for k, v in kwargs.items()}
         self.versions = [(t, t._version) for t in _tensors([*self.args, *self.kwargs.values()])]
         self.size, self.wanted = sum(_bytes(t) for t, _ in self.versions if t.requires_grad), 0
-        self.whole = owner.room_for(self.size)
-        owner.arguments += self.size
+        self.whole = owner.holds(self.size)
         self.places, self.values = [], weakref.WeakKeyDictionary()
         self.stash = []  # of attention calls: (result, whether it has a gradient), or None where it is computed again
         self.replayed = None  # in the second pass: how many attention calls were met
@@ -228,7 +235,7 @@ class _Segment:
             result, needs_grad = entry
             # Blocks may write to it, and PyTorch forbids that on a leaf.
             return result.get().requires_grad_().clone() if needs_grad else result.get().clone()
-        if self.whole or owner.arguments + owner.kept_attention >= owner.attention_budget:
+        if self.whole or owner.all_arguments() + owner.kept_attention >= owner.attention_budget:
             before = owner.block_bytes
             result = run()
             owner.attention_bytes += owner.block_bytes - before

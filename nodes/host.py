@@ -185,7 +185,8 @@ class ModelBranches(Branches):
         if not plan.recompute:
             return None
         tick = comfy.model_management.throw_exception_if_processing_interrupted
-        return Recompute(differentiable_attention, thaw.storages, self.bounds.copies, plan.blocks, plan.attention, self.bounds.verify(), tick)
+        budgets = plan.blocks, plan.attention, plan.arguments
+        return Recompute(differentiable_attention, thaw.storages, self.bounds.copies, *budgets, self.bounds.verify(), tick)
 
     def _dynamic(self) -> bool:
         """True where weights are paged in and out layer by layer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,6 +25,7 @@ class Plan:
     recompute: bool
     blocks: float = 0.0
     attention: float = 0.0
+    arguments: float = 0.0  # of all blocks, as an earlier pass has told
 
 
 class Recomputed(jacobian.JacobianError):
@@ -48,11 +49,12 @@ class ReverseMemory:
         self._repeatable = True
         self._verified = False
         self._per_row = None  # (bytes of blocks, of attention) that one sample keeps
+        self._arguments = 0.0  # of one sample, bytes
 
     def plan(self, free: float, required: float, weights: float, cast: bool, rows: int) -> Plan:
         """`free`: bytes; `required`: the host's estimate of a forward pass of `rows` samples; `weights`: bytes of the
         model; `cast`: weights are converted at use, and a graph would keep every converted one."""
-        self.last = self._plan(free, required, weights, cast, rows)
+        self.last = replace(self._plan(free, required, weights, cast, rows), arguments=rows * self._arguments)
         return self.last
 
     def _plan(self, free, required, weights, cast, rows):
@@ -79,6 +81,7 @@ class ReverseMemory:
     def learn(self, recompute, rows: int) -> None:
         """From a finished pass (checkpoint.Recompute). Raises Recomputed where a block was not repeatable."""
         self._per_row = recompute.block_bytes / rows, recompute.attention_bytes / rows
+        self._arguments = recompute.arguments / rows
         if recompute.verify and recompute.recomputed:
             if not (error := recompute.mismatch()) <= VERIFIED:
                 raise Recomputed(f"a block's second pass differs by {error:.2g} from its first")

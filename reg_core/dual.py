@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.overrides import TorchFunctionMode
 
-# Attention scores held at a time, in elements: what a CPU's cache takes, what a GPU needs to be busy.
-SCORES = {"cpu": 2**20}
-SCORES_GPU = 2**25
+from .dual_attention import dual_attention
+
 LINEAR_LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 
 
@@ -80,82 +79,6 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
     if attn_mask is not None and attn_mask.ndim > 2:
         attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2]).reshape(-1, heads, query.shape[-2], key.shape[-2])
     return dual_attention(q, k, v, attn_mask, scale).reshape(*query.shape[:-1], value.shape[-1])
-
-
-def dual_attention(q, k, v, mask=None, scale=None):
-    """softmax(q k^T scale + mask) v of dual numbers, [B, heads, N, d], by blocks: memory does not grow as N^2.
-
-    With P = softmax(S): dO = P dV + (P o dS) V - rowsum(P o dS) O. Fewer heads of k and v are repeated.
-    """
-    k, v = (t if t.shape[1] == q.shape[1] else t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-    (q, dq), (k, dk), (v, dv) = _parts(q), _parts(k), _parts(v)
-    mask, dmask = (None, None) if mask is None else (None if t is None else t.expand(*q.shape[:3], k.shape[2]) for t in _parts(mask))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    (b, h, n, _), m = q.shape, k.shape[2]
-    scores = SCORES.get(q.device.type, SCORES_GPU)
-    steps = max(1, scores // (h * n * m)), max(1, scores // (n * m)), max(1, scores // m)  # samples, heads, queries
-    rows = []
-    for i in range(0, b, steps[0]):
-        columns = []
-        for j in range(0, h, steps[1]):
-            keys = (slice(i, i + steps[0]), slice(j, j + steps[1]))
-            block = _Block(*(None if t is None else t[keys] for t in (k, dk, v, dv)))
-            parts = []
-            for start in range(0, n, steps[2]):
-                at = (*keys, slice(start, start + steps[2]))
-                parts.append(block.product(*(None if t is None else t[at] for t in (q, dq, mask, dmask)), scale))
-            columns.append(_joined(parts, 2))
-        rows.append(_joined(columns, 1))
-    return make_dual(*_joined(rows, 0))
-
-
-class _Block:
-    """Keys and values of some heads, laid out so that each block of queries takes four matrix products."""
-
-    def __init__(self, k, dk, v, dv):
-        self.width, self.dv = v.shape[-1], dv is not None
-        self.k = k.transpose(-1, -2)
-        self.dk = None if dk is None else dk.transpose(-1, -2)
-        self.both = None if dk is None else torch.cat([k, dk], -1).transpose(-1, -2)
-        self.exact = v.dtype in (torch.float32, torch.float64)
-        self.v = v if not self.exact else torch.cat([v, torch.ones_like(v[..., :1])], -1)  # a column that sums rows
-        self.all = v if dv is None else torch.cat([v, dv], -1)
-
-    def product(self, q, dq, mask, dmask, scale):
-        """(O, dO) of a block of queries."""
-        e, wide = self.width, torch.promote_types(q.dtype, torch.float32)
-        q = q * scale
-        scores = (q @ self.k).to(wide)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        p = torch.softmax(scores, -1)
-        del scores
-        out = p.to(q.dtype) @ self.all
-        out, moved = out[..., :e], out[..., e:] if self.dv else 0
-        if dq is None and self.dk is None and dmask is None:
-            return out, moved
-        if dq is not None or self.dk is not None:
-            if dq is None:
-                ds = q @ self.dk
-            else:
-                ds = dq * scale @ self.k if self.dk is None else torch.cat([dq * scale, q], -1) @ self.both
-            ds = ds if dmask is None else ds + dmask
-        else:
-            ds = dmask.clone()  # written to below
-        ds = ds.to(wide).mul_(p)
-        if self.exact:
-            w = ds @ self.v
-            return out, w[..., :e] - w[..., e:] * out + moved
-        ds = ds - ds.sum(-1, keepdim=True) * p  # before rounding to half, not after
-        return out, ds.to(q.dtype) @ self.v + moved
-
-
-def _parts(t):
-    return (t, None) if t is None else tuple(unpack_dual(t))
-
-
-def _joined(pairs, dim):
-    return pairs[0] if len(pairs) == 1 else tuple(torch.cat(column, dim) for column in zip(*pairs, strict=True))
 
 
 def _dual(t):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reg_core import dual, forward
+from reg_core import dual, dual_attention, forward
 
 # PyTorch 2.4 knows no such argument; ours asks for none.
 GROUPED = {"enable_gqa": True} if "enable_gqa" in F.scaled_dot_product_attention.__doc__ else {}
@@ -16,7 +16,7 @@ GROUPED = {"enable_gqa": True} if "enable_gqa" in F.scaled_dot_product_attention
 )
 def test_attention_of_dual_numbers(monkeypatch, held, mask, moving):
     """Block by block over samples, heads and queries. Oracle: torch's jvp of attention written out; fewer heads of keys."""
-    monkeypatch.setitem(dual.SCORES, "cpu", held)
+    monkeypatch.setitem(dual_attention.SCORES, "cpu", held)
     g = torch.Generator().manual_seed(0)
     b, h, n, m, d = 2, 4, 5, 7, 3
     shapes = {"q": (b, h, n, d), "k": (b, h // 2, m, d), "v": (b, h // 2, m, d + 1)}
@@ -46,13 +46,33 @@ def test_attention_of_dual_numbers(monkeypatch, held, mask, moving):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_attention_of_dual_numbers_in_half_precision(dtype):
-    """Oracle: the same, in float32, of the rounded numbers."""
+@pytest.mark.parametrize("held", [300, 10**6])
+@pytest.mark.parametrize(
+    ("mask", "moving"), [(None, t) for t in ("qkv", "q", "kv", "qv", "v")] + [("bool", "qkv"), ("float", "q"), ("float", "qkvm"), ("float", "m")]
+)
+def test_attention_of_dual_numbers_in_half_precision(monkeypatch, dtype, held, mask, moving):
+    """All keys move together by much, which must cancel. Oracle: the same, in float64, of the rounded numbers."""
+    monkeypatch.setitem(dual_attention.SCORES, "cpu", held)
     g = torch.Generator().manual_seed(0)
-    primals, tangents = (tuple(torch.randn(1, 2, 33, 8, generator=g).to(dtype) for _ in range(3)) for _ in range(2))
-    got = torch.func.jvp(dual.dual_attention, primals, tangents)[1]
-    want = torch.func.jvp(dual.dual_attention, *(tuple(t.float() for t in ts) for ts in (primals, tangents)))[1]
-    assert got.dtype == dtype and (got.float() - want).norm() / want.norm() < (3e-3 if dtype == torch.float16 else 2e-2)
+    shapes = {"q": (1, 2, 33, 8), "k": (1, 2, 29, 8), "v": (1, 2, 29, 5), "m": (1, 1, 33, 29)}
+
+    def random(**common):
+        return {name: (torch.randn(shape, generator=g) + common.get(name, 0)).to(dtype) for name, shape in shapes.items()}
+
+    values, tangents = random(v=3), random(k=30)
+    values["m"] = values["m"] > -1 if mask == "bool" else values["m"] if mask else None
+
+    def product(wider):
+        kept = {name: t if t is None or t.dtype == torch.bool else wider(t) for name, t in values.items()}
+        return torch.func.jvp(
+            lambda *moved: dual_attention.dual_attention(*(kept | dict(zip(moving, moved, strict=True))).values()),
+            tuple(kept[name] for name in moving),
+            tuple(wider(tangents[name]) for name in moving),
+        )
+
+    got, want = product(lambda t: t), product(torch.Tensor.double)
+    for ours, exact in zip(got, want, strict=True):
+        assert ours.dtype == dtype and (ours.double() - exact).norm() / exact.norm() < (3e-3 if dtype == torch.float16 else 2e-2)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4), (2, 3, 5, 4), (2, 2, 3, 5, 4)])
