@@ -11,7 +11,7 @@ def differentiable_attention(
 
     q, k, v: [B, N, heads * d], or [B, heads, N, d] with `skip_reshape`; returns [B, N, heads * d], or
     [B, heads, N, d] with `skip_output_reshape`. Which kernel serves is left to PyTorch and its context managers; in
-    forward mode it is reg_core's own (reg_core/dual.py).
+    forward mode it is reg_core's own (reg_core/dual_attention.py).
     """
     if not skip_reshape:
         head_dim = q.shape[-1] // heads if q.ndim == 3 else q.shape[-1]

@@ -33,7 +33,7 @@ class Recompute:
     def __init__(self, attention, weights=frozenset(), copies=False, block_budget=0.0, attention_budget=0.0, expected=0.0, verify=False, tick=lambda: None):
         self._attention = attention
         self.weights, self.copies, self.verify, self.tick = weights, copies, verify, tick
-        self.block_budget, self.attention_budget, self._expected = block_budget, attention_budget, expected
+        self.block_budget, self.attention_budget, self.expected = block_budget, attention_budget, expected
         self._blocks = self._calls = 0
         self.block_bytes = self.attention_bytes = self.kept_blocks = self.kept_attention = self.arguments = 0
         self.recomputed = 0
@@ -94,7 +94,7 @@ class Recompute:
 
     def all_arguments(self) -> float:
         """Bytes that the arguments of all blocks will take; without an earlier pass to tell, as if the ones to come were like those so far."""
-        return max(self.arguments, self._expected or self.arguments * self._blocks / max(1, self._calls))
+        return max(self.arguments, self.expected or self.arguments * self._blocks / max(1, self._calls))
 
     def holds(self, size: int) -> bool:
         """Count a block with arguments of `size` bytes. Whether it may keep everything: as many do as surely fit."""

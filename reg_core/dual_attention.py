@@ -19,7 +19,9 @@ def dual_attention(q, k, v, mask=None, scale=None):
     k and v are repeated."""
     k, v = (t if t.shape[1] == q.shape[1] else t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     (q, dq), (k, dk), (v, dv) = _parts(q), _parts(k), _parts(v)
-    mask, dmask = (None, None) if mask is None else (None if t is None else t.expand(*q.shape[:3], k.shape[2]) for t in _parts(mask))
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)  # PyTorch takes float32 beside half precision
+    mask, dmask = (None if t is None else t.expand(*q.shape[:3], k.shape[2]) for t in _parts(mask))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     (b, h, n, _), m = q.shape, k.shape[2]
     scores = SCORES.get(q.device.type, SCORES_GPU)

@@ -52,7 +52,7 @@ def reverse(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, cotange
 
 
 def forward(denoiser: Denoiser, x: Tensor, sigma: Tensor, alpha: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-    """J v by one pass with dual numbers. Attention is our own (dual.py); what evades it falls back to PyTorch's math
+    """J v by one pass with dual numbers. Attention is our own (dual_attention.py); what evades it falls back to PyTorch's math
     kernel, the only one with a tangent, of quadratic memory. Works inside `torch.inference_mode()`, also where PyTorch
     (before 2.12 or 2.13) gives tangents of zero there."""
     # torch.func.jvp gives the same and takes a quarter longer, in Python, over each operation.

@@ -48,7 +48,8 @@ def test_attention_of_dual_numbers(monkeypatch, held, mask, moving):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("held", [300, 10**6])
 @pytest.mark.parametrize(
-    ("mask", "moving"), [(None, t) for t in ("qkv", "q", "kv", "qv", "v")] + [("bool", "qkv"), ("float", "q"), ("float", "qkvm"), ("float", "m")]
+    ("mask", "moving"),
+    [*((None, t) for t in ("qkv", "q", "kv", "qv", "v")), ("bool", "qkv"), ("float", "q"), ("float", "qkvm"), ("float", "m"), ("float32", "qkv")],
 )
 def test_attention_of_dual_numbers_in_half_precision(monkeypatch, dtype, held, mask, moving):
     """All keys move together by much, which must cancel. Oracle: the same, in float64, of the rounded numbers."""
@@ -60,7 +61,7 @@ def test_attention_of_dual_numbers_in_half_precision(monkeypatch, dtype, held, m
         return {name: (torch.randn(shape, generator=g) + common.get(name, 0)).to(dtype) for name, shape in shapes.items()}
 
     values, tangents = random(v=3), random(k=30)
-    values["m"] = values["m"] > -1 if mask == "bool" else values["m"] if mask else None
+    values["m"] = {None: None, "bool": values["m"] > -1, "float": values["m"], "float32": values["m"].float()}[mask]
 
     def product(wider):
         kept = {name: t if t is None or t.dtype == torch.bool else wider(t) for name, t in values.items()}

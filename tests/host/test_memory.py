@@ -109,6 +109,15 @@ def test_what_acts_on_a_network_during_its_call_only_is_noticed(host, pack):
     assert not reg.relative(reverse(pack, t, positive, negative, bounds(pack, "resident"))[1], want) < 1e-3, "damping must act"
 
 
+def test_a_second_pass_is_told_what_the_arguments_of_blocks_took(host, pack):
+    """Oracle: what the first pass counted."""
+    t, positive, negative = fixture("sd15")
+    state = pack.import_("nodes.memory").ReverseMemory("checkpoint")
+    (first,), (second,) = (reverse(pack, t, positive, negative, state)[2] for _ in range(2))
+    assert first.expected == 0 and first.arguments > 0
+    assert second.expected == second.arguments == first.arguments
+
+
 def test_cast_weights_are_not_pinned(host, pack):
     """With manual cast the graph of a resident pass holds a converted copy of every weight; blocks drop theirs."""
     t = tiny.build("sd3", dtype=torch.bfloat16, manual_cast=torch.float32)
