@@ -205,7 +205,8 @@ def _cut(case, given):
         if (number := getattr(given, name)) is not None and number < 1:
             raise ValueError(f"--{name} must be 1 or more, got {number}")
     modes = case.modes if not given.mode else (CFG, *(name for name in MODES if name in given.mode and name != CFG))
-    return replace(case, modes=modes, steps=given.steps or case.steps, rounds=given.rounds or case.rounds)
+    close = 0 if given.rounds else case.close
+    return replace(case, modes=modes, steps=given.steps or case.steps, rounds=given.rounds or case.rounds, close=close)
 
 
 if __name__ == "__main__":

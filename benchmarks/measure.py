@@ -9,9 +9,8 @@ import torch
 from . import alone
 from .meters import CpuMemory, CudaMemory, Stopwatch
 from .models import build
-from .suites import CFG, MODES, Case
+from .suites import CFG, CLOSE, MODES, Case
 
-TIMING = 3  # how times are taken; report.TIMINGS has what results of an earlier way were made by
 PLAIN_STEPS = 8  # of plain guidance beside itself, which is the same at every step
 
 
@@ -19,7 +18,13 @@ def runs_of(case: Case, device: str, memory_only: bool = False) -> int:
     """Sampling runs in `run_case`: one for memory, the timed ones, and on CUDA one to profile where that tells something."""
     if memory_only:
         return len(case.modes)
-    return len(case.modes) * (1 + case.rounds) + len(_profiled(case, device))
+    return len(case.modes) + sum(len(_of_round(case, i)) for i in range(case.rounds + case.close)) + len(_profiled(case, device))
+
+
+def _of_round(case: Case, i: int) -> tuple[str, ...]:
+    """Modes of a round, forth and back in turn."""
+    modes = tuple(name for name in case.modes if i < case.rounds or name in CLOSE)
+    return modes[:: -1 if i % 2 else 1]
 
 
 def _profiled(case: Case, device: str) -> list[str]:
@@ -71,7 +76,7 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
     bench = Bench(case, pack, device, subject, progress)
     memory = bench.memory()
     found = {name: {"title": MODES[name].title, "own": [], "plain": []} for name in case.modes}
-    for i in range(case.rounds):
+    for i in range(case.rounds + case.close):
         for name, (own, plain, rows, calls) in _round(bench, i).items():
             found[name]["own"].append(own)
             found[name]["plain"].append(plain)
@@ -80,14 +85,14 @@ def run_case(case: Case, pack, device: str, subject=None, progress=lambda title:
     for name, own in profiled.items():
         found[name]["profiled"] = own, profiled[CFG]
     modes = {name: _timed(found[name], MODES[name]) | memory[name] | {"notes": bench.notes[name]} for name in case.modes}
-    return _description(case, bench.subject) | {"timing": TIMING, "modes": modes}
+    return _description(case, bench.subject) | {"modes": modes}
 
 
 def _round(bench: Bench, i: int) -> dict:
     """Machines drift within a minute: after every step or two of a mode the plain one is timed.
     {mode: (own and plain Times of a step, rows and calls of a step)}."""
     found = {}
-    for name in bench.case.modes[:: -1 if i % 2 else 1]:
+    for name in _of_round(bench.case, i):
         steps, beside = (min(bench.case.steps, PLAIN_STEPS), 1) if name == CFG else (bench.case.steps, bench.case.beside)
         watch = bench.sampled(name, steps, beside=beside)
         found[name] = watch.own.per(steps), watch.plain.per(steps), watch.rows / bench.case.batch / steps, watch.calls / steps
@@ -134,7 +139,7 @@ def _fallbacks(trace) -> list[str]:
 
 
 def _description(case: Case, subject) -> dict:
-    keys = ("name", "title", "network", "size", "batch", "steps", "rounds", "cfg", "sampler", "scheduler", "dtype", "memory_steps", "axis")
+    keys = ("name", "title", "network", "size", "batch", "steps", "rounds", "close", "cfg", "sampler", "scheduler", "dtype", "memory_steps", "axis")
     return {key: getattr(case, key) for key in keys} | {"weights": subject.weights}
 
 

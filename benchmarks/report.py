@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .suites import CFG, MODES
+from .suites import CFG, CLOSE, MODES
 
 # Stated by the authors of REG for their own code, each as a ratio to plain guidance, and SDXL at 1024 in GB.
 AUTHORS_TIME, AUTHORS_MEMORY, AUTHORS_SDXL = (1.21, 1.88), (1.21, 2.82), (6.91, 19.49)
 GB, MB = 1e9, 1e6
 KINDS = ("cuda", "cpu", "tiny")
-TIMINGS = {1: "Timed beside whole runs of plain guidance.", 2: "Timed beside single steps, by their sums."}  # of measure.TIMING, the earlier ones
 
 HEAD = f"""# What REG costs
 
@@ -64,7 +63,19 @@ def write(results: Path, docs: Path) -> str:
     return f"wrote {docs / 'cost.md'}"
 
 
-SHORT = ("schedule", "calibrated", "default", "skipping", "every_call", "reverse_checkpoint", "reverse_resident", "reverse_alone", "forward")
+SHORT = (
+    "schedule",
+    "calibrated",
+    "default",
+    "skipping",
+    "every_call",
+    "reverse_checkpoint",
+    "reverse_resident",
+    "reverse_alone",
+    "reverse_refreshed",
+    "forward",
+    "forward_refreshed",
+)
 
 
 def summary(results: list[dict]) -> str:
@@ -95,7 +106,7 @@ def section(result: dict) -> str:
             lines += [*table(case, result["kind"]), ""]
     scaled = [case for case in result["cases"] if case["axis"]]
     if scaled:
-        lines += ["### Against latent size, batch and steps", "", _scaling_words(scaled, result["kind"]), "", *_scaling_table(scaled), ""]
+        lines += ["### Against latent size, batch and steps", "", _scaling_words(scaled), "", *_scaling_table(scaled), ""]
     return "\n".join(lines)
 
 
@@ -115,17 +126,16 @@ def table(case: dict, kind: str) -> list[str]:
     if case["network"].startswith("sd"):
         rows.append(_authors(case, len(titles), bool(processor)))
     words = (
-        f"{case['sampler']}, {case['scheduler']}, {case['steps']} steps, cfg {case['cfg']:g}, {case['rounds']} rounds, {case['dtype']}; "
-        f"latent {' x '.join(map(str, (case['batch'], *case['size'])))}, weights {case['weights'] / GB:.2f} GB.{_timing(case, kind)}"
+        f"{case['sampler']}, {case['scheduler']}, {case['steps']} steps, cfg {case['cfg']:g}, {_rounds(case)}, {case['dtype']}; "
+        f"latent {' x '.join(map(str, (case['batch'], *case['size'])))}, weights {case['weights'] / GB:.2f} GB."
     )
     lines = [titles, ["---"] * len(titles), *rows]
     return [f"### {case['title']}", "", words, "", *("| " + " | ".join(line) + " |" for line in lines), *_listed(notes)]
 
 
-def _timing(case, kind):
-    """Says so where a case on a CPU was kept from when times were taken in another way than the head of the page tells."""
-    way = case.get("timing", 2 if "plain" in case["modes"][CFG] else 1)
-    return f" {TIMINGS[way]}" if kind == "cpu" and way in TIMINGS else ""
+def _rounds(case):
+    close = [MODES[name].title for name in CLOSE if name in case["modes"]]
+    return f"{case['rounds']} rounds" + (f" ({case['rounds'] + case['close']} of {', '.join(close)})" if case.get("close") else "")
 
 
 def _authors(case, columns, processor):
@@ -176,12 +186,10 @@ def _seconds(spread):
 # Scaling
 
 
-def _scaling_words(cases, kind):
+def _scaling_words(cases):
     first = cases[0]
-    return (
-        f"{first['network']}, {first['sampler']}, {first['scheduler']}, {first['steps']} steps unless said; time and peak memory as ratios to plain "
-        f"guidance.{_timing(first, kind)}"
-    )
+    words = f"{first['network']}, {first['sampler']}, {first['scheduler']}, {first['steps']} steps unless said"
+    return f"{words}; time and peak memory as ratios to plain guidance."
 
 
 def _scaling_table(cases):

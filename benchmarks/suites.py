@@ -26,6 +26,7 @@ def _same(ratio):
     return {"cpu": ratio, "cuda": ratio}
 
 
+_REVERSE = {"cpu": 2.2, "cuda": 1.7}
 MODES = {
     CFG: Mode("plain guidance", None),
     "schedule": Mode("`schedule`", {"form": "schedule"}, _same(1.01), _same(1.01)),
@@ -36,16 +37,19 @@ MODES = {
     "every_call": Mode("`row_sum`, probe at every call", ALWAYS, _same(1.50), _same(1.15)),
     "scalar": Mode("`scalar`, probe at every call", ALWAYS | {"form": "scalar"}),
     "product": Mode("`product`, probe at every call", ALWAYS | {"form": "product"}),
-    "reverse_checkpoint": Mode("reverse, checkpointed", REVERSE | {"memory": "checkpoint"}, {"cpu": 2.2, "cuda": 1.7}, _same(1.35)),
+    "reverse_checkpoint": Mode("reverse, checkpointed", REVERSE | {"memory": "checkpoint"}, _REVERSE, _same(1.35)),
     "reverse_resident": Mode("reverse, resident", REVERSE | {"memory": "resident"}, {"cpu": 2.0, "cuda": 1.5}),
     ALONE: Mode("reverse, resident, by PyTorch alone", None, alone=True),
+    "reverse_refreshed": Mode("reverse, checkpointed, refresh as shipped", {"engine": "reverse", "memory": "checkpoint"}, _REVERSE, _same(1.35)),
     "forward": Mode("forward", ALWAYS | {"engine": "forward"}, _same(2.7), _same(1.6)),
+    "forward_refreshed": Mode("forward, refresh as shipped", {"engine": "forward"}, _same(2.7), _same(1.6)),
 }
 ALL = tuple(MODES)
 # What depends on the run: how many steps it has, and how J falls with noise. Then what costs the same at every step.
-ADAPTIVE = (CFG, "default", "skipping")
+ADAPTIVE = (CFG, "default", "skipping", "reverse_refreshed", "forward_refreshed")
 CONSTANT = (CFG, "schedule", "calibrated", "every_call", "scalar", "reverse_checkpoint", "reverse_resident", ALONE, "forward")
 USUAL = (CFG, "schedule", "default", "skipping", "every_call")
+CLOSE = (CFG, "schedule", "calibrated", "every_call")  # targets that a few rounds cannot tell from what they measure
 SCALED = (CFG, "default", "every_call", "reverse_checkpoint")
 
 
@@ -61,6 +65,7 @@ class Case:
     batch: int = 1
     steps: int = 8
     rounds: int = 3
+    close: int = 0  # further rounds of CLOSE only
     cfg: float = 7.0
     sampler: str = "euler"
     scheduler: str = "karras"
@@ -75,7 +80,7 @@ def _latent(pixels: int) -> tuple:
     return (4, pixels // 8, pixels // 8)
 
 
-_DIGITS = Case("digits", "Digits (the demo model), 8x8, batch 256", "digits", (1, 8, 8), batch=256, steps=20, rounds=5, cfg=4.0, memory_steps=20)
+_DIGITS = Case("digits", "Digits (the demo model), 8x8, batch 256", "digits", (1, 8, 8), batch=256, steps=20, rounds=5, close=10, cfg=4.0, memory_steps=20)
 CPU = (
     Case("sd15_v_256", "SD1.5 (860 M), v, 256x256 pixels", "sd15_v", _latent(256), ADAPTIVE, steps=20, rounds=2, cfg=5.0, memory_steps=3, beside=4),
     Case("sd15_v_512", "SD1.5 (860 M), v, 512x512 pixels", "sd15_v", _latent(512), ADAPTIVE, steps=20, rounds=1, cfg=5.0, memory_steps=3, beside=2),
@@ -98,6 +103,7 @@ CPU = (
         network="digits_autoguidance",
         modes=tuple(name for name in ALL if name not in ("calibrated_skipping", ALONE)),
         rounds=3,
+        close=0,
         compared=False,
         title="Digits, autoguidance: the second row is a smaller model, so a row of the first is more than half of plain guidance",
     ),
@@ -142,7 +148,7 @@ TINY = (
     replace(_CUDA["sd15_eps_512_b1"], network="tiny_sd15", name="tiny_eps", title="tiny SD1.5, eps", modes=ALL, **_SHRUNK),
     replace(_CUDA["sd21_v_768_b5"], network="tiny_sd21_v", name="tiny_v", title="tiny SD2.1, v", modes=_FEW, **_SHRUNK),
     replace(_CUDA["sdxl_eps_1024_b5"], network="tiny_sdxl", name="tiny_sdxl", title="tiny SDXL, batch 5", modes=_FEW, **_SHRUNK),
-    replace(_DIGITS, name="tiny_digits", title="digits", batch=4, steps=12, rounds=2, modes=USUAL, memory_steps=12),
+    replace(_DIGITS, name="tiny_digits", title="digits", batch=4, steps=12, rounds=1, close=1, modes=USUAL, memory_steps=12),
     replace(
         _DIGITS,
         name="tiny_auto",

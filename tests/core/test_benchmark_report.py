@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,18 +142,14 @@ def test_page_says_what_is_over(tmp_path):
     assert "**1.10** (1.09 to 1.11) | 1.15 | 1.10 |" in shipped and "1.20 | 1.10 **over**" in shipped and "300 MB | 2.25 | 0.40 %" in shipped
     assert "1.01 **over**" in schedule and "1. fell back" in page
     assert "today; 4 minutes." in page and "Not measured yet" in page and "6.91 to 19.49 GB" in page
-    assert page.count("Timed beside whole runs of plain guidance.") == 2, "the table's and the scaling's case, kept from before"
     assert (tmp_path / "images" / "cost-cpu.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("timing", "plain", "said"), [(None, False, "whole runs"), (None, True, "their sums"), (measure.TIMING, True, None)])
-def test_page_says_what_was_timed_in_another_way(timing, plain, said):
-    """Oracle: the keys that results of each of the three ways have."""
-    case = _result(waits=0.0)["cases"][0] | ({} if timing is None else {"timing": timing})
-    case["modes"] = {name: mode | ({"plain": 1.0} if plain else {}) for name, mode in case["modes"].items()}
-    words = report.table(case, "cpu")[2]
-    assert words.endswith("GB.") if said is None else said in words
-    assert report.table(case, "cuda")[2].endswith("GB.")
+def test_table_says_which_modes_had_more_rounds():
+    """Oracle: the sum on paper, and a case kept from before the key was there."""
+    case = _result()["cases"][0]
+    assert ", 3 rounds, " in report.table(case, "cpu")[2]
+    assert ", 3 rounds (10 of plain guidance, `schedule`), " in report.table(case | {"close": 7}, "cpu")[2]
 
 
 def test_page_holds_every_suite_kept(tmp_path):
@@ -273,6 +270,14 @@ def test_no_comfyui_is_said_so(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no ComfyUI at {tmp_path}"):
         host.start(cpu=True)
     assert not any(name.startswith("comfy.") for name in sys.modules)
+
+
+def test_further_rounds_are_of_the_close_modes_only():
+    """Oracle: by hand, for three modes of which two are close: two rounds of all and three more of the two, forth and back."""
+    case = replace(suites.TINY[0], modes=("cfg", "schedule", "default"), rounds=2, close=3)
+    rounds = [measure._of_round(case, i) for i in range(5)]
+    assert rounds == [("cfg", "schedule", "default"), ("default", "schedule", "cfg"), ("cfg", "schedule"), ("schedule", "cfg"), ("cfg", "schedule")]
+    assert measure.runs_of(case, "cpu") == 3 + 2 * 3 + 3 * 2
 
 
 def test_every_suite_has_its_baseline_and_names_apart():

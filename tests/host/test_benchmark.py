@@ -20,7 +20,7 @@ from .setup_host import REPO, host_path
 ROWS = {
     CFG: (2, 2), "schedule": (2, 2), "calibrated": (2, 2), "every_call": (3, 3), "scalar": (3, 3), "product": (3, 3),
     "reverse_checkpoint": (2, 3), "reverse_resident": (2, 3), "reverse_alone": (2, 2), "forward": (2, 3), "default": (2, 3), "skipping": (1, 3),
-    "calibrated_skipping": (1, 2),
+    "calibrated_skipping": (1, 2), "reverse_refreshed": (2, 2.6), "forward_refreshed": (2, 2.6),
 }  # fmt: skip
 
 
