@@ -19,7 +19,7 @@ class DualLayers(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if args and (rule := RULES.get(func)) is not None:
+        if args and (rule := RULES.get(func)) is not None and type(args[0]) is torch.Tensor:
             x, dx = unpack_dual(args[0])
             if dx is not None and not any(_dual(t) for t in (*args[1:], *kwargs.values())):
                 return rule(x, dx, *args[1:], **kwargs)
@@ -82,5 +82,5 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
 
 
 def _dual(t):
-    # Asking takes Python's time at every layer, and a Parameter has none: what make_dual gives is a Tensor.
-    return isinstance(t, torch.Tensor) and type(t) is not torch.nn.Parameter and unpack_dual(t).tangent is not None
+    # What make_dual gives is a Tensor, no Parameter. Asking takes Python's time at every layer, and quantised tensors fail when asked.
+    return type(t) is torch.Tensor and unpack_dual(t).tangent is not None

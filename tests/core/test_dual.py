@@ -136,6 +136,32 @@ def test_linear_layers_run_once_for_each_part(layer, shape, bias):
     assert layer is F.linear or calls["aten::convolution"] == 2, calls
 
 
+class Quantised(torch.Tensor):
+    """A weight that stands for another, as quantised ones do: operations are given the one it stands for."""
+
+    @staticmethod
+    def __new__(cls, stored):
+        return torch.Tensor._make_wrapper_subclass(cls, stored.shape, dtype=stored.dtype)
+
+    def __init__(self, stored):
+        self.stored = stored
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*(a.stored if isinstance(a, cls) else a for a in args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_quantised_weights_have_no_tangent_and_are_not_asked(inference):
+    """ComfyUI 0.33 has such weights. Oracle: J v of a linear layer is the layer of v."""
+    with torch.inference_mode(inference):
+        weight, x, v = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        one = torch.ones(4, dtype=torch.float64)
+        quantised = Quantised(weight)
+        denoised, product = forward(lambda z, s: F.linear(z, quantised, one), x, one, one, v)
+    assert torch.allclose(denoised, x @ weight.T + 1) and torch.allclose(product, v @ weight.T)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("norm", ["group", "layer", "group of few", "rms"])
