@@ -22,7 +22,7 @@ def runs_of(case: Case, device: str, memory_only: bool = False) -> int:
 
 
 def _of_round(case: Case, i: int) -> tuple[str, ...]:
-    """Modes of a round, forth and back in turn."""
+    """Modes of round i, forth and back in turn; beyond the case's rounds those of CLOSE only."""
     modes = tuple(name for name in case.modes if i < case.rounds or name in CLOSE)
     return modes[:: -1 if i % 2 else 1]
 

@@ -136,8 +136,10 @@ def table(case: dict, kind: str) -> list[str]:
 
 
 def _rounds(case):
-    close = [MODES[name].title for name in CLOSE if name in case["modes"]]
-    return f"{case['rounds']} rounds" + (f" ({case['rounds'] + case['close']} of {', '.join(close)})" if case.get("close") else "")
+    if not case.get("close"):
+        return f"{case['rounds']} rounds"
+    titles = "; ".join(MODES[name].title for name in CLOSE if name in case["modes"])  # which have commas in them
+    return f"{case['rounds']} rounds ({case['rounds'] + case['close']} of {titles})"
 
 
 def _authors(case, columns, processor):

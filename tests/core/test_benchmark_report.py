@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_table_says_which_modes_had_more_rounds():
     """Oracle: the sum on paper, and a case kept from before the key was there."""
     case = _result()["cases"][0]
     assert ", 3 rounds, " in report.table(case, "cpu")[2]
-    assert ", 3 rounds (10 of plain guidance, `schedule`), " in report.table(case | {"close": 7}, "cpu")[2]
+    assert ", 3 rounds (10 of plain guidance; `schedule`), " in report.table(case | {"close": 7}, "cpu")[2]
 
 
 def test_page_holds_every_suite_kept(tmp_path):
@@ -278,6 +279,9 @@ def test_further_rounds_are_of_the_close_modes_only():
     rounds = [measure._of_round(case, i) for i in range(5)]
     assert rounds == [("cfg", "schedule", "default"), ("default", "schedule", "cfg"), ("cfg", "schedule"), ("schedule", "cfg"), ("cfg", "schedule")]
     assert measure.runs_of(case, "cpu") == 3 + 2 * 3 + 3 * 2
+    asked = SimpleNamespace(case=[case.name], keep=False, mode=None, steps=None, rounds=2)
+    assert command._cut(case, asked).close == 0, "--rounds is the number there will be"
+    assert command._cut(case, SimpleNamespace(**vars(asked) | {"rounds": None})) == case
 
 
 def test_every_suite_has_its_baseline_and_names_apart():

@@ -59,6 +59,17 @@ def test_pytorch_alone_samples_what_the_packs_reverse_mode_samples(pack, name):
     assert all(a is b for a, b in zip(before, bench.subject.patcher.model.parameters(), strict=True))
 
 
+def test_refresh_as_shipped_is_every_fourth_call_and_without_these_words_every_call(pack):
+    """Oracle: the node's default of 4, by eye; rows of the model do not tell, since a backward pass is none."""
+    modes = {"reverse_checkpoint": [0, 1, 2, 3, 4], "reverse_refreshed": [0, 4], "forward": [0, 1, 2, 3, 4], "forward_refreshed": [0, 4]}
+    bench = measure.Bench(dataclasses.replace(TINY[0], modes=(CFG, *modes), steps=5), pack, "cpu")
+    for name, fresh in modes.items():
+        model, trace = bench.prepared[name]
+        measure.sample(bench.case, bench.subject, model, 5)
+        assert [i for i, row in enumerate(trace.last.rows) if row.fresh] == fresh, name
+        assert {row.engine for row in trace.last.rows} == {name.split("_")[0]} and not trace.last.notes
+
+
 def test_plain_guidance_is_timed_beside_every_step(pack, monkeypatch):
     """Oracle: a clock made up below, which every row of the model moves by a second, and the sampler's own arithmetic by ten.
 
