@@ -1,40 +1,16 @@
-"""The node classes, by file; schemas and hooks only."""
+"""The doors: a node class each, by feature. Schemas and small conversions only."""
 
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from .autoguidance import REGAutoguidance, REGReferenceModel, REGWeakModel
-from .calibrate import REGCalibrate, REGLoadCalibration
-from .demo import REGDemoDecode, REGDemoLatent, REGDemoModel, REGDemoPrompt
-from .guidance import REGGuidance
-from .plots import REGSchedulePlot, REGTracePlot
-from .reward import REGRewardDigit, REGRewardGuidance, REGRewardImage, REGRewardLatent
-from .schedules import REGScheduleCosine, REGScheduleCurve, REGScheduleInterval, REGScheduleLinear
-from .sweep import REGGrid, REGSweep
+from . import autoguidance, calibrate, demo, guidance, plots, reward, schedules, sweep
 
+MODULES = (guidance, calibrate, schedules, autoguidance, reward, plots, sweep, demo)
 NODES = [
-    REGGuidance,
-    REGCalibrate,
-    REGLoadCalibration,
-    REGScheduleLinear,
-    REGScheduleCosine,
-    REGScheduleInterval,
-    REGScheduleCurve,
-    REGAutoguidance,
-    REGReferenceModel,
-    REGWeakModel,
-    REGRewardGuidance,
-    REGRewardDigit,
-    REGRewardLatent,
-    REGRewardImage,
-    REGTracePlot,
-    REGSchedulePlot,
-    REGSweep,
-    REGGrid,
-    REGDemoModel,
-    REGDemoPrompt,
-    REGDemoLatent,
-    REGDemoDecode,
+    node
+    for module in MODULES
+    for node in vars(module).values()
+    if isinstance(node, type) and issubclass(node, io.ComfyNode) and node.__module__ == module.__name__
 ]
 
 

@@ -1,4 +1,5 @@
-"""REGDemo*: a small class-conditional model of handwritten digits, shipped with the pack. No download, seconds on a CPU."""
+"""REGDemo*: a small class-conditional model of handwritten digits, shipped with the pack. No download,
+seconds on a CPU."""
 
 import math
 
@@ -8,8 +9,8 @@ from comfy_api.latest import io
 
 from ..reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN
 from ..reg_core.lab.models import DENOISERS, load_digits_model
-from .host_demo import demo_model
-from .schema import with_aliases
+from .host.demo_model import demo_model
+from .schema import choice, described, whole
 
 CATEGORY = "REG/demo"
 IN_TURN, ANY = "0 to 9 in turn", "any digit"
@@ -21,17 +22,11 @@ class REGDemoModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         schema = io.Schema(
             node_id="REGDemoModel",
-            display_name="REG Demo Model (digits)",
             category=CATEGORY,
-            description="A diffusion model of 8x8 handwritten digits (EDM), trained on real data and shipped with this pack.",
-            inputs=[
-                io.Combo.Input(
-                    "variant", options=list(DENOISERS), default=DENOISERS[0], tooltip="digits: the good model. digits_weak: a worse one, for autoguidance."
-                ),
-            ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For any sampler. Latents are 1x8x8, from REG Demo Latent.")],
+            inputs=[choice("variant", DENOISERS)],
+            outputs=[io.Model.Output()],
         )
-        return with_aliases(schema, "digits", "mnist", "example model")
+        return described(schema, "digits", "mnist", "example model")
 
     @classmethod
     def execute(cls, variant) -> io.NodeOutput:
@@ -43,17 +38,11 @@ class REGDemoPrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         schema = io.Schema(
             node_id="REGDemoPrompt",
-            display_name="REG Demo Prompt (digit)",
             category=CATEGORY,
-            description="The conditioning of the digits model.",
-            inputs=[
-                io.Combo.Input(
-                    "digit", options=PROMPTS, default="3", tooltip="The digit to draw, or 0, 1, 2, ... over the batch. 'any digit' is unconditional."
-                ),
-            ],
-            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For the positive or negative input of a sampler.")],
+            inputs=[choice("digit", PROMPTS, "3")],
+            outputs=[io.Conditioning.Output()],
         )
-        return with_aliases(schema, "digits prompt")
+        return described(schema, "digits prompt")
 
     @classmethod
     def execute(cls, digit) -> io.NodeOutput:
@@ -72,13 +61,11 @@ class REGDemoLatent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         schema = io.Schema(
             node_id="REGDemoLatent",
-            display_name="REG Demo Latent (digits)",
             category=CATEGORY,
-            description="Empty latents for the digits model.",
-            inputs=[io.Int.Input("batch_size", default=40, min=1, max=4096, tooltip="How many digits to draw at once.")],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="Zeros of shape batch_size x 1 x 8 x 8.")],
+            inputs=[whole("batch_size", 40, 1, 4096)],
+            outputs=[io.Latent.Output()],
         )
-        return with_aliases(schema, "empty latent digits")
+        return described(schema, "empty latent digits")
 
     @classmethod
     def execute(cls, batch_size) -> io.NodeOutput:
@@ -90,25 +77,20 @@ class REGDemoDecode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         schema = io.Schema(
             node_id="REGDemoDecode",
-            display_name="REG Demo Decode (digits)",
             category=CATEGORY,
-            description="Turns the digits model's latents into an image: one sheet, or an image each.",
-            inputs=[
-                io.Latent.Input("latent", tooltip="Latents sampled with the digits model."),
-                io.Int.Input("scale", default=8, min=1, max=64, tooltip="Pixels per latent pixel: 8 makes 64 x 64 px digits."),
-                io.Int.Input("columns", default=10, min=0, max=64, tooltip="Digits in a row of the sheet. 0 = no sheet, a batch of separate images."),
-            ],
-            outputs=[io.Image.Output(display_name="image", tooltip="RGB image, 0..1.")],
+            inputs=[io.Latent.Input("latent"), whole("scale", 8, 1, 64), whole("columns", 10, 0, 64)],
+            outputs=[io.Image.Output()],
         )
-        return with_aliases(schema, "vae decode digits")
+        return described(schema, "vae decode digits")
 
     @classmethod
     def execute(cls, latent, scale, columns) -> io.NodeOutput:
         samples = latent["samples"]
         if samples.ndim != 4 or samples.shape[1] != 1:
-            raise ValueError(f"REGDemoDecode: want latents of shape [batch, 1, height, width], got {list(samples.shape)}")
-        images = ((samples.float() + 1) / 2).clamp(0, 1)
-        images = F.interpolate(images, scale_factor=scale, mode="nearest")
+            raise ValueError(
+                f"REGDemoDecode: want latents of shape [batch, 1, height, width], got {list(samples.shape)}"
+            )
+        images = F.interpolate(((samples.float() + 1) / 2).clamp(0, 1), scale_factor=scale, mode="nearest")
         if columns > 0:
             framed = F.pad(images, (scale // 2,) * 4, value=0.25)  # or neighbours would run into each other
             images = sheet(framed, min(columns, len(images)))

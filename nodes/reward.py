@@ -1,8 +1,8 @@
-"""Classifier guidance by a reward on the denoised prediction: REGRewardGuidance and the rewards that ship with the pack.
+"""Classifier guidance by a reward on the denoised prediction: REGRewardGuidance and the rewards that ship
+with the pack.
 
-A reward is any object with `log_prob(x0) -> [B]`, where x0 [B, ...] are clean latents as a VAE takes them, and `device`
-is x0's. A third pack makes its own by returning such an object from a REG_REWARD output.
-"""
+A reward is any object with `log_prob(x0) -> [B]`, where x0 [B, ...] are clean latents as a VAE takes them. A
+third pack makes one by returning such an object from a REG_REWARD output."""
 
 import math
 
@@ -10,10 +10,10 @@ import torch
 from comfy_api.latest import io
 
 from ..reg_core.lab.models import load_digits_classifier
-from .rewarded import ImageReward, rewarded_model
-from .schema import Reward, advanced, with_aliases
+from .hooks.rewarded import rewarded_model
+from .host.image_reward import ImageReward
+from .schema import GUIDANCE, Reward, advanced, check_percents, choice, described, number, percents, whole
 
-GUIDANCE = "advanced/guidance"
 REWARD = "REG/reward"
 
 
@@ -22,31 +22,28 @@ class REGRewardGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         schema = io.Schema(
             node_id="REGRewardGuidance",
-            display_name="REG Reward Guidance",
             category=GUIDANCE,
-            description="Classifier guidance: follows the gradient of a reward on the denoised image. Rectified, the gradient passes through the "
-            "denoiser (exact chain rule, one more model row and a backward pass); unrectified it does not.",
             inputs=[
-                io.Model.Input("model", tooltip="Any diffusion model. Works with CFG and REG Guidance in any order, and with cfg 1."),
-                Reward.Input("reward", tooltip="What to raise, from a REG Reward node."),
-                io.Float.Input("scale", default=1.0, min=-1000.0, max=1000.0, step=0.01, tooltip="Weight of the reward's gradient. 0 = none."),
-                io.Boolean.Input("rectified", default=True, tooltip="On: through the denoiser's Jacobian (REG). Off: as if the prediction were the image."),
-                advanced(io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="Where it begins: 0 = pure noise, 1 = clean.")),
-                advanced(io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="Where it ends: 0 = pure noise, 1 = clean.")),
+                io.Model.Input("model"),
+                Reward.Input("reward"),
+                number("scale", 1.0, -1000.0, 1000.0, 0.01),
+                io.Boolean.Input("rectified", default=True),
+                *percents(),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For any sampler.")],
+            outputs=[io.Model.Output()],
         )
-        return with_aliases(schema, "classifier guidance", "loss guidance", "universal guidance")
+        return described(schema, "classifier guidance", "loss guidance", "universal guidance")
 
     @classmethod
     def execute(cls, model, reward, scale, rectified, start_percent, end_percent) -> io.NodeOutput:
+        bounds = check_percents("REGRewardGuidance", start_percent, end_percent)
         if not math.isfinite(scale):
             raise ValueError(f"REGRewardGuidance: scale must be finite, got {scale}")
-        if not 0 <= start_percent <= end_percent <= 1:
-            raise ValueError(f"REGRewardGuidance: want 0 <= start_percent <= end_percent <= 1, got {start_percent} and {end_percent}")
         if not callable(getattr(reward, "log_prob", None)):
-            raise ValueError(f"REGRewardGuidance: a reward needs a method log_prob(x0), {type(reward).__name__} has none")
-        return io.NodeOutput(rewarded_model(model, reward, scale, rectified, start_percent, end_percent))
+            raise ValueError(
+                f"REGRewardGuidance: a reward needs log_prob(x0), {type(reward).__name__} has none"
+            )
+        return io.NodeOutput(rewarded_model(model, reward, scale, rectified, bounds))
 
 
 class REGRewardDigit(io.ComfyNode):
@@ -54,13 +51,11 @@ class REGRewardDigit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         schema = io.Schema(
             node_id="REGRewardDigit",
-            display_name="REG Reward: Digit",
             category=REWARD,
-            description="Log probability of a digit by the demo's classifier: for the digits model.",
-            inputs=[io.Int.Input("digit", default=3, min=-1, max=9, tooltip="The digit to reward. -1: 0, 1, 2, ... over the batch.")],
-            outputs=[Reward.Output(display_name="reward", tooltip="For REG Reward Guidance.")],
+            inputs=[whole("digit", 3, -1, 9)],
+            outputs=[Reward.Output()],
         )
-        return with_aliases(schema, "classifier")
+        return described(schema, "classifier")
 
     @classmethod
     def execute(cls, digit) -> io.NodeOutput:
@@ -80,8 +75,12 @@ class DigitReward:
         if self.classifier is None:
             with torch.inference_mode(False):  # weights that autograd may save
                 self.classifier = load_digits_classifier(device=x0.device)
-        labels = torch.arange(len(x0), device=x0.device) % 10 if self.digit < 0 else torch.full((len(x0),), self.digit, device=x0.device)
-        return self.classifier(x0.float()).log_softmax(1).gather(1, labels[:, None])[:, 0]
+        labels = (
+            torch.arange(len(x0), device=x0.device) % 10
+            if self.digit < 0
+            else x0.new_full((len(x0),), self.digit)
+        )
+        return self.classifier(x0.float()).log_softmax(1).gather(1, labels.long()[:, None])[:, 0]
 
 
 class REGRewardLatent(io.ComfyNode):
@@ -89,17 +88,15 @@ class REGRewardLatent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         schema = io.Schema(
             node_id="REGRewardLatent",
-            display_name="REG Reward: Latent Target",
             category=REWARD,
-            description="Rewards closeness to a target latent, or to its mean per channel (colour and brightness): no other network needed.",
             inputs=[
-                io.Latent.Input("target", tooltip="For example a VAE-encoded picture with the colours wanted."),
-                io.Combo.Input("match", options=["mean", "latent"], default="mean", tooltip="mean: average per channel. latent: every latent pixel."),
-                io.Float.Input("tolerance", default=0.5, min=0.001, max=100.0, step=0.001, tooltip="Standard deviation allowed, in latent units."),
+                io.Latent.Input("target"),
+                choice("match", ("mean", "latent")),
+                number("tolerance", 0.5, 0.001, 100.0, 0.001),
             ],
-            outputs=[Reward.Output(display_name="reward", tooltip="For REG Reward Guidance.")],
+            outputs=[Reward.Output()],
         )
-        return with_aliases(schema, "color guidance", "brightness")
+        return described(schema, "color guidance", "brightness")
 
     @classmethod
     def execute(cls, target, match, tolerance) -> io.NodeOutput:
@@ -117,14 +114,16 @@ class LatentReward:
     def log_prob(self, x0):
         target = self.target.to(x0).clone()
         if target.shape[1] != x0.shape[1]:
-            raise ValueError(f"REGRewardLatent: the target has {target.shape[1]} channels, the model's latents {x0.shape[1]}")
+            raise ValueError(
+                f"REGRewardLatent: the target has {target.shape[1]} channels, the model {x0.shape[1]}"
+            )
         if self.match == "mean":
             difference = x0.flatten(2).mean(2) - target.flatten(2).mean(2)
+        elif target.shape[2:] == x0.shape[2:]:
+            difference = x0 - target
         else:
-            if target.shape[2:] != x0.shape[2:]:
-                sizes = f"the target is {list(target.shape[2:])}, the model's latents {list(x0.shape[2:])}"
-                raise ValueError(f"REGRewardLatent: {sizes}; match 'mean' takes any size")
-            difference = (x0 - target).flatten(1)
+            sizes = f"the target is {list(target.shape[2:])}, the model's latents {list(x0.shape[2:])}"
+            raise ValueError(f"REGRewardLatent: {sizes}; match 'mean' takes any size")
         return -(difference**2).flatten(1).sum(1) / (2 * self.tolerance**2)
 
 
@@ -133,21 +132,17 @@ class REGRewardImage(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         schema = io.Schema(
             node_id="REGRewardImage",
-            display_name="REG Reward: Image Similarity",
             category=REWARD,
-            description="Similarity to a reference picture in the eyes of CLIP vision, through the VAE decoder. Decodes at a reduced size to bound memory.",
             inputs=[
-                io.ClipVision.Input("clip_vision", tooltip="A CLIP vision model."),
-                io.Vae.Input("vae", tooltip="The model's VAE."),
-                io.Image.Input("image", tooltip="The reference picture."),
-                io.Float.Input("temperature", default=0.01, min=0.0001, max=1.0, step=0.0001, tooltip="log p = cosine similarity / temperature."),
-                advanced(
-                    io.Int.Input("max_latent_size", default=32, min=8, max=256, tooltip="Latents are shrunk to this side before decoding, in latent pixels.")
-                ),
+                io.ClipVision.Input("clip_vision"),
+                io.Vae.Input("vae"),
+                io.Image.Input("image"),
+                number("temperature", 0.01, 0.0001, 1.0, 0.0001),
+                *advanced(whole("max_latent_size", 32, 8, 256)),
             ],
-            outputs=[Reward.Output(display_name="reward", tooltip="For REG Reward Guidance.")],
+            outputs=[Reward.Output()],
         )
-        return with_aliases(schema, "clip guidance", "image guidance")
+        return described(schema, "clip guidance", "image guidance")
 
     @classmethod
     def execute(cls, clip_vision, vae, image, temperature, max_latent_size) -> io.NodeOutput:

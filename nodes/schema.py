@@ -1,23 +1,65 @@
 """Schema helpers that hold on every supported ComfyUI, and the pack's own sockets."""
 
+import json
+from pathlib import Path
+
 from comfy_api.latest import io
 
 Trace = io.Custom("REG_TRACE")
 Reward = io.Custom("REG_REWARD")
 Calibration = io.Custom("REG_CALIBRATION")
+GUIDANCE = "advanced/guidance"
+WORDS = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
+ENGLISH = json.loads(WORDS.read_text(encoding="utf-8"))
 
 
-def advanced(widget):
-    """Fold an input under "advanced" on hosts that can; older ones show it."""
-    if hasattr(widget, "advanced"):
-        widget.advanced = True
-    elif isinstance(getattr(widget, "extra_dict", None), dict):
-        widget.extra_dict["advanced"] = True
-    return widget
-
-
-def with_aliases(schema, *aliases):
-    """Search words for a node, on hosts whose schema has them."""
+def described(schema, *aliases):
+    """The schema with its English names and tooltips (locales/en), and search words on hosts that have
+    them."""
+    words = ENGLISH[schema.node_id]
+    schema.display_name, schema.description = words["display_name"], words["description"]
+    for given in schema.inputs:
+        given.tooltip = words["inputs"][given.id]["tooltip"]
+    for given, texts in zip(schema.outputs, words["outputs"].values(), strict=True):
+        given.display_name, given.tooltip = texts["name"], texts["tooltip"]
     if hasattr(schema, "search_aliases"):
         schema.search_aliases = list(aliases)
     return schema
+
+
+def number(name, default, low, high, step, **more):
+    return io.Float.Input(name, default=default, min=low, max=high, step=step, **more)
+
+
+def whole(name, default, low, high):
+    return io.Int.Input(name, default=default, min=low, max=high)
+
+
+def choice(name, options, default=None):
+    """A combo; its default is the first option where none is given."""
+    options = list(options)
+    return io.Combo.Input(name, options=options, default=default or options[0])
+
+
+def advanced(*widgets):
+    """Inputs folded under "advanced" on hosts that can; older ones show them."""
+    for widget in widgets:
+        if hasattr(widget, "advanced"):
+            widget.advanced = True
+        elif isinstance(getattr(widget, "extra_dict", None), dict):
+            widget.extra_dict["advanced"] = True
+    return widgets
+
+
+def percents():
+    """Where a node acts, as fractions of the model's schedule."""
+    return advanced(
+        *(number(f"{name}_percent", at, 0.0, 1.0, 0.001) for name, at in (("start", 0.0), ("end", 1.0)))
+    )
+
+
+def check_percents(node: str, start: float, end: float) -> tuple[float, float]:
+    """Both, in order. Raises ValueError for a value outside of [0, 1] or an end before the start."""
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"{node}: want 0 <= start_percent <= end_percent <= 1, got {start} and {end}")
+    return start, end

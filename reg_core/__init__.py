@@ -1,4 +1,4 @@
-"""REG, Rectified Gradient Guidance (ICML 2025, arXiv 2501.18865), for any denoiser. Needs only torch (and safetensors for tables).
+"""REG, Rectified Gradient Guidance (ICML 2025, arXiv 2501.18865), for any denoiser. Needs torch only.
 
 >>> import torch, reg_core
 >>> def cond(x, sigma):  # any denoiser (x, sigma) -> D; here the exact one of N(1, 0.5^2)
@@ -12,14 +12,17 @@
 39
 """
 
+from .branches import Branches
 from .calibration import Calibration, Measurement
-from .guidance import Branches, classifier_guidance
-from .guided import Guided, calibrate
+from .classifier import classifier_guidance
+from .forms import FORMS, Rectified, blend, carry, rectify, rectify_by_factor, schedule_factor
+from .guided import Guidance, Guided, calibrate
 from .jacobian import JacobianError, finite_difference, forward, reverse
+from .point import Point
 from .rectifier import Prediction, Rectifier
-from .rectify import ENGINES, FORMS, Rectified, Settings, carry, rectify, rectify_by_factor, schedule_factor
 from .sampling import flow_sigmas, karras_sigmas, sample_ddpm, sample_euler, sample_heun
-from .schedule import AXES, Constant, Cosine, Curve, Drawn, Interval, Linear, SigmaInterval, TimestepInterval, sigma_position, step_position
+from .schedule import AXES, Band, Cosine, Curve, Linear, sigma_position, step_position
+from .settings import ENGINES, Settings
 from .space import FLOW, VE, VP, Space, as_batch, expand, from_denoised, to_denoised
 from .trace import Row, Run, Trace
 
@@ -27,9 +30,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AXES", "ENGINES", "FLOW", "FORMS", "VE", "VP",
-    "Branches", "Calibration", "Constant", "Cosine", "Curve", "Drawn", "Guided", "Interval", "JacobianError", "Linear", "Measurement", "Prediction",
-    "Rectified", "Rectifier", "Row", "Run", "Settings", "SigmaInterval", "Space", "TimestepInterval", "Trace",
-    "as_batch", "calibrate", "carry", "classifier_guidance", "expand", "finite_difference", "flow_sigmas", "forward", "from_denoised",
-    "karras_sigmas", "rectify", "rectify_by_factor", "reverse", "sample_ddpm", "sample_euler", "sample_heun",
-    "schedule_factor", "sigma_position", "step_position", "to_denoised",
+    "Band", "Branches", "Calibration", "Cosine", "Curve", "Guidance", "Guided", "JacobianError", "Linear",
+    "Measurement", "Point", "Prediction", "Rectified", "Rectifier", "Row", "Run", "Settings", "Space", "Trace",
+    "as_batch", "blend", "calibrate", "carry", "classifier_guidance", "expand", "finite_difference", "flow_sigmas",
+    "forward", "from_denoised", "karras_sigmas", "rectify", "rectify_by_factor", "reverse", "sample_ddpm",
+    "sample_euler", "sample_heun", "schedule_factor", "sigma_position", "step_position", "to_denoised",
 ]  # fmt: skip

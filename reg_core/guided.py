@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from .branches import Branches
 from .calibration import Calibration, Measurement
-from .guidance import Branches
 from .jacobian import Denoiser
+from .point import Point
 from .rectifier import Rectifier
-from .rectify import Settings
 from .sampling import sample_heun
-from .space import VE, Space, as_batch
-from .trace import Row, Trace
+from .settings import Settings
+from .space import VE, Space
+from .trace import Trace
 
 
-class Guided:
-    """A guided denoiser: D_c + w R (D_c - D_ref).
+class Guidance:
+    """What the doors for libraries share: one Rectifier a sampling run, and plain guidance where REG does not
+    act.
 
-    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape. The reference is the unconditional
-    model for classifier-free guidance, a worse model for autoguidance. `weight`: w = cfg - 1, a number or a function
-    of sigma (a float) -> w; where it is 0 the reference is not evaluated. `settings`: see rectify.Settings.
-    `observe`: called as observe(sigma_ve [B], v, R v) with every correction computed afresh.
-    `trace.last` tells what happened; `reset()` starts a new run (state of one run must not leak into the next).
+    `trace.last` tells what happened. A run ends when noise goes up by more than a step, or with `reset()`.
+    Raises ValueError for what are no settings and no space.
     """
 
-    def __init__(self, cond: Denoiser, reference: Denoiser, weight=1.0, settings: Settings | None = None, space: Space = VE, observe=None):
-        for name, value in (("cond", cond), ("reference", reference)):
-            if not callable(value):
-                raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {value!r}")
-        if not callable(weight) and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
-            raise ValueError(f"weight must be a finite number or a function of sigma, got {weight!r}")
+    def __init__(self, settings: Settings | None = None, space: Space = VE, observe=None):
         if not isinstance(settings, (Settings, type(None))) or not isinstance(space, Space):
-            raise ValueError(f"want settings=reg_core.Settings(...) and space=reg_core.VE, VP or FLOW, got {settings!r} and {space!r}")
-        self.branches = Branches(_checked("cond", cond), _checked("reference", reference))
-        self.weight = weight
+            want = "settings=reg_core.Settings(...) and space=reg_core.VE, VP or FLOW"
+            raise ValueError(f"want {want}, got {settings!r} and {space!r}")
         self.settings = settings or Settings()
         self.space = space
         self.observe = observe
@@ -44,48 +38,88 @@ class Guided:
         self.reset()
 
     def reset(self) -> None:
-        """Forget corrections kept for reuse and open a new run in the trace."""
-        self._rectifier = Rectifier(self.settings, self.space, observe=self.observe)
+        """Begin a new run: nothing of the last one is reused."""
+        self._rectifier = Rectifier(self.settings, observe=self.observe)
+        self._first = self._latest = math.inf  # sigma of the run's first and latest call
+        self._higher = math.inf  # sigma of the step before the latest
         self.trace.start(self._rectifier.run)
+
+    def guide(self, branches: Branches, point: Point, weight: float) -> Tensor:
+        """D_c + w R (D_c - D_ref) at `point`. Where w is 0 the reference is not evaluated."""
+        self._follow(float(point.sigma.max()))
+        why = self.settings.why_plain(weight, point.sigma)
+        if not why:
+            return self._rectifier(branches, point, weight).guided(weight)
+        self._rectifier.run.plain(point.sigma, 1 + weight, why)
+        if weight == 0:
+            return branches.only(point)
+        denoised, reference = branches.both(point)
+        return denoised + weight * (denoised - reference)
+
+    def _follow(self, sigma: float) -> None:
+        back_to_the_start = self._latest < self._first / 1.0001 <= sigma
+        if back_to_the_start or sigma > self._higher * 1.0001:
+            self.reset()
+        if self._first == math.inf:
+            self._first = self._higher = sigma
+        elif sigma < self._latest:
+            self._higher = self._latest
+        self._latest = sigma
+
+
+class Guided(Guidance):
+    """A guided denoiser (x [B, ...], sigma) -> D_c + w R (D_c - D_ref).
+
+    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape. The reference is the
+    unconditional model for classifier-free guidance, a worse model for autoguidance. `weight`: w = cfg - 1, a
+    number or a function of sigma (a float) -> w. `settings`: see settings.Settings. `observe`: called as
+    observe(sigma_ve [B], v, R v) with every correction that is computed. Raises ValueError for arguments of
+    another kind."""
+
+    def __init__(
+        self, cond: Denoiser, reference: Denoiser, weight=1.0, settings=None, space: Space = VE, observe=None
+    ):
+        for name, value in (("cond", cond), ("reference", reference)):
+            if not callable(value):
+                raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {value!r}")
+        self.weight = weight if callable(weight) else number(weight)
+        self.branches = Branches(_checked("cond", cond), _checked("reference", reference))
+        super().__init__(settings, space, observe)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma) -> Tensor:
-        sigma = as_batch(sigma, x)
-        varying = callable(self.weight) or self.settings.bounded
-        level = float(sigma.max()) if varying else 0.0
-        weight = self.weight(level) if callable(self.weight) else self.weight
-        run = self._rectifier.run
-        if weight == 0:
-            run.add(Row(_sigma=sigma, cfg=1.0, note="weight 0: reference not evaluated"))
-            return self.branches.cond(x, sigma)
-        if not self.settings.enabled or not self.settings.covers(level):
-            denoised, reference = self.branches.both(x, sigma)
-            run.add(Row(_sigma=sigma, cfg=1 + float(weight), note="plain guidance"))
-            return denoised + weight * (denoised - reference)
-        return self._rectifier(self.branches, x, sigma, weight).guided(weight)
+        point = Point.of(x, sigma, self.space)
+        weight = number(self.weight(float(point.sigma.max()))) if callable(self.weight) else self.weight
+        return self.guide(self.branches, point, weight)
 
 
-def calibrate(
-    cond: Denoiser,
-    reference: Denoiser,
-    noises,
-    sigmas: Tensor,
-    weight=1.0,
-    form: str = "scalar",
-    engine: str = "auto",
-    space: Space = VE,
-    per_channel: bool = False,
-    **about,
-) -> Calibration:
-    """The table of form `calibrated` for a pair of denoisers: one Heun run over `sigmas` from each of `noises`.
+def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
+    """The table of form `calibrated` for a guided denoiser: one Heun run over `sigmas` from each of `noises`.
 
-    `noises`: x [B, ...] at sigmas[0], a few batches. The runs follow the rectified guidance that they measure.
-    `about`: further fields of Calibration (model, notes, ...).
-    """
-    measurement = Measurement(per_channel)
+    `guided`: with the form, the weight and the engine to measure; the runs follow its rectified guidance.
+    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further fields of Calibration (model, notes,
+    ...)."""
+    measurement = Measurement()
+    measured = Guided(
+        guided.branches.cond,
+        guided.branches.reference,
+        guided.weight,
+        guided.settings,
+        guided.space,
+        measurement,
+    )
     for noise in noises:
-        sample_heun(Guided(cond, reference, weight, Settings(form=form, engine=engine), space, measurement), noise, sigmas)
-    return measurement.table(form, **about)
+        measured.reset()
+        sample_heun(measured, noise, sigmas)
+    return measurement.table(guided.settings.form, **about)
+
+
+def number(weight) -> float:
+    """`weight` as a float. Raises ValueError unless it is one finite number for the whole batch."""
+    value = weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"weight must be one finite number for the whole batch, got {weight!r}")
+    return float(value)
 
 
 def _checked(name: str, denoiser: Denoiser) -> Denoiser:

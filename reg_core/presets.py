@@ -1,100 +1,137 @@
-"""The schedules of the REG authors' three code bases, as each of them defines its own.
+"""Schedules of cfg over an axis of the user's choice, or as each of the REG authors' three code bases defines
+its own.
 
-All three say "linear" and "cosine" and mean different variables (w0, w1: their weights at both ends, w = cfg - 1):
+All three say "linear" and "cosine" and mean different variables (w0, w1: their weights at both ends, w = cfg
+- 1):
 
-| preset | linear                                                   | cosine, coefficient (1 - cos(pi p^s)) / 2     |
-|--------|----------------------------------------------------------|-----------------------------------------------|
-| edm2   | w0 at the run's first sigma, w1 at its last, straight in sigma | p = 1 - sigma / first sigma              |
-| dit    | k t + w0, k = (w1 - w0) / (0 - 1000): from 2 w0 - w1 to w0     | p = 1 - t / 1000                         |
-| t2i    | w0 at the run's first timestep, w1 at its last, straight in t  | p = (t - t_first) / (t_last - t_first)   |
+| preset | linear                                             | cosine, coefficient (1 - cos(pi p^s)) / 2 |
+|--------|----------------------------------------------------|-------------------------------------------|
+| edm2   | straight in sigma, from w0 at the run's first sigma to w1 at its last | p = 1 - sigma / first sigma |
+| dit    | k t + w0, k = (w1 - w0) / (0 - 1000): from 2 w0 - w1 to w0            | p = 1 - t / 1000            |
+| t2i    | straight in t, from w0 at the run's first timestep to w1 at its last  | p = (t - t_first) / (t_last - t_first) |
 
-With REG all of them are anchored at the conditional prediction, D_c + w g. Their baselines without REG are too, but for DiT's
-cosine and both of t2i, which count from the unconditional one, D_u + w (D_c - D_u): those are the presets `_plain`, and what they
-schedule is cfg itself.
-"""
+With REG all of them start from the conditional prediction, D_c + w g. So do their baselines without REG, but
+for DiT's cosine and both of t2i. Those start from the unconditional one, D_u + w (D_c - D_u), and schedule
+cfg itself: the presets that end in `_plain`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from .schedule import AXES, Band, Cosine, Linear, Schedule, sigma_position, step_position
 
-from .schedule import Cosine, Linear, Schedule, SigmaInterval, TimestepInterval, sigma_position, step_position
-
-LINEAR_PRESETS = ("edm2", "dit", "t2i", "t2i_plain")
-COSINE_PRESETS = ("edm2", "dit", "dit_plain", "t2i", "t2i_plain")
-INTERVAL_PRESETS = ("edm2", "dit")
+PRESETS = ("edm2", "dit", "t2i")  # their interval has no t2i
+LINEAR_PRESETS = (*PRESETS, "t2i_plain")
+COSINE_PRESETS = (*PRESETS, "dit_plain", "t2i_plain")
 LAST_TIMESTEP = 999  # timesteps of training count from 0
-PLAIN = "_plain"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A schedule, the variable it is a function of, and whether it multiplies cfg itself instead of the weight cfg - 1."""
+class Levels:
+    """Noise levels, from which positions on an axis are read.
+
+    `sigmas`: of the run, decreasing and > 0; empty where no run is known, and the model's whole range stands
+    in. `sigma_max`: of the model. `percent`: sigma -> the model's training time, 0 at pure noise and 1 clean.
+    """
+
+    sigmas: tuple[float, ...]
+    sigma_max: float
+    percent: Callable[[float], float]
+
+    def timestep(self, sigma: float) -> float:
+        """The training timestep, LAST_TIMESTEP at pure noise and 0 clean."""
+        return LAST_TIMESTEP * (1 - self.percent(sigma))
+
+    def position(self, variable: str, sigma: float) -> float:
+        """What a schedule over `variable` is called with at `sigma`."""
+        if variable == "step" and self.sigmas:
+            return step_position(sigma, self.sigmas)
+        if variable == "sigma":
+            return sigma_position(sigma, self.sigma_max)
+        if variable == "sigma itself":
+            return sigma
+        if variable == "timestep itself":
+            return round(
+                self.timestep(sigma), 3
+            )  # it comes from a float32 sigma, which gives it to about 1e-5
+        if variable == "sigma of the run, from 0":
+            return sigma_position(sigma, self.sigmas[0] if self.sigmas else self.sigma_max)
+        if variable == "sigma of the run":
+            return (
+                _between(sigma, self.sigmas[0], self.sigmas[-1])
+                if self.sigmas
+                else sigma_position(sigma, self.sigma_max)
+            )
+        if variable == "t / 1000":
+            return 1 - self.timestep(sigma) / 1000
+        if variable == "timestep of the run" and self.sigmas:
+            return _between(*(self.timestep(level) for level in (sigma, self.sigmas[0], self.sigmas[-1])))
+        return self.percent(sigma)  # "timestep", and what asks for a run where none is known
+
+
+@dataclass(frozen=True)
+class CfgSchedule:
+    """A schedule and the variable it runs over. `of_cfg`: it multiplies cfg itself, not the weight cfg -
+    1."""
 
     schedule: Schedule
-    axis: str
+    variable: str
     of_cfg: bool = False
 
-    def scheduled(self, cfg: float, multiplier: float) -> float:
-        """The cfg to sample with."""
+    def cfg(self, cfg: float, sigma: float, levels: Levels) -> float:
+        """The cfg to sample with at `sigma`, where the sampler was given `cfg`. Raises ValueError for an
+        infinite one."""
+        multiplier = float(self.schedule(levels.position(self.variable, sigma)))
+        if not math.isfinite(multiplier):
+            raise ValueError(f"the schedule's multiplier must be finite, got {multiplier} at sigma {sigma}")
         return cfg * multiplier if self.of_cfg else 1 + (cfg - 1) * multiplier
 
 
-def linear(preset: str, start: float, end: float) -> Plan:
-    """start and end: the authors' two weights over the weight cfg - 1 (over cfg for `t2i_plain`)."""
-    if preset == "edm2":
-        return Plan(Linear(start, end), "run_sigma")
-    if preset == "dit":
-        return Plan(Linear(2 * start - end, start), "training_time")
-    if preset in ("t2i", "t2i_plain"):
-        return Plan(Linear(start, end), "run_time", preset.endswith(PLAIN))
-    raise ValueError(f"preset must be one of {', '.join(LINEAR_PRESETS)}, got {preset!r}")
+def linear(axis: str, start: float, end: float) -> CfgSchedule:
+    """`start`, `end`: multipliers of the weight cfg - 1 at both ends; the authors' two weights over it for a
+    preset."""
+    if axis in AXES:
+        return CfgSchedule(Linear(start, end), axis)
+    if axis == "edm2":
+        return CfgSchedule(Linear(start, end), "sigma of the run")
+    if axis == "dit":
+        return CfgSchedule(Linear(2 * start - end, start), "t / 1000")
+    if axis in ("t2i", "t2i_plain"):
+        return CfgSchedule(Linear(start, end), "timestep of the run", axis == "t2i_plain")
+    raise _unknown(axis, LINEAR_PRESETS)
 
 
-def cosine(preset: str, power: float) -> Plan:
-    axes = {"edm2": "first_sigma", "dit": "training_time", "t2i": "run_time"}
-    if preset not in COSINE_PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(COSINE_PRESETS)}, got {preset!r}")
-    return Plan(Cosine(power), axes[preset.removesuffix(PLAIN)], preset.endswith(PLAIN))
+def cosine(axis: str, power: float) -> CfgSchedule:
+    """The weight cfg - 1 times (1 - cos(pi p^power)) / 2; cfg itself for the presets that end in `_plain`."""
+    variables = {"edm2": "sigma of the run, from 0", "dit": "t / 1000", "t2i": "timestep of the run"}
+    if axis not in (*AXES, *COSINE_PRESETS):
+        raise _unknown(axis, COSINE_PRESETS)
+    preset = axis.removesuffix("_plain")
+    return CfgSchedule(Cosine(power), variables.get(preset, axis), axis != preset)
 
 
-def interval(preset: str, high: float, low: float) -> Plan:
-    """high, low: in sigma for `edm2`, in training steps 0..999 for `dit`; both bounds inside."""
-    if preset == "edm2":
-        return Plan(SigmaInterval(high, low), "sigma_itself")
-    if preset == "dit":
-        return Plan(TimestepInterval(high, low), "timestep_itself")
-    raise ValueError(f"preset must be one of {', '.join(INTERVAL_PRESETS)}, got {preset!r}")
+def interval(axis: str, start: float, end: float) -> CfgSchedule:
+    """Guidance between `start` (noisy) and `end` (clean), both inside.
+
+    Positions from 0 to 1 for `step` and `timestep`, noise levels for `sigma` and `edm2`, timesteps 0 to 999
+    for `dit`. Raises ValueError for bounds in the wrong order or out of range."""
+    names = f"start={start}, end={end} over {axis}"
+    if axis in ("step", "timestep"):
+        if not 0 <= start <= end <= 1:
+            raise ValueError(f"want 0 <= start <= end <= 1, got {names}")
+        return CfgSchedule(Band(start, end), axis)
+    variables = {"sigma": "sigma itself", "edm2": "sigma itself", "dit": "timestep itself"}
+    if axis not in variables:
+        raise _unknown(axis, ("edm2", "dit"))
+    if not start >= end >= 0:
+        raise ValueError(f"want start >= end >= 0, since noise falls, got {names}")
+    return CfgSchedule(Band(end, start), variables[axis])
 
 
-def position(axis: str, sigma: float, sigmas: Tensor | None, sigma_max: float, percent: Callable[[float], float]) -> float:
-    """What a schedule over `axis` is to be called with at noise level `sigma`.
-
-    sigmas: the run's decreasing noise levels [steps + 1]; None where no run is known, and the model's whole range stands in.
-    sigma_max: of the model. percent(sigma): the model's training time, 0 at pure noise and 1 clean.
-    """
-    levels = [] if sigmas is None else [float(v) for v in sigmas if v > 0]
-    if axis == "step" and levels:
-        return step_position(sigma, sigmas)
-    if axis == "sigma":
-        return sigma_position(sigma, sigma_max)
-    if axis == "sigma_itself":
-        return sigma
-    if axis == "first_sigma":
-        return sigma_position(sigma, levels[0] if levels else sigma_max)
-    if axis == "run_sigma":
-        return _between(sigma, levels[0], levels[-1]) if levels else sigma_position(sigma, sigma_max)
-    t = LAST_TIMESTEP * (1 - percent(sigma))
-    if axis == "timestep_itself":
-        return t
-    if axis == "training_time":
-        return 1 - t / 1000
-    if axis == "run_time" and levels:
-        first, last = (LAST_TIMESTEP * (1 - percent(level)) for level in (levels[0], levels[-1]))
-        return _between(t, first, last)
-    return percent(sigma)
+def _unknown(axis, presets) -> ValueError:
+    return ValueError(f"axis must be one of {', '.join((*AXES, *presets))}, got {axis!r}")
 
 
 def _between(value: float, first: float, last: float) -> float:

@@ -1,38 +1,31 @@
 """The guidance weight as a function of the noise level: w(t) = w * multiplier.
 
-A schedule maps a position p in [0, 1] (0 = pure noise, 1 = clean) to a multiplier of the weight w = cfg - 1. Which
-variable p is linear in is the axis, and it matters: the REG authors' three code bases use three different ones.
+A schedule maps a position p in [0, 1] (0 = pure noise, 1 = clean) to a multiplier of the weight w = cfg - 1.
+The axis is the variable that p is linear in, and it matters: the REG authors' three code bases use three
+different ones.
 
 - `step`: the index in the list of noise levels, i / (n - 1).
 - `timestep`: the model's training time, 1 - t/T (what ComfyUI calls percent).
 - `sigma`: the noise level itself, 1 - sigma / sigma_max.
 
-The authors' own variables, which differ from these by their ends, come with their definitions: presets.py.
+presets.py has the authors' own variables, which differ from these by their ends.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 AXES = ("step", "timestep", "sigma")
 
 
 @dataclass(frozen=True)
-class Constant:
-    """The same weight everywhere."""
-
-    def __call__(self, p: float) -> float:
-        return 1.0
-
-
-@dataclass(frozen=True)
 class Linear:
-    """multiplier = start + (end - start) p. The default 0 -> 2 keeps the mean weight (Wang et al. 2024, section 4)."""
+    """multiplier = start + (end - start) p. The default 0 -> 2 keeps the mean weight (Wang et al. 2024,
+    section 4)."""
 
     start: float = 0.0
     end: float = 2.0
@@ -46,7 +39,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """multiplier = (1 - cos(pi p^power)) / 2, from 0 to 1 (powered cosine: Gao et al. 2023, MDT; REG, appendix)."""
+    """multiplier = (1 - cos(pi p^power)) / 2, from 0 to 1 (powered cosine: Gao et al. 2023, MDT; REG,
+    appendix)."""
 
     power: float = 1.0
 
@@ -60,34 +54,18 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """1 inside [start, end], else 0 (Kynkaanniemi et al. 2024). Closed bounds, rounded to float32 like the sigmas."""
+class Band:
+    """1 inside [low, high], else 0 (Kynkaanniemi et al. 2024), of a position, a sigma or a training step."""
 
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self):
-        _finite(start=self.start, end=self.end)
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f"want 0 <= start <= end <= 1, got start={self.start}, end={self.end}")
-
-    def __call__(self, p: float) -> float:
-        return float(within(p, self.start, self.end))
-
-
-@dataclass(frozen=True)
-class SigmaInterval:
-    """1 where low <= sigma <= high, else 0: the interval in units of sigma, as EDM2 states it. Takes sigma, not p."""
-
-    high: float
     low: float = 0.0
+    high: float = 1.0
 
     def __post_init__(self):
-        if math.isnan(self.high) or math.isnan(self.low) or not 0 <= self.low <= self.high:
-            raise ValueError(f"want 0 <= sigma_end <= sigma_start, got sigma_start={self.high}, sigma_end={self.low}")
+        if math.isnan(self.high) or not 0 <= self.low <= self.high:
+            raise ValueError(f"want 0 <= low <= high, got low={self.low}, high={self.high}")
 
-    def __call__(self, sigma: float) -> float:
-        return float(within(sigma, self.low, self.high))
+    def __call__(self, value: float) -> float:
+        return float(within(value, self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -118,7 +96,9 @@ class Curve:
                 p, value = piece.split(":")
                 points.append((float(p), float(value)))
             except ValueError:
-                raise ValueError(f"cannot read the curve point {piece.strip()!r}; write 'position:multiplier, ...'") from None
+                raise ValueError(
+                    f"cannot read the curve point {piece.strip()!r}; write 'position:multiplier, ...'"
+                ) from None
         return cls(tuple(points))
 
     def __call__(self, p: float) -> float:
@@ -131,34 +111,7 @@ class Curve:
         return left[1]
 
 
-@dataclass(frozen=True)
-class TimestepInterval:
-    """1 where low <= t <= high, else 0: the interval in training steps 0..999, as DiT states it. Takes t, not p."""
-
-    high: float
-    low: float = 0.0
-
-    def __post_init__(self):
-        if math.isnan(self.high) or math.isnan(self.low) or not 0 <= self.low <= self.high:
-            raise ValueError(f"want 0 <= timestep_end <= timestep_start, got timestep_start={self.high}, timestep_end={self.low}")
-
-    def __call__(self, t: float) -> float:
-        return float(within(round(t, 3), self.low, self.high))  # t comes from a float32 sigma, which gives it to about 1e-5
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A curve drawn elsewhere: any function of the position. Raises ValueError where it is not finite."""
-
-    function: Callable[[float], float]
-
-    def __call__(self, p: float) -> float:
-        value = float(self.function(p))
-        _finite(multiplier=value)
-        return value
-
-
-Schedule = Constant | Linear | Cosine | Interval | SigmaInterval | TimestepInterval | Curve | Drawn
+Schedule = Callable[[float], float]  # position -> multiplier: one of these, or any other
 
 
 def within(value: float, low: float, high: float) -> bool:
@@ -167,18 +120,16 @@ def within(value: float, low: float, high: float) -> bool:
     return low <= value <= high
 
 
-def step_position(sigma: float, sigmas: Tensor) -> float:
-    """Position of `sigma` in a decreasing list of noise levels (a closing 0 does not count), by interpolation in [0, 1].
+def step_position(sigma: float, levels: Sequence[float]) -> float:
+    """Position of `sigma` in a decreasing list of noise levels (a closing 0 does not count), by interpolation
+    in [0, 1].
 
-    A sampler of second order also asks between two levels or at the next one; the position then follows sigma.
-    """
-    levels = [float(v) for v in sigmas]
-    if len(levels) > 1 and levels[-1] == 0:
-        levels.pop()
+    A sampler of second order also asks between two levels, or at the next one; the position then follows
+    sigma."""
+    levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
     if len(levels) < 2 or sigma >= levels[0]:
         return 0.0
-    for i in range(len(levels) - 1):
-        high, low = levels[i], levels[i + 1]
+    for i, (high, low) in enumerate(zip(levels, levels[1:], strict=False)):
         if low <= sigma <= high:
             part = 0.0 if high == low else (high - sigma) / (high - low)
             return (i + part) / (len(levels) - 1)

@@ -18,7 +18,8 @@ PREDICTIONS = ("eps", "v", "x0", "flow")
 class Space:
     """A noising process, by name.
 
-    - `ve`: alpha = 1, s = sigma. EDM, k-diffusion and ComfyUI's eps, v and EDM models (their x is already unscaled).
+    - `ve`: alpha = 1, s = sigma. EDM, k-diffusion and ComfyUI's eps, v and EDM models (their x is already
+      unscaled).
     - `flow`: alpha = 1 - sigma, s = sigma, sigma in [0, 1]. Rectified flow: SD3, Flux, Wan, ...
     - `vp`: alpha = sqrt(abar), s = sqrt(1 - abar) with sigma = s / alpha. DDPM and the paper's own notation.
     """
@@ -48,7 +49,8 @@ VE, FLOW, VP = Space("ve"), Space("flow"), Space("vp")
 
 
 def as_batch(sigma, x: Tensor) -> Tensor:
-    """`sigma` as a tensor [B] in at least float32 on x's device; a number or a 0-d/1-element tensor is repeated.
+    """`sigma` as a tensor [B] in at least float32 on x's device; a number or a 0-d/1-element tensor is
+    repeated.
 
     Raises ValueError when its length is neither 1 nor B.
     """
@@ -57,7 +59,9 @@ def as_batch(sigma, x: Tensor) -> Tensor:
     if sigma.numel() == 1:
         return sigma.expand(x.shape[0])
     if sigma.numel() != x.shape[0]:
-        raise ValueError(f"sigma has {sigma.numel()} values for a batch of {x.shape[0]}; want 1 or {x.shape[0]}")
+        raise ValueError(
+            f"sigma has {sigma.numel()} values for a batch of {x.shape[0]}; want 1 or {x.shape[0]}"
+        )
     return sigma
 
 
@@ -66,12 +70,17 @@ def expand(v: Tensor, x: Tensor) -> Tensor:
     return v.reshape(v.shape[:1] + (1,) * (x.ndim - 1))
 
 
+def flat(x: Tensor) -> Tensor:
+    """[B, ...] -> [B, N]: a row a sample, for x of any rank; [B] -> [B, 1]."""
+    return x.reshape(len(x), -1)
+
+
 def to_denoised(prediction: str, output: Tensor, x: Tensor, sigma: Tensor, space: Space = VE) -> Tensor:
     """Network output -> denoised prediction D, same shape as x.
 
-    `prediction`: "eps" (noise), "v" (Salimans & Ho 2022, section 4: v = alpha' noise - s' x0 with alpha'^2 + s'^2 = 1),
-    "x0" (D itself), "flow" (velocity noise - x0). Holds in every space. Raises ValueError for another name.
-    """
+    `prediction`: "eps" (noise), "v" (Salimans & Ho 2022, section 4: v = alpha' noise - s' x0 with alpha'^2 +
+    s'^2 = 1), "x0" (D itself), "flow" (velocity noise - x0). Holds in every space. Raises ValueError for
+    another name."""
     a, s = expand(space.alpha(sigma), x), expand(space.s(sigma), x)
     if prediction == "eps":
         return (x - s * output) / a

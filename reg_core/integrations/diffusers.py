@@ -22,9 +22,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..guidance import Branches
+from ..branches import Branches
+from ..point import Point
 from ..rectifier import Rectifier
-from ..rectify import Settings
+from ..settings import Settings
 from ..space import FLOW, VP, Space, from_denoised, to_denoised
 from ..trace import Run, Trace
 
@@ -197,7 +198,8 @@ class _Hook:
     def _rectify(self, call: _Call, cond: Tensor, uncond: Tensor) -> Tensor | None:
         """c - R (c - u) in the network's coordinates, for c and u [B, ...] of this call; None outside the settings' sigmas."""
         prediction, space, sigma = noise_level(self.pipe.scheduler, call.timestep, len(call.x))
-        if self.settings.bounded and not self.settings.covers(float(sigma.max())):
+        weight = self._weight()
+        if self.settings.why_plain(weight, sigma):
             return None
         # Learned variance: more channels out than in. Inpainting: more channels in than out, the latents first.
         channels = min(cond.shape[1], call.x.shape[1])
@@ -214,9 +216,9 @@ class _Hook:
             return to_denoised(prediction, _wide(out[:, :channels]), x, sigma, space)
 
         if self.rectifier is None:
-            self.rectifier = Rectifier(self.settings, space, self.run)
+            self.rectifier = Rectifier(self.settings, self.run)
         branches = _Known(denoise, known(cond), known(uncond), call.x.dtype)
-        result = self.rectifier(branches, x, sigma, self._weight(), may_skip=False)  # both predictions are paid for
+        result = self.rectifier(branches, Point.of(x, sigma, space), weight, may_skip=False)  # both are paid for
         # The network's output is affine in D: its linear part takes R v along, exactly, where R v is 0.
         moved = from_denoised(prediction, result.rectified, torch.zeros_like(x), sigma, space)
         replaced = (_wide(cond[:, :channels]) - moved).to(cond.dtype)
@@ -239,11 +241,8 @@ class _Known(Branches):
         super().__init__(cond, lambda x, sigma: reference)
         self.denoised, self.dtype = denoised, dtype
 
-    def both(self, x, sigma):
-        return self.denoised, self.reference(x, sigma)
-
-    def both_and_probe(self, x, sigma, step):
-        return self.denoised, self.reference(x, sigma), self.cond(x + step, sigma)
+    def both(self, point):
+        return self.denoised, self.reference(point.x, point.sigma)
 
     def compute_dtype(self, x):
         return self.dtype

@@ -12,44 +12,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..guidance import Branches
-from ..rectifier import Rectifier
-from ..rectify import Settings
-from ..space import VE, Space, as_batch
-from ..trace import Row, Trace
+from ..branches import Branches
+from ..guided import Guidance
+from ..point import Point
+from ..settings import Settings
+from ..space import VE, Space
 
 
-class CFGDenoiser:
-    """model(x [B, ...], sigma [B], cond=, uncond=, cond_scale=, ...) -> D_u + cond_scale (D_c - D_u), rectified.
+class CFGDenoiser(Guidance):
+    """model(x [B, ...], sigma [B], cond=, uncond=, cond_scale=, ...) -> D_c + (cond_scale - 1) R (D_c - D_u).
 
-    `inner_model`: called as inner_model(x, sigma, cond=..., **others) -> D in x's shape, which is what k-diffusion's wrappers
-    of eps and v networks do. cond_scale 1 does not evaluate the unconditional prediction. `reset()` starts a new run.
+    `inner_model`: called as inner_model(x, sigma, cond=..., **others) -> D in x's shape, as k-diffusion's wrappers of eps
+    and v networks are. cond_scale 1 does not evaluate the unconditional prediction. See Guidance for runs and trace.
     """
 
     def __init__(self, inner_model, settings: Settings | None = None, space: Space = VE):
         if not callable(inner_model):
             raise ValueError(f"inner_model must be callable, got {inner_model!r}")
-        self.inner_model, self.settings, self.space = inner_model, settings or Settings(), space
-        self.trace = Trace()
-        self.reset()
-
-    def reset(self) -> None:
-        self._rectifier = Rectifier(self.settings, self.space)
-        self.trace.start(self._rectifier.run)
+        self.inner_model = inner_model
+        super().__init__(settings, space)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: Tensor, cond=None, uncond=None, cond_scale: float = 1.0, **others) -> Tensor:
-        sigma = as_batch(sigma, x)
-
+    def __call__(self, x: Tensor, sigma, cond=None, uncond=None, cond_scale: float = 1.0, **others) -> Tensor:
         def denoiser(condition):
             return lambda z, level: self.inner_model(z, level, cond=condition, **others)
 
-        branches, run = Branches(denoiser(cond), denoiser(uncond)), self._rectifier.run
-        if cond_scale == 1:
-            run.add(Row(_sigma=sigma, cfg=1.0, note="cond_scale 1: unconditional prediction not evaluated"))
-            return branches.only(x, sigma)
-        if not self.settings.enabled or (self.settings.bounded and not self.settings.covers(float(sigma.max()))):
-            denoised, reference = branches.both(x, sigma)
-            run.add(Row(_sigma=sigma, cfg=float(cond_scale), note="plain guidance"))
-            return reference + cond_scale * (denoised - reference)
-        return self._rectifier(branches, x, sigma, cond_scale - 1).guided(cond_scale - 1)
+        return self.guide(Branches(denoiser(cond), denoiser(uncond)), Point.of(x, sigma, self.space), cond_scale - 1)

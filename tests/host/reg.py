@@ -6,9 +6,15 @@ import comfy.samplers
 import torch
 
 
-def apply(pack, model, form="row_sum", engine="auto", strength=1.0, start=0.0, end=1.0, refresh=1, data_std=1.0, **more):
-    """REGGuidance's outputs (model, trace)."""
-    return pack.nodes["REGGuidance"].execute(model, form, engine, strength, start, end, refresh, data_std, **more).result
+def apply(pack, model, form="row_sum", engine="auto", start=0.0, end=1.0, refresh=1, calibration=None, memory="auto", **settings):
+    """REGGuidance's outputs (model, trace). `memory`: of the backward pass, which the node leaves at auto."""
+    if memory == "auto":
+        values = dict(strength=1.0, skip_below=0.0, data_std=1.0) | settings
+        node = pack.nodes["REGGuidance"]
+        return node.execute(model, form, start, end, calibration, engine=engine, refresh=refresh, **values).result
+    core = pack.import_("reg_core")
+    chosen = core.Settings(form=form, engine=engine, refresh=refresh, calibration=calibration, **settings)
+    return pack.import_("nodes.hooks.rectified").rectified_model(model, chosen, (start, end), memory=memory)
 
 
 @contextmanager

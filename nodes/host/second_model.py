@@ -1,4 +1,4 @@
-"""Touches of ComfyUI's internals (the room of host.py goes on here): a further MODEL loaded beside the sampled one."""
+"""A further MODEL, loaded beside the sampled one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
-from .host import MULTIGPU_OPTIONS, clone_options
+from .options import MULTIGPU, clone_options
 
 
 def check_same_space(model, other) -> None:
@@ -15,29 +15,37 @@ def check_same_space(model, other) -> None:
     ours, theirs = (m.get_model_object("model_sampling") for m in (model, other))
     flow = [isinstance(sampling, comfy.model_sampling.CONST) for sampling in (ours, theirs)]
     if flow[0] != flow[1]:
-        raise ValueError(f"the models sample in different coordinates: {type(ours).__mro__[2].__name__} and {type(theirs).__mro__[2].__name__}")
+        names = " and ".join(type(sampling).__mro__[2].__name__ for sampling in (ours, theirs))
+        raise ValueError(f"the models sample in different coordinates: {names}")
     formats = [m.model.latent_format for m in (model, other)]
     if formats[0].latent_channels != formats[1].latent_channels or type(formats[0]) is not type(formats[1]):
-        raise ValueError(f"the models have different latents: {type(formats[0]).__name__} and {type(formats[1]).__name__}")
+        raise ValueError(
+            f"the models have different latents: {' and '.join(type(f).__name__ for f in formats)}"
+        )
 
 
 def shares_weights(model, other) -> bool:
-    """True when `other` is a clone that differs by options only. Raises ValueError when it differs by patched weights."""
+    """True when `other` is a clone that differs by options only. Raises ValueError when it differs by patched
+    weights."""
     if model.model is not other.model:
         return False
     if model.patches_uuid != other.patches_uuid:
-        raise ValueError("both models are the same file with different weight patches (LoRA): load it by a second loader, or use REG Weak Model")
+        raise ValueError(
+            "both models are the same file with different weight patches (LoRA): load it by a second loader, "
+            "or use REG Weak Model"
+        )
     return True
 
 
 class SecondModel:
-    """A further MODEL, loaded beside the sampled one (set_additional_models), that denoises with conds of its own."""
+    """A MODEL that denoises with conds of its own. `run`: what the guider's outer_sample was called with, by
+    name."""
 
-    def __init__(self, patcher, guider, conds, arguments):
+    def __init__(self, patcher, guider, conds, run: dict):
         self.patcher = patcher
         self.guider = guider
         self.conds = [c.copy() for c in conds]  # as convert_cond left them; process_conds writes into each
-        self.arguments = arguments
+        self.run = run
         self.options = None
 
     def denoised(self, x, sigma):
@@ -47,25 +55,26 @@ class SecondModel:
         return calc_cond_batch(self.patcher.model, [self.conds], x, sigma, self.options)[0]
 
     def _start(self):
-        a, model, device = self.arguments, self.patcher.model, self.guider.model_patcher.load_device
+        run, model, device = self.run, self.patcher.model, self.guider.model_patcher.load_device
         self.options = clone_options(self.patcher.model_options)
-        self.options.setdefault("transformer_options", {})["sample_sigmas"] = a["sigmas"].to(device)
+        self.options.setdefault("transformer_options", {})["sample_sigmas"] = run["sigmas"].to(device)
         comfy.sampler_helpers.prepare_model_patcher(self.patcher, {"reference": self.conds}, self.options)
         if model is not self.guider.model_patcher.model:
             self.patcher.pre_run()
-        noise, latent, mask = a["noise"].to(device), a["latent_image"].to(device), a.get("denoise_mask")
+        noise, latent, mask = run["noise"].to(device), run["latent_image"].to(device), run.get("denoise_mask")
         if torch.count_nonzero(latent) > 0:
             latent = model.process_latent_in(latent)
         if mask is not None:
             mask = comfy.sampler_helpers.prepare_mask(mask, noise.shape, device)
         extra = {}
-        if a.get("latent_shapes") is not None:  # hosts since packed latents
-            extra["latent_shapes"] = model.latent_shapes = a["latent_shapes"]
-        processed = comfy.samplers.process_conds(model, noise, {"reference": self.conds}, device, latent, mask, a.get("seed"), **extra)
-        self.conds = processed["reference"]
+        if run.get("latent_shapes") is not None:  # hosts since packed latents
+            extra["latent_shapes"] = model.latent_shapes = run["latent_shapes"]
+        self.conds = comfy.samplers.process_conds(
+            model, noise, {"reference": self.conds}, device, latent, mask, run.get("seed"), **extra
+        )["reference"]
 
     def stop(self):
-        """Undo what the run changed on the second MODEL."""
+        """Undo what the run changed on this MODEL."""
         if self.options is not None and self.patcher.model is not self.guider.model_patcher.model:
             self.patcher.cleanup()
         self.options = None
@@ -73,5 +82,5 @@ class SecondModel:
 
 def calc_cond_batch(model, conds, x, sigma, model_options):
     """ComfyUI's, on this process's devices only."""
-    options = {k: v for k, v in model_options.items() if k not in MULTIGPU_OPTIONS}
+    options = {k: v for k, v in model_options.items() if k not in MULTIGPU}
     return comfy.samplers.calc_cond_batch(model, conds, x, sigma, options)

@@ -1,4 +1,4 @@
-"""Random numbers drawn inside a network (HyperTile's tiles, token merging): the same in every pass at one noise level. Torch only."""
+"""Random numbers that are drawn inside a network (HyperTile's tiles, token merging)."""
 
 from contextlib import contextmanager
 
@@ -6,9 +6,10 @@ import torch
 
 
 class Draws:
-    """The first pass draws as it would without us. Later ones repeat its draws and take nothing from the generators.
+    """The first pass draws as it would without us. Later ones repeat its draws and take nothing from the
+    generators.
 
-    Otherwise a finite difference would compare two networks, and our passes would change the sampler's own noise.
+    Otherwise a finite difference would compare two networks, and our passes would change the sampler's noise.
     """
 
     def __init__(self):

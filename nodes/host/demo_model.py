@@ -1,4 +1,4 @@
-"""The demo model as a MODEL of ComfyUI (the room of host.py goes on here)."""
+"""The demo model as a MODEL of ComfyUI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def demo_model(denoiser, sigma_min: float, sigma_max: float):
     offload = comfy.model_management.unet_offload_device()
     model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EDM, device=offload)
     model.diffusion_model = _DigitsNetwork(denoiser.net)
-    return comfy.model_patcher.ModelPatcher(model.to(offload).eval(), load_device=device, offload_device=offload)
+    return comfy.model_patcher.ModelPatcher(
+        model.to(offload).eval(), load_device=device, offload_device=offload
+    )
 
 
 class _DigitsLatent(comfy.latent_formats.LatentFormat):
@@ -32,11 +34,16 @@ class _DigitsConfig(comfy.supported_models_base.BASE):
 
     def __init__(self, denoiser, sigma_min, sigma_max):
         super().__init__({"disable_unet_model_creation": True})
-        self.sampling_settings = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": denoiser.sigma_data}
+        self.sampling_settings = {
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
+            "sigma_data": denoiser.sigma_data,
+        }
 
 
 class _DigitsNetwork(torch.nn.Module):
-    """The raw network behind ComfyUI's signature. The context is a label row [B, tokens, 10], zeros for unconditional."""
+    """The raw network behind ComfyUI's signature. The context is a label row [B, tokens, 10], zeros for
+    unconditional."""
 
     def __init__(self, net):
         super().__init__()

@@ -1,0 +1,1 @@
+"""A backward pass in bounded memory. Torch only: what the host knows comes in a `reverse.Network`."""

@@ -1,0 +1,36 @@
+"""The repeated blocks of a network, found by its structure alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch.nn import Module, ModuleList, Sequential
+
+
+def blocks(root: Module) -> Iterator[Module]:
+    """The innermost children of ModuleLists that are more than a layer."""
+    for child in root.children():
+        if isinstance(child, ModuleList):
+            for item in child:
+                yield from _unit(item)
+        elif isinstance(child, Sequential) and any(_has_list_of_blocks(m) for m in child):
+            yield from _unit(child)  # a UNet's middle block
+        else:
+            yield from blocks(child)
+
+
+def _unit(item):
+    if isinstance(item, (ModuleList, Sequential)):  # UNets call the children of these themselves
+        for child in item:
+            yield from _unit(child)
+    elif _has_list_of_blocks(item):
+        yield from blocks(item)
+    elif (
+        sum(1 for m in item.modules() if next(m.children(), None) is None) > 1
+    ):  # a single layer keeps only its weight
+        yield item
+
+
+def _has_list_of_blocks(module):
+    lists = (m for m in module.modules() if isinstance(m, ModuleList) and len(m))
+    return any(all(next(child.children(), None) is not None for child in found) for found in lists)

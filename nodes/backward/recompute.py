@@ -1,0 +1,203 @@
+"""Blocks of a network whose activations are dropped after the forward pass and computed again in the backward
+pass.
+
+torch.utils.checkpoint does not serve here. Networks that add in place to what they saved (Flux, HunyuanVideo,
+ControlNet) need copies on the second pass as well. A block must see the options of its call as they were. And
+a second pass that differs from the first (a patch that counts calls) must be seen."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import contextmanager
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from .thaw import PLAIN, private_copy
+
+IN_PLACE = "modified by an inplace operation"  # as PyTorch words it
+
+
+class Recompute:
+    """One differentiated pass.
+
+    `weights`: addresses of storages that are never dropped. `copies`: copy what may be written to in place.
+    `verify`: compare the second pass of each block with its first. `tick` is called once a block and may
+    raise. Afterwards `activations` are the bytes that a pass without recomputation would have kept in blocks.
+    """
+
+    def __init__(self, weights=frozenset(), copies=False, verify=False, tick=lambda: None):
+        self.weights, self.copies, self.verify, self.tick = weights, copies, verify, tick
+        self.activations = self.recomputed = 0
+        self.running = False  # inside of a block, or of its second pass
+        self._clones = {}  # of arguments without gradient: (id, version) -> (it, its copy)
+        self.compared = []  # fingerprints of tensors in first and second passes
+
+    @contextmanager
+    def over(self, modules):
+        """Within it calls of `modules` go through here; their forward is put back afterwards."""
+        replaced = []
+        try:
+            for module in modules:
+                replaced.append((module, vars(module).get("forward")))
+                vars(module)["forward"] = self._guarded(module.forward)
+            yield self
+        finally:
+            for module, before in reversed(replaced):
+                del vars(module)["forward"]
+                if before is not None:
+                    vars(module)["forward"] = before
+
+    def _guarded(self, forward):
+        def call(*args, **kwargs):
+            self.tick()
+            given = _tensors([*args, *kwargs.values()])
+            if self.running or not torch.is_grad_enabled() or not any(t.requires_grad for t in given):
+                return forward(*args, **kwargs)
+            return _Block(self, forward, args, kwargs).first(args, kwargs)
+
+        return call
+
+    def mismatch(self) -> float:
+        """Largest relative difference between first and second passes (one device synchronisation)."""
+        if not self.compared:
+            return 0.0
+        first, second = (torch.stack(column) for column in zip(*self.compared, strict=True))
+        return float(((first - second).abs() / first.abs().clamp_min(1e-12)).nan_to_num(0).max())
+
+    def is_weight(self, tensor) -> bool:
+        return type(tensor) not in PLAIN or tensor.untyped_storage().data_ptr() in self.weights
+
+    def held(self, value):
+        """An argument as it is now, for the second pass. With copies on it is safe from writes."""
+        if isinstance(value, torch.Tensor):
+            if not self.copies:
+                return value
+            if value.requires_grad:
+                return value.clone()
+            state = id(value), value._version
+            if state not in self._clones:  # blocks share rotary tables
+                self._clones[state] = value, value.clone()
+            return self._clones[state][1]
+        if type(value) is dict:
+            return value.copy()  # networks write the block's number into their options as they go
+        return type(value)(self.held(v) for v in value) if type(value) in (list, tuple) else value
+
+
+class _Place:
+    """Stands in a graph for a dropped tensor; dies with the node that wants it."""
+
+    __slots__ = ("__weakref__", "fingerprint")
+
+    def __init__(self, fingerprint):
+        self.fingerprint = fingerprint
+
+
+class _Enough(BaseException):
+    """Ends a second pass at the last tensor that is wanted. No Exception: blocks that catch those must
+    not."""
+
+
+class _Block:
+    """One call of one block."""
+
+    def __init__(self, owner, forward, args, kwargs):
+        self.owner, self.forward = owner, forward
+        self.args, self.kwargs = owner.held(args), {k: owner.held(v) for k, v in kwargs.items()}
+        self.versions = [(t, t._version) for t in _tensors([*self.args, *self.kwargs.values()])]
+        self.places, self.found = [], weakref.WeakKeyDictionary()
+
+    def first(self, args, kwargs):
+        with self._running(), saved_tensors_hooks(self._drop, self._bring_back):
+            return self.forward(*args, **kwargs)
+
+    def _drop(self, tensor):
+        if self.owner.is_weight(tensor):
+            return tensor
+        self.owner.activations += _bytes(tensor)
+        place = _Place(_fingerprint(tensor) if self.owner.verify else None)
+        self.places.append(weakref.ref(place))
+        return place
+
+    def _bring_back(self, packed):
+        if not isinstance(packed, _Place):
+            return packed
+        if packed not in self.found:
+            self._second()
+        tensor, version = self.found[packed]
+        if tensor._version != version:  # autograd leaves this check out under hooks
+            raise RuntimeError(f"a tensor kept for the backward pass has been {IN_PLACE}")
+        return tensor
+
+    def _second(self):
+        owner, count = self.owner, 0
+
+        def collect(tensor):
+            nonlocal count
+            if owner.is_weight(tensor):
+                return tensor
+            place = self.places[count]() if count < len(self.places) else None
+            count += 1
+            if place is not None:
+                if place.fingerprint is not None:
+                    owner.compared.append((place.fingerprint, _fingerprint(tensor)))
+                tensor = private_copy(tensor.detach()) if owner.copies else tensor.detach()
+                self.found[place] = tensor, tensor._version
+            if count >= len(self.places):
+                raise _Enough
+            return None
+
+        owner.tick()
+        owner.recomputed += 1
+        if any(t._version != version for t, version in self.versions):
+            raise RuntimeError(f"an argument of a block has been {IN_PLACE}")
+        args, kwargs = self.args, self.kwargs
+        if (
+            owner.copies
+        ):  # the second pass may write into them, and those without gradient belong to other blocks as well
+            args, kwargs = _private(args), {k: _private(v) for k, v in kwargs.items()}
+        try:
+            with self._running(), torch.enable_grad(), saved_tensors_hooks(collect, lambda packed: packed):
+                self.forward(*args, **kwargs)
+        except _Enough:
+            return
+        raise RuntimeError(
+            f"a block saved {len(self.places)} tensors in its first pass and {count} in its second"
+        )
+
+    @contextmanager
+    def _running(self):
+        before, self.owner.running = self.owner.running, True
+        try:
+            yield
+        finally:
+            self.owner.running = before
+
+
+def _tensors(value):
+    """Tensors among arguments. Dicts are options and stay closed."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif type(value) in (list, tuple):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+def _private(value):
+    if isinstance(value, torch.Tensor):
+        return value if value.requires_grad else value.clone()
+    return type(value)(_private(v) for v in value) if type(value) in (list, tuple) else value
+
+
+def _bytes(tensor):
+    return min(
+        tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    )  # expanded tensors take less
+
+
+def _fingerprint(tensor):
+    return (
+        torch.linalg.vector_norm(tensor.detach(), 1, dtype=torch.float32)
+        if tensor.is_floating_point()
+        else None
+    )

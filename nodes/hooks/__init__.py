@@ -1,0 +1,1 @@
+"""What a clone of a MODEL carries into its sampling runs."""

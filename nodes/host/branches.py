@@ -1,0 +1,144 @@
+"""The conditional and the unconditional prediction of a ComfyUI model, evaluated as ComfyUI does."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.samplers
+import torch
+
+from ...reg_core.branches import Branches
+from ...reg_core.jacobian import JacobianError
+from ..backward.reverse import BackwardPass, Network
+from .attention import differentiable_attention
+from .conds import networks_of, thawed_cond
+from .draws import Draws
+from .options import CACHES, MULTIGPU, OPAQUE, PAIR, caches, quiet, with_shifted_rows
+
+PAGED_WEIGHTS = ("_v_weight", "_v_bias")  # where newer hosts keep what they have paged in
+
+
+class ModelBranches(Branches):
+    """`conds`: [positive, negative]. `backward`: what the run has learned about its backward passes."""
+
+    def __init__(self, model, conds, model_options, backward: BackwardPass | None = None):
+        self.model = model
+        self.conds = conds
+        self.options = model_options
+        self.backward = BackwardPass() if backward is None else backward
+        self.cached = bool(caches(model_options))
+        self._draws = Draws()
+
+    def evaluate(self, conds, x, sigma, options=None):
+        """One prediction for each cond list; zeros for None."""
+        comfy.model_management.throw_exception_if_processing_interrupted()  # older hosts ask once a step only
+        options = self.options if options is None else options
+        with self._draws.repeated(x.device):
+            if self.options.get(PAIR) is not None:
+                args = {
+                    "conds": conds,
+                    "input": x,
+                    "sigma": sigma,
+                    "model": self.model,
+                    "model_options": options,
+                }
+                return self.options[PAIR](args)
+            return comfy.samplers.calc_cond_batch(self.model, conds, x, sigma, options)
+
+    def both(self, point):
+        denoised, reference = self.evaluate(self.conds, point.x, point.sigma)
+        return denoised, reference
+
+    def only(self, point):
+        return self.evaluate([self.conds[0], None], point.x, point.sigma)[0]
+
+    def reference(self, x, sigma):
+        return self.evaluate([None, self.conds[1]], x, sigma)[1]
+
+    def cond(self, x, sigma):
+        return self.evaluate([self.conds[0], None], x, sigma, quiet(self.options))[0]
+
+    def both_and_probe(self, point, step):
+        """One call for three: cond, uncond and cond at x + step, in ComfyUI's own batching (areas, masks,
+        memory)."""
+        if self._may_join():
+            conds, options = [*self.conds, self.conds[0]], with_shifted_rows(self.options, step)
+            denoised, reference, probe = self.evaluate(conds, point.x, point.sigma, options)
+            return denoised, reference, probe
+        denoised, reference = self.both(point)
+        probe = self.cond(point.x + step, point.sigma)
+        if self.cached:  # what a cache answered is no neighbour of a fresh probe
+            probe = denoised + probe - self.cond(point.x, point.sigma)
+        return denoised, reference, probe
+
+    def _may_join(self) -> bool:
+        # A control net's output was computed for x, a chained function expects two conds, workers hold other
+        # models.
+        controlled = any(c.get("control") is not None for cond in self.conds for c in cond)
+        parallel = any(self.options.get(key) for key in MULTIGPU)
+        return not (controlled or parallel or self.cached or self.options.get(PAIR) is not None)
+
+    def compute_dtype(self, x):
+        dtype = self.model.manual_cast_dtype or self.model.get_dtype()
+        return (
+            dtype
+            if dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+            else torch.bfloat16
+        )
+
+    @property
+    def notes(self):
+        return self.backward.notes
+
+    def reverse(self, point, cotangent):
+        """(D_c, J^T u): attention with a derivative, no caches, and weights that autograd may save."""
+        positive = self.conds[0]
+        if any(c.get("hooks") is not None for c in positive):
+            raise JacobianError("the prompt carries hooks, which patch weights in the middle of a pass")
+
+        def denoise(x, sigma):
+            options = quiet(self.options, CACHES + OPAQUE)
+            options["transformer_options"]["optimized_attention_override"] = differentiable_attention
+            return self.evaluate([[thawed_cond(c) for c in positive], None], x, sigma, options)[0]
+
+        network = Network(
+            denoise,
+            modules=(self.model, *networks_of(positive)),
+            attributes=PAGED_WEIGHTS,
+            paged=bool(getattr(self.model.current_patcher, "is_dynamic", bool)()),
+            free=lambda: comfy.model_management.get_free_memory(point.x.device),
+            required=lambda: self.model.memory_required(list(point.x.shape)),
+            tick=comfy.model_management.throw_exception_if_processing_interrupted,
+        )
+        with _plain_kernels(), _no_offload_streams():
+            return self.backward.product(network, point, cotangent)
+
+
+@contextmanager
+def _plain_kernels():
+    """Newer hosts replace fused kernels, which have no derivative, by plain ones while `in_training` is
+    set."""
+    management = comfy.model_management
+    if not hasattr(management, "in_training"):
+        yield
+        return
+    before, management.in_training = management.in_training, True
+    try:
+        yield
+    finally:
+        management.in_training = before
+
+
+@contextmanager
+def _no_offload_streams():
+    """Weights left in main memory come to the device on the stream that computes.
+
+    On streams of its own ComfyUI takes their memory back once a layer has run, and a backward pass reads them
+    later."""
+    management = comfy.model_management
+    before, management.NUM_STREAMS = getattr(management, "NUM_STREAMS", 0), 0
+    try:
+        yield
+    finally:
+        management.NUM_STREAMS = before

@@ -1,0 +1,97 @@
+"""REG on one page: the forms of the rectified guidance R g (Rectified Gradient Guidance, arXiv 2501.18865).
+
+Scaling a conditional model by p(y | x)^w is valid for the joint of the whole chain, not for the marginal of
+each noise level. The guidance that belongs to the joint is grad log E_t of the reward at x0. By the chain
+rule the familiar difference g = w (D_c - D_ref) then has to pass through J = alpha dD_c/dx (section 3 and Eq.
+21). R is linear, so this file rectifies v = D_c - D_ref, and R g = w R v for every weight w."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .space import expand, flat
+
+PRODUCT_FORMS = ("row_sum", "scalar", "product")  # need a product with J
+FREE_FORMS = ("schedule", "calibrated")  # known before the model is called
+FORMS = (*PRODUCT_FORMS, *FREE_FORMS, "off")
+
+
+@dataclass(frozen=True, eq=False)
+class Rectified:
+    """R v [B, ...] and its `factor`: what v is multiplied by, [B, ...] or one number a sample [B, 1, ...].
+
+    For `product`, which is no multiple of v, the factor is <R v, v> / <v, v>. `bad` [B]: samples whose
+    correction was no finite number; they keep plain guidance, R = 1."""
+
+    vector: Tensor
+    factor: Tensor
+    bad: Tensor
+
+
+def rectify(form: str, v: Tensor, product: Tensor) -> Rectified:
+    """R v from v [B, ...] and a product with J [B, ...]: J 1 for `row_sum`, J v for `scalar` and `product`.
+
+    Raises ValueError for a form that takes no product.
+    """
+    wide = torch.promote_types(v.dtype, torch.float32)
+    v, product = v.to(wide), product.to(wide)
+    if form == "row_sum":
+        vector, factor = product * v, product  # (J^T 1) * g: Eq. 21
+    elif form == "scalar":
+        factor = projection(product, v)
+        vector = factor * v  # (v^T J v / v^T v) g: the size of the chain rule, the direction of g
+    elif form == "product":
+        vector, factor = product, projection(product, v)  # J^T g: the chain rule itself
+    else:
+        raise ValueError(
+            f"form must be one of {', '.join(PRODUCT_FORMS)} to take a product with J, got {form!r}"
+        )
+    bad = ~torch.isfinite(flat(vector)).all(
+        1
+    )  # decided on the device: nothing waits, and no image turns black
+    vector = torch.where(expand(bad, v), v, vector)
+    return Rectified(vector, torch.where(expand(bad, v), 1, factor), bad)
+
+
+def rectify_by_factor(v: Tensor, factor: Tensor) -> Rectified:
+    """R v = factor v for a known and finite factor [B]: the free forms."""
+    wide = torch.promote_types(v.dtype, torch.float32)
+    factor = expand(factor.to(wide), v)
+    return Rectified(factor * v.to(wide), factor, torch.zeros(len(v), dtype=torch.bool, device=v.device))
+
+
+def schedule_factor(sigma_ve: Tensor, data_std: float) -> Tensor:
+    """c = V / (V + sigma_ve^2) [B], V = data_std^2: J of isotropic Gaussian data (0 at sigma_ve infinite)."""
+    return data_std**2 / (data_std**2 + sigma_ve**2)
+
+
+def blend(v: Tensor, full: Rectified, strength: float) -> Rectified:
+    """v + strength (R v - v): plain guidance at strength 0, REG at 1."""
+    if strength == 1:
+        return full
+    v = v.to(full.vector.dtype)
+    return Rectified(v + strength * (full.vector - v), 1 + strength * (full.factor - 1), full.bad)
+
+
+def carry(factor: Tensor, ratio: Tensor) -> Tensor:
+    """The factor at another noise level, whose sigma_ve is `ratio` [B] times the one it was taken at.
+
+    J of Gaussian data is c = V / (V + sigma_ve^2), so its odds c / (1 - c) go as 1 / sigma_ve^2. No Gaussian
+    has a factor outside (0, 1): such factors stay what they are."""
+    square = expand(ratio.to(factor.dtype).square(), factor)
+    moved = factor / torch.lerp(square, torch.ones_like(square), factor)  # c / (c + (1 - c) ratio^2)
+    return torch.where(carries(factor), moved, factor)
+
+
+def carries(factor: Tensor) -> Tensor:
+    """True where `carry` moves a factor."""
+    return (factor > 0) & (factor < 1)
+
+
+def projection(a: Tensor, v: Tensor) -> Tensor:
+    """<a, v> / <v, v> per sample [B, 1, ...]; 1 where v is 0."""
+    dot, norm = (expand(flat(t).sum(1), v) for t in (v * a, v * v))
+    return torch.where(norm > 0, dot / norm, 1)

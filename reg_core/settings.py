@@ -1,0 +1,97 @@
+"""What to rectify and how: checked once, here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .calibration import Calibration
+from .forms import FORMS, FREE_FORMS, schedule_factor
+from .schedule import within
+
+ENGINES = ("auto", "finite_difference", "reverse")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One choice of REG.
+
+    - `form`: `row_sum` (J^T 1) * g, the paper's Eq. 21; `product` J^T g; `scalar` (v^T J v / v^T v) g with v
+      = D_c - D_ref; `schedule` c(sigma) g with c = V / (V + sigma_ve^2); `calibrated` c(sigma) g with c from
+      a table that was measured once; `off`.
+    - `engine`: how a product with J is computed. `auto` takes finite differences: one more model row, any
+      model.
+    - `strength`: 0 = plain guidance, 1 = REG, linear between and beyond.
+    - `refresh`: compute the correction at every k-th model call and reuse it in between, adapted to the noise
+      level. Where it is within 5 % of plain guidance, as at low noise, it is reused for up to 16 calls. 1:
+      always fresh.
+    - `skip_below`: no guidance and one model row only, where the effect of |R g| on the image is below this
+      share of the largest |g| of the run so far. 0: never.
+    - `data_std`: sqrt(V) of `schedule`, in the units of the sampler's latents.
+    - `calibration`: the table of `calibrated`.
+    - `sigma_start` >= sigma >= `sigma_end`: where to rectify (closed interval, rounded to float32).
+
+    Raises ValueError with the offending value.
+    """
+
+    form: str = "row_sum"
+    engine: str = "auto"
+    strength: float = 1.0
+    refresh: int = 1
+    skip_below: float = 0.0
+    data_std: float = 1.0
+    sigma_start: float = math.inf
+    sigma_end: float = 0.0
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        for name, choices in (("form", FORMS), ("engine", ENGINES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if (self.form == "calibrated") != (self.calibration is not None):
+            have = "none is given" if self.calibration is None else f"form is {self.form!r}"
+            raise ValueError(f"form 'calibrated' and a calibration table go together, but {have}")
+        for name in ("strength", "refresh", "skip_below", "data_std", "sigma_start", "sigma_end"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        if not math.isfinite(self.strength):
+            raise ValueError(f"strength must be finite, got {self.strength}")
+        if not math.isfinite(self.refresh) or int(self.refresh) != self.refresh or self.refresh < 1:
+            raise ValueError(f"refresh must be a whole number >= 1, got {self.refresh}")
+        if not 0 <= self.skip_below <= 1:
+            raise ValueError(f"skip_below must be between 0 and 1, got {self.skip_below}")
+        if not (math.isfinite(self.data_std) and self.data_std > 0):
+            raise ValueError(f"data_std must be finite and > 0, got {self.data_std}")
+        if not self.sigma_start >= self.sigma_end >= 0:
+            bounds = f"sigma_start={self.sigma_start}, sigma_end={self.sigma_end}"
+            raise ValueError(f"want sigma_start >= sigma_end >= 0, got {bounds}")
+
+    @property
+    def enabled(self) -> bool:
+        """False when guidance stays what it was."""
+        return self.form != "off" and self.strength != 0
+
+    @property
+    def free(self) -> bool:
+        """True when the correction is known before the model is called."""
+        return self.form in FREE_FORMS
+
+    def free_factor(self, sigma_ve: Tensor) -> Tensor:
+        """c [B] of a free form at sigma_ve [B]."""
+        if self.form == "schedule":
+            return schedule_factor(sigma_ve, self.data_std)
+        return self.calibration(sigma_ve)
+
+    def why_plain(self, weight: float, sigma: Tensor) -> str:
+        """Why a call of guidance weight w = cfg - 1 at sigma [B] is not rectified; "" where it is."""
+        if not self.enabled:
+            return "REG is off"
+        if math.isclose(weight, 0, abs_tol=1e-9):
+            return "cfg 1: no guidance to rectify"
+        bounded = self.sigma_start != math.inf or self.sigma_end != 0  # else nobody waits for sigma
+        if bounded and not within(float(sigma.max()), self.sigma_end, self.sigma_start):
+            return "outside start and end"
+        return ""

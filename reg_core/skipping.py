@@ -1,0 +1,83 @@
+"""Calls without guidance, where it would not be seen in the image.
+
+In noise R leaves little of guidance, and the steps after it pass on even less: for Gaussian data a change at
+noise level sigma_ve reaches the image times sqrt(V / (V + sigma_ve^2)), the root of the share of v that J
+keeps. At the end both predictions tend to x, and guidance fades by itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .refresh import carried_share
+from .settings import Settings
+
+REACH = 8.0  # a measured share tells little about noise levels further away than this factor
+
+
+class Skipping:
+    """What one sampling run knows of its guidance. A level is a call's largest sigma_ve, a share is |R v| /
+    |v|."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self._share: tuple[float, float] | None = None  # (level, share), measured last
+        self._size = (math.inf, 0.0)  # (level, rms of v), seen last
+        self._largest = 0.0  # |w| rms(v) of the run so far
+
+    def skips(self, level: float, weight: float) -> bool:
+        """True where |R g| does less to the image than `skip_below` times the largest |g| of the run so
+        far."""
+        if not self.settings.skip_below > 0:
+            return False
+        # A weight that is nan does not skip.
+        return (
+            self._effect(self._expected_share(level)) * self._expected_size(level, weight)
+            < self.settings.skip_below
+        )
+
+    def saw(self, level: float, weight: float, v: Tensor, fresh: Tensor | None) -> None:
+        """Remember the guidance v [B, ...] of a call, and R v at strength 1 if it was computed in that
+        call."""
+        if not self.settings.skip_below > 0:
+            return
+        if fresh is not None:
+            self._share = level, float(fresh.norm() / v.to(fresh.dtype).norm().clamp_min(1e-12))
+        wide = torch.promote_types(v.dtype, torch.float32)
+        rms = float(torch.linalg.vector_norm(v, dtype=wide) / v.numel() ** 0.5)
+        self._size, self._largest = (level, rms), max(self._largest, abs(weight) * rms)
+
+    def _effect(self, share: float | None) -> float:
+        """|R g| / |g| as it counts in the image, at most.
+
+        What `strength` leaves of plain guidance is not reduced by later steps: it adds up over many calls in
+        noise."""
+        strength = self.settings.strength
+        if share is None:
+            return max(1.0, abs(1 - strength))
+        passed = abs(1 - strength) + abs(strength) * share * min(1.0, share) ** 0.5
+        return min(passed, abs(1 + strength * (share - 1)))
+
+    def _expected_share(self, level: float) -> float | None:
+        """The share at this level; None where nothing tells."""
+        if self.settings.free:
+            return float(self.settings.free_factor(torch.tensor([level])).abs())
+        if self._share is None:
+            return None
+        then, share = self._share
+        restarted = level > then * 1.0001
+        if restarted or not (math.isfinite(then) and math.isfinite(share)):
+            return None
+        expected = carried_share(share, level / then)
+        return (
+            None if level < then / REACH and expected < 0.5 else expected
+        )  # far off, unless it nears 1, where all end
+
+    def _expected_size(self, level: float, weight: float) -> float:
+        """|g| here over the largest |g| so far, at most: v as it was seen last, since with less noise it
+        becomes smaller."""
+        then, rms = self._size
+        known = math.isfinite(then) and level <= then * 1.0001 and self._largest > 0
+        return min(1.0, abs(weight) * rms / self._largest) if known else 1.0
