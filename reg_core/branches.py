@@ -1,7 +1,5 @@
 """The two predictions that guidance is the difference of."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

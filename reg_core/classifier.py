@@ -1,7 +1,5 @@
 """Classifier guidance on the denoised prediction (Dhariwal & Nichol 2021; REG, section 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

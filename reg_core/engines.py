@@ -1,8 +1,6 @@
 """Both predictions and a product with J = alpha dD_c/dx, in two ways; and the way back from one to the
 other."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable
@@ -51,7 +49,7 @@ class Difference:
     `row_sum` evaluates all three rows together. `product` has no sum that averages rounding away: in half
     precision its difference is central, one row more."""
 
-    def product(self, branches: Branches, point: Point, form: str) -> Evaluated:
+    def product(self, branches: Branches, point: Point, form: str) -> "Evaluated":
         dtype = branches.compute_dtype(point.x)
         extra = 1 + branches.cached
         if form == "row_sum":
@@ -78,7 +76,7 @@ class Reverse:
     def __init__(self):
         self._check_below = math.inf  # sigma under which the next check is due; 0: all is well
 
-    def product(self, branches: Branches, point: Point, form: str) -> Evaluated:
+    def product(self, branches: Branches, point: Point, form: str) -> "Evaluated":
         # From a cache the pair is taken together, as without us: a fresh and a remembered prediction have no
         # difference.
         pair = branches.both(point) if branches.cached else None

@@ -5,8 +5,6 @@ each noise level. The guidance that belongs to the joint is grad log E_t of the 
 rule the familiar difference g = w (D_c - D_ref) then has to pass through J = alpha dD_c/dx (section 3 and Eq.
 21). R is linear, so this file rectifies v = D_c - D_ref, and R g = w R v for every weight w."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +29,7 @@ class Rectified:
     bad: Tensor
 
 
-def rectify(form: str, v: Tensor, product: Tensor) -> Rectified:
+def rectify(form: str, v: Tensor, product: Tensor) -> "Rectified":
     """R v from v [B, ...] and a product with J [B, ...]: J 1 for `row_sum`, J v for `scalar` and `product`.
 
     Raises ValueError for a form that takes no product.
@@ -56,7 +54,7 @@ def rectify(form: str, v: Tensor, product: Tensor) -> Rectified:
     return Rectified(vector, torch.where(expand(bad, v), 1, factor), bad)
 
 
-def rectify_by_factor(v: Tensor, factor: Tensor) -> Rectified:
+def rectify_by_factor(v: Tensor, factor: Tensor) -> "Rectified":
     """R v = factor v for a known and finite factor [B]: the free forms."""
     wide = torch.promote_types(v.dtype, torch.float32)
     factor = expand(factor.to(wide), v)
@@ -68,7 +66,7 @@ def schedule_factor(sigma_ve: Tensor, data_std: float) -> Tensor:
     return data_std**2 / (data_std**2 + sigma_ve**2)
 
 
-def blend(v: Tensor, full: Rectified, strength: float) -> Rectified:
+def blend(v: Tensor, full: Rectified, strength: float) -> "Rectified":
     """v + strength (R v - v): plain guidance at strength 0, REG at 1."""
     if strength == 1:
         return full

@@ -1,7 +1,5 @@
 """Guidance for any sampler of (x, sigma) -> D: the five-line door to REG."""
 
-from __future__ import annotations
-
 import math
 from numbers import Real
 

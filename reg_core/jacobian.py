@@ -8,8 +8,6 @@ Guidance, Eq. 21).
 Each function takes a denoiser (x [B, ...], sigma [B]) -> D and a Point, and returns (D, product), both in x's
 shape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """One sampling run with REG, call by call: skip guidance, reuse a correction, or compute one."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass
@@ -51,7 +49,7 @@ class Rectifier:
 
     def __call__(
         self, branches: Branches, point: Point, weight: float = 1.0, may_skip: bool = True
-    ) -> Prediction:
+    ) -> "Prediction":
         """Evaluate both branches at `point` and rectify their difference.
 
         `weight` (w = cfg - 1) is for the trace and for skipping: R is linear. `may_skip`: False where
@@ -72,8 +70,7 @@ class Rectifier:
             rectified = blend(v, full, self.settings.strength)
             self.run.rectified(row, point.sigma, v, rectified, error)
             prediction = Prediction(denoised, reference, rectified.vector)
-        if point.x.device.type == "cpu":
-            row.seconds = time.perf_counter() - begin
+        row.seconds = time.perf_counter() - begin if point.x.device.type == "cpu" else math.nan
         return prediction
 
     def _full(self, branches, point, level, row) -> tuple[Tensor, Tensor, Rectified, Tensor | None]:

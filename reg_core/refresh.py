@@ -4,8 +4,6 @@ A correction changes slowly from call to call, and mostly as it does for Gaussia
 by `forms.carry`. So it is computed at every k-th call. Where it has nearly become plain guidance it is kept
 for longer: with less noise it only comes nearer to it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Euler and Heun integrate dx/dsigma = (x - D) / sigma, which holds for VE (Karras et al. 2022, Eq. 1) and for
 rectified flow alike; the ancestral sampler is DDPM's posterior and needs VE coordinates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

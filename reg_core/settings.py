@@ -1,7 +1,5 @@
 """What to rectify and how: checked once, here."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

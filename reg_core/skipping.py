@@ -4,8 +4,6 @@ In noise R leaves little of guidance, and the steps after it pass on even less: 
 noise level sigma_ve reaches the image times sqrt(V / (V + sigma_ve^2)), the root of the share of v that J
 keeps. At the end both predictions tend to x, and guidance fades by itself."""
 
-from __future__ import annotations
-
 import math
 
 import torch

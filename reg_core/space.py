@@ -4,8 +4,6 @@ Everything in reg_core speaks of the denoised prediction D(x, sigma) ~ E[x0 | x]
 `alpha` and `s` are, and converts what a network puts out (noise, velocity, clean sample) to D and back.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,9 +1,8 @@
 """What a sampling run did, a row a model call.
 
-Each call leaves one small tensor of numbers, made on its device. It becomes floats when somebody reads the
-rows, so that no call waits for it."""
-
-from __future__ import annotations
+Each call leaves one small tensor of numbers, made on its device. It becomes floats when somebody reads the rows, so
+that no call waits for it.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -27,9 +26,9 @@ class Row:
     - `correction_*`: mean, minimum, maximum, 5 % and 95 % quantile of R's factor (forms.Rectified).
     - `nonfinite`: samples whose correction was no number and was left out.
     - `error`: of a finite difference by rounding, relative (jacobian.rounding_error).
-    - `fresh`: the correction was computed in this call, not reused. `skipped`: the call ran without guidance.
+    - `fresh`: the correction was computed in this call, not reused. `skipped`: there was no guidance.
     - `extra_rows`: model rows beyond plain guidance, per sample; -1 where the reference was not evaluated.
-    - `seconds`: of the whole call; nan on a GPU, where a clock would only tell when kernels were launched.
+    - `seconds`: of a rectified call; nan on a GPU, where a clock only tells when kernels were launched.
     """
 
     sigma: float = math.nan
@@ -48,7 +47,7 @@ class Row:
     product: str = ""
     fresh: bool = False
     extra_rows: int = 0
-    seconds: float = math.nan
+    seconds: float = 0.0
     skipped: bool = False
     note: str = ""
     _numbers: Tensor | None = field(default=None, repr=False)
@@ -58,31 +57,29 @@ class Row:
         """True where guidance was rectified."""
         return self.engine != "none"
 
-    def read(self) -> Row:
+    def read(self) -> "Row":
         """Take the numbers from the device, once."""
-        if self._numbers is None:
-            return self
-        for name, value in zip(Row.__dataclass_fields__, self._numbers.tolist(), strict=False):
-            setattr(self, name, value)
-        self._numbers = None
-        if self.nonfinite:
-            bad = f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there"
-            self.note = "; ".join(filter(None, [self.note, bad]))
+        if self._numbers is not None:
+            for name, value in zip(Row.__dataclass_fields__, self._numbers.tolist(), strict=False):
+                setattr(self, name, value)
+            self._numbers = None
+            if self.nonfinite:
+                bad = f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there"
+                self.note = "; ".join(filter(None, [self.note, bad]))
         return self
 
 
 def measured(sigma: Tensor, v: Tensor, rectified: Rectified, weight: float, error: Tensor | None) -> Tensor:
-    """The numbers of a call, in the order of Row: sigma [B], v [B, ...], w = cfg - 1, `error` 0-d."""
+    """The numbers of a call, in the order of Row. sigma [B], v [B, ...], w = cfg - 1, `error` 0-d."""
     wide = torch.promote_types(v.dtype, torch.float32)
     factor = rectified.factor.to(wide).flatten()
     ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
     low, high = (ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
+    per_element = abs(weight) / v.numel() ** 0.5
     numbers = [
         sigma.max(),
-        *(
-            abs(weight) * torch.linalg.vector_norm(t, dtype=wide) / v.numel() ** 0.5
-            for t in (v, rectified.vector)
-        ),
+        per_element * torch.linalg.vector_norm(v, dtype=wide),
+        per_element * torch.linalg.vector_norm(rectified.vector, dtype=wide),
         factor.mean(),
         *factor.aminmax(),
         low,
@@ -105,29 +102,20 @@ class Run:
     _heat: Tensor | None = field(default=None, repr=False)
     _heated: int = 0
 
-    def plain(self, sigma: Tensor, cfg: float, note: str, **more) -> Row:
+    def plain(self, sigma: Tensor, cfg: float, note: str, **more) -> "Row":
         """Add a call whose guidance was not rectified, and why."""
         self._rows.append(Row(cfg=cfg, note=note, _numbers=sigma.detach().max()[None], **more))
         return self._rows[-1]
 
-    def rectified(
-        self, row: Row, sigma: Tensor, v: Tensor, rectified: Rectified, error: Tensor | None = None
-    ) -> None:
+    def rectified(self, row: Row, sigma: Tensor, v: Tensor, rectified: Rectified, error=None) -> None:
         """Add a call whose guidance v [B, ...] became `rectified`; `row.cfg` is the scale in force."""
         row._numbers = measured(sigma, v, rectified, row.cfg - 1, error)
         self._rows.append(row)
         factor = rectified.factor
-        if factor.ndim < 3 or factor[0, 0].numel() == 1:
-            return  # a number a sample has no place in the image
-        layer = factor.mean(1).float()
-        same = self._heat is not None and self._heat.shape == layer.shape
-        self._heat, self._heated = (self._heat + layer, self._heated + 1) if same else (layer, 1)
-
-    @property
-    def heat(self) -> Tensor | None:
-        """Mean factor over the active calls and the channels [B, *spatial], or None if none was
-        elementwise."""
-        return None if self._heat is None else self._heat / self._heated
+        if factor.ndim > 2 and factor[0, 0].numel() > 1:  # a number a sample has no place in the image
+            layer = factor.mean(1).float()
+            same = self._heat is not None and self._heat.shape == layer.shape
+            self._heat, self._heated = (self._heat + layer, self._heated + 1) if same else (layer, 1)
 
     def remark(self, note: str) -> bool:
         """Keep a note about the run; True the first time, so that it is logged once."""
@@ -145,14 +133,13 @@ class Run:
         return [row for row in self.rows if row.active]
 
     @property
-    def skipped(self) -> int:
-        """Calls that ran without guidance because its effect was negligible."""
-        return sum(row.skipped for row in self._rows)
+    def heat(self) -> Tensor | None:
+        """Mean factor over the active calls and the channels [B, *spatial], or None if none was elementwise."""
+        return None if self._heat is None else self._heat / self._heated
 
     @property
     def effective_cfg(self) -> float:
-        """1 + (cfg - 1) |R g| / |g|, averaged over the active calls with the weight |g|: the cfg of equal
-        size without REG.
+        """1 + (cfg - 1) |R g| / |g|, averaged over the active calls with the weight |g|.
 
         Calls without guidance (skipped, cfg 1) are not in the mean: their |g| was never computed.
         """
@@ -163,10 +150,14 @@ class Run:
         )
 
     @property
+    def skipped(self) -> int:
+        """Calls that ran without guidance because its effect was negligible."""
+        return sum(row.skipped for row in self._rows)
+
+    @property
     def seconds(self) -> float:
-        """Of all calls; nan where they were not timed."""
-        timed = [row.seconds for row in self._rows if math.isfinite(row.seconds)]
-        return sum(timed) if timed else math.nan
+        """Of all rectified calls; nan on a GPU."""
+        return sum(row.seconds for row in self._rows)
 
     @property
     def extra_rows(self) -> int:
@@ -176,13 +167,12 @@ class Run:
     def summary(self) -> str:
         """One line: form, engine, active calls of total, mean correction, effective cfg, cost."""
         rows, active = self.rows, self.active
-        if not rows:
-            return f"form {self.form}: nothing sampled yet"
         if not active:
-            return f"form {self.form}: did nothing in {len(rows)} model calls"
+            done = f"did nothing in {len(rows)} model calls" if rows else "nothing sampled yet"
+            return f"form {self.form}: {done}"
         engines = dict.fromkeys(f"{r.engine} ({r.product})" if r.product else r.engine for r in active)
-        worst = max((r.error for r in active if math.isfinite(r.error)), default=0.0)
         mean = sum(r.correction_mean for r in active) / len(active)
+        worst = max((r.error for r in active if math.isfinite(r.error)), default=0.0)
         parts = [
             f"form {self.form}, engine {'+'.join(engines)}, active in {len(active)} of {len(rows)} model calls",
             f"mean correction {mean:.3f}, effective cfg {self.effective_cfg:.2f}",
@@ -194,10 +184,8 @@ class Run:
         return ", ".join(filter(None, parts))
 
     def table(self) -> str:
-        """The rows as aligned text: |g| and |Rg|, mean, min and max of the factor, extra model rows,
-        seconds."""
-        head = "call     sigma    cfg       |g|      |Rg|    mean     min     max rows      s  engine"
-        lines = [head]
+        """The rows as aligned text: |g| and |Rg|, mean, min and max of the factor, extra model rows, seconds."""
+        lines = ["call     sigma    cfg       |g|      |Rg|    mean     min     max rows      s  engine"]
         for i, r in enumerate(self.rows):
             numbers = f"{i:>4} {r.sigma:>9.4g} {r.cfg:>6.3g} {r.guidance_norm:>9.3g} {r.rectified_norm:>9.3g}"
             numbers += f" {r.correction_mean:>7.3f} {r.correction_min:>7.3f} {r.correction_max:>7.3f} {r.extra_rows:>4}"
@@ -217,13 +205,13 @@ class Trace:
     runs: list[Run] = field(default_factory=list)
     keep: int = 16
 
-    def start(self, run: Run) -> Run:
+    def start(self, run: Run) -> "Run":
         self.runs.append(run)
         del self.runs[: -self.keep]
         return run
 
     @property
-    def last(self) -> Run | None:
+    def last(self) -> "Run | None":
         return self.runs[-1] if self.runs else None
 
     def __str__(self) -> str:

@@ -1,7 +1,5 @@
 """The repeated blocks of a network, found by its structure alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch.nn import Module, ModuleList, Sequential

@@ -5,8 +5,6 @@ torch.utils.checkpoint does not serve here. Networks that add in place to what t
 ControlNet) need copies on the second pass as well. A block must see the options of its call as they were. And
 a second pass that differs from the first (a patch that counts calls) must be seen."""
 
-from __future__ import annotations
-
 import weakref
 from contextlib import contextmanager
 

@@ -1,8 +1,6 @@
 """A backward pass through a host's network that fits into memory: all activations kept, or blocks computed
 twice."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 """Weights that were made in inference mode, as tensors that autograd may save; and copies of what it
 saves."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 
 import torch

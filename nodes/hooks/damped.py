@@ -1,8 +1,6 @@
 """A worse version of a model, for autoguidance: its blocks damped for the time of a pass, its weights
 shared."""
 
-from __future__ import annotations
-
 import torch
 
 from ..host.options import WrappersMP

@@ -4,8 +4,6 @@ In each model call ComfyUI makes the conditional and the unconditional predictio
 model_options. There we return [d, d - R (d - u)]. So every cfg function computes d + (cfg - 1) R (d - u), and
 what follows composes."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math
@@ -62,7 +60,7 @@ class RectifyHook(RunHook):
         high, low = sigma_bounds(sampling, *self.percents)
         return dataclasses.replace(self.settings, sigma_start=high, sigma_end=low)
 
-    def begin(self, guider, sigmas) -> RunState:
+    def begin(self, guider, sigmas) -> "RunState":
         settings = self.settings_for(guider.model_patcher.get_model_object("model_sampling"))
         run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
         rectifier = Rectifier(settings, run, (Interrupted,), self.observe)

@@ -3,8 +3,6 @@
 Both models stay loaded for the whole run. The pair (D_cond, D_reference) is made in the slot that sampling
 asks for it. So every sampler, every cfg function, schedules and REG work on it as on plain CFG."""
 
-from __future__ import annotations
-
 import logging
 
 import torch

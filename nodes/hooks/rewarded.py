@@ -1,7 +1,5 @@
 """Rewards: classifier guidance on the denoised prediction."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +50,7 @@ class RewardHook(RunHook):
         self.rectified = rectified
         self.percents = percents
 
-    def begin(self, guider, sigmas) -> RewardRun:
+    def begin(self, guider, sigmas) -> "RewardRun":
         sampling = guider.model_patcher.get_model_object("model_sampling")
         return RewardRun(
             FallBack("reverse", (Interrupted,)), BackwardPass(), sigma_bounds(sampling, *self.percents)

@@ -3,8 +3,6 @@
 ComfyUI calls (its names) OUTER_SAMPLE once a run, and PREDICT_NOISE for every model call.
 """
 
-from __future__ import annotations
-
 from ..host.options import WrappersMP, sample_arguments
 
 

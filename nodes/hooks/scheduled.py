@@ -1,8 +1,6 @@
 """Schedules: cfg as a function of the noise level, through the guider, so that every sampler and every pack
 sees it."""
 
-from __future__ import annotations
-
 import logging
 import math
 from functools import lru_cache

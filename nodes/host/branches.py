@@ -1,17 +1,15 @@
 """The conditional and the unconditional prediction of a ComfyUI model, evaluated as ComfyUI does."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.samplers
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 
 from ...reg_core.branches import Branches
 from ...reg_core.jacobian import JacobianError
 from ..backward.reverse import BackwardPass, Network
-from .attention import differentiable_attention
 from .conds import networks_of, thawed_cond
 from .draws import Draws
 from .options import CACHES, MULTIGPU, OPAQUE, PAIR, caches, quiet, with_shifted_rows
@@ -99,7 +97,7 @@ class ModelBranches(Branches):
 
         def denoise(x, sigma):
             options = quiet(self.options, CACHES + OPAQUE)
-            options["transformer_options"]["optimized_attention_override"] = differentiable_attention
+            options["transformer_options"]["optimized_attention_override"] = _with_derivative
             return self.evaluate([[thawed_cond(c) for c in positive], None], x, sigma, options)[0]
 
         network = Network(
@@ -113,6 +111,11 @@ class ModelBranches(Branches):
         )
         with _plain_kernels(), _no_offload_streams():
             return self.backward.product(network, point, cotangent)
+
+
+def _with_derivative(attention, *args, **kwargs):
+    """PyTorch's attention in place of `attention`, which may be a kernel without derivative."""
+    return attention_pytorch(*args, **kwargs)
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """The demo model as a MODEL of ComfyUI."""
 
-from __future__ import annotations
-
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management

@@ -1,7 +1,5 @@
 """A reward in the eyes of CLIP vision, through the VAE decoder."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -1,7 +1,5 @@
 """Noise levels: what ComfyUI's sampling classes say of x = alpha x0 + s noise, for any prediction type."""
 
-from __future__ import annotations
-
 import math
 
 import comfy.model_sampling

@@ -1,7 +1,5 @@
 """model_options, and how ComfyUI's wrappers are called."""
 
-from __future__ import annotations
-
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension

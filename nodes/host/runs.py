@@ -1,7 +1,5 @@
 """Whole sampling runs."""
 
-from __future__ import annotations
-
 import comfy.sample
 import comfy.samplers
 import comfy.utils

@@ -1,7 +1,5 @@
 """A further MODEL, loaded beside the sampled one."""
 
-from __future__ import annotations
-
 import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers

@@ -1,7 +1,5 @@
 """Calibration tables on disk, in ComfyUI's folders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import folder_paths
