@@ -23,9 +23,7 @@ def _unit(item):
             yield from _unit(child)
     elif _has_list_of_blocks(item):
         yield from blocks(item)
-    elif (
-        sum(1 for m in item.modules() if next(m.children(), None) is None) > 1
-    ):  # a single layer keeps only its weight
+    elif sum(not any(m.children()) for m in item.modules()) > 1:  # a single layer keeps only its weight
         yield item
 
 

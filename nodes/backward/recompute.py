@@ -1,9 +1,9 @@
-"""Blocks of a network whose activations are dropped after the forward pass and computed again in the backward
-pass.
+"""Blocks of a network whose activations are dropped after the forward pass and computed again in the backward.
 
-torch.utils.checkpoint does not serve here. Networks that add in place to what they saved (Flux, HunyuanVideo,
-ControlNet) need copies on the second pass as well. A block must see the options of its call as they were. And
-a second pass that differs from the first (a patch that counts calls) must be seen."""
+torch.utils.checkpoint is not enough. Networks that add in place to what they saved (Flux, HunyuanVideo, ControlNet)
+need copies in the second pass too. A block must see the options of its call as they were. And a second pass that
+differs from the first (a patch that counts calls) must be noticed.
+"""
 
 import weakref
 from contextlib import contextmanager
@@ -20,8 +20,8 @@ class Recompute:
     """One differentiated pass.
 
     `weights`: addresses of storages that are never dropped. `copies`: copy what may be written to in place.
-    `verify`: compare the second pass of each block with its first. `tick` is called once a block and may
-    raise. Afterwards `activations` are the bytes that a pass without recomputation would have kept in blocks.
+    `verify`: compare each block's second pass with its first. `tick` is called once a block and may raise.
+    Afterwards `activations` are the bytes that a pass without recomputation would have kept in blocks.
     """
 
     def __init__(self, weights=frozenset(), copies=False, verify=False, tick=lambda: None):
@@ -92,8 +92,7 @@ class _Place:
 
 
 class _Enough(BaseException):
-    """Ends a second pass at the last tensor that is wanted. No Exception: blocks that catch those must
-    not."""
+    """Ends a second pass at the last tensor that is wanted. No Exception: blocks may catch those."""
 
 
 class _Block:
@@ -150,9 +149,7 @@ class _Block:
         if any(t._version != version for t, version in self.versions):
             raise RuntimeError(f"an argument of a block has been {IN_PLACE}")
         args, kwargs = self.args, self.kwargs
-        if (
-            owner.copies
-        ):  # the second pass may write into them, and those without gradient belong to other blocks as well
+        if owner.copies:  # the second pass may write into arguments that other blocks share
             args, kwargs = _private(args), {k: _private(v) for k, v in kwargs.items()}
         try:
             with self._running(), torch.enable_grad(), saved_tensors_hooks(collect, lambda packed: packed):
@@ -160,7 +157,7 @@ class _Block:
         except _Enough:
             return
         raise RuntimeError(
-            f"a block saved {len(self.places)} tensors in its first pass and {count} in its second"
+            f"a block saved {len(self.places)} tensors in its first pass, {count} in its second"
         )
 
     @contextmanager
@@ -188,14 +185,10 @@ def _private(value):
 
 
 def _bytes(tensor):
-    return min(
-        tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    )  # expanded tensors take less
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())  # expanded: less
 
 
 def _fingerprint(tensor):
-    return (
-        torch.linalg.vector_norm(tensor.detach(), 1, dtype=torch.float32)
-        if tensor.is_floating_point()
-        else None
-    )
+    if tensor.is_floating_point():
+        return torch.linalg.vector_norm(tensor.detach(), 1, dtype=torch.float32)
+    return None

@@ -1,5 +1,4 @@
-"""A backward pass through a host's network that fits into memory: all activations kept, or blocks computed
-twice."""
+"""A backward pass that fits into memory: all activations of the network are kept, or blocks are computed twice."""
 
 import logging
 import re
@@ -17,14 +16,10 @@ from .thaw import Thaw, private_saved_tensors
 
 log = logging.getLogger("ComfyUI-REG")
 
-FREE_SHARE = (
-    0.7  # of the free memory that activations may take; the rest is for fragments and for what we cannot see
-)
+FREE_SHARE = 0.7  # of the free memory that activations may take; the rest is for fragments
 PASS_NEEDS = 3.0  # a backward pass through one block, in terms of what the host says a forward pass needs
+VERIFIED = 1e-2  # relative difference of a block's second pass: kernels may sum in another order
 MEMORY_WORDS = "out of memory|can't allocate memory"
-VERIFIED = (
-    1e-2  # relative difference between a block's first and second pass; kernels may sum in another order
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +27,15 @@ class Network:
     """What a backward pass needs to know of the host's network.
 
     - `denoise`: (x, sigma) -> D_c, made of operators that have a derivative.
-    - `modules`: whose weights it reads. `attributes`: further names under which layers keep weights.
-    - `paged`: weights are taken back when a layer has run.
+    - `modules`: whose weights it reads.
+    - `paged`: names of further weights, in layers whose weights are taken back when they have run.
     - `free()`, `required()`: bytes that are free, and those that a forward pass takes by the host's estimate.
     - `tick()` is called once a block and may raise.
     """
 
     denoise: jacobian.Denoiser
     modules: tuple
-    attributes: tuple
-    paged: bool
+    paged: tuple
     free: Callable[[], float]
     required: Callable[[], float]
     tick: Callable[[], None]
@@ -55,18 +49,15 @@ class BackwardPass:
     """What one sampling run has learned about its backward passes.
 
     `mode`: keep all activations ("resident"), those between blocks ("checkpoint"), or what fits ("auto").
-
-    An error that another way would cure is met by it, with a word in `notes`; every other error is raised.
+    Where another way helps against an error it is taken, with a word in `notes`; every other error is raised.
     """
 
     def __init__(self, mode: str = "auto"):
         self.mode = mode
         self.notes: list[str] = []
         self._copies = False  # the network adds in place to what autograd has saved
-        self._verified, self._repeatable = (
-            False,
-            True,
-        )  # blocks give the same in a second pass: seen, not yet refuted
+        self._verified = False  # a second pass was seen to give the same as the first
+        self._repeatable = True  # no second pass was seen to differ
         self._per_sample = None  # bytes of activations
         self._thaw = None
         self._blocks = None  # (modules, their repeated blocks)
@@ -84,8 +75,8 @@ class BackwardPass:
 
     def _pass(self, network, point, cotangent):
         if self._thaw is None or network.paged:
-            self._thaw = Thaw(network.attributes)
-        copies, recompute = self._copies or network.paged, None
+            self._thaw = Thaw(network.paged)
+        copies, recompute = self._copies or bool(network.paged), None
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             weights = stack.enter_context(self._thaw.over(network.modules))
@@ -119,9 +110,7 @@ class BackwardPass:
 
     def _has_another_way(self, error) -> bool:
         """Change something so that the pass may work; False when there is nothing left to change."""
-        out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError) or re.search(
-            MEMORY_WORDS, str(error).lower()
-        )
+        out_of_memory = re.search(MEMORY_WORDS, str(error).lower())
         if IN_PLACE in str(error) and not self._copies:
             self._copies = True  # costs a little memory and no accuracy: nothing to tell
         elif isinstance(error, NotRepeatable):

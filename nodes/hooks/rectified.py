@@ -60,7 +60,7 @@ class RectifyHook(RunHook):
         high, low = sigma_bounds(sampling, *self.percents)
         return dataclasses.replace(self.settings, sigma_start=high, sigma_end=low)
 
-    def begin(self, guider, sigmas) -> "RunState":
+    def begin(self, guider, sigmas) -> RunState:
         settings = self.settings_for(guider.model_patcher.get_model_object("model_sampling"))
         run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
         rectifier = Rectifier(settings, run, (Interrupted,), self.observe)
@@ -86,17 +86,15 @@ class RectifyHook(RunHook):
             if bad and run.remark(note):
                 log.warning("REG: %s", note)
             return
-        why = (
-            "; ".join(dict.fromkeys(row.note for row in run.rows if row.note)) or "the model was never called"
-        )
+        reasons = dict.fromkeys(row.note for row in run.rows if row.note)
+        why = "; ".join(reasons) or "the model was never called"
         if run.remark(f"did nothing: {why}"):
             name, cfg = type(guider).__name__, getattr(guider, "cfg", "?")
             log.warning("REG did nothing with %s (cfg %s): %s", name, cfg, why)
 
 
 class RectifiedPair:
-    """The pair of predictions of one model call, made in place of ComfyUI's. `given`: model_options without
-    us."""
+    """The pair of predictions of one model call. `given`: model_options without us."""
 
     def __init__(self, state: RunState, guider, given):
         self.state = state
@@ -131,15 +129,11 @@ class RectifiedPair:
         return [made.denoised, (made.denoised - made.rectified).to(made.denoised.dtype)]
 
     def _with_true_uncond(self, post_cfg):
-        """CFG++ samplers and others read the unconditional prediction after cfg: give them the model's
-        own."""
-        return lambda args: post_cfg(
-            args if self.uncond is None else {**args, "uncond_denoised": self.uncond}
-        )
+        """CFG++ samplers and others read the unconditional prediction here: give them the model's own."""
+        return lambda args: post_cfg(args | ({} if self.uncond is None else {"uncond_denoised": self.uncond}))
 
 
 def options_without_us(model_options):
-    """model_options as they were before this call was rectified: an extra pass of ours is nobody's
-    guidance."""
+    """model_options as they were before REG: an extra pass of ours is nobody's guidance."""
     hooked = getattr(model_options.get(PAIR), "__self__", None)
     return hooked.given if isinstance(hooked, RectifiedPair) else model_options

@@ -17,10 +17,11 @@ log = logging.getLogger("ComfyUI-REG")
 def with_reference(model, reference_model, weights: tuple[float, float] | None = None):
     """A clone of MODEL under which the negative pass runs on `reference_model`.
 
-    With `weights` (w_r, w_n) the reference is instead the mean, in their ratio, of `reference_model` on the
-    *positive* conds (autoguidance, Karras et al. 2024) and of this model on the negative ones. Sampled at cfg
-    = 1 + w_r + w_n that gives D_c + w_r (D_c - D_weak) + w_n (D_c - D_negative). Raises ValueError when the
-    two models do not share latents, or their weights cannot be loaded side by side."""
+    With `weights` (w_r, w_n) the reference is a mean, in their ratio: of `reference_model` on the *positive* conds
+    (autoguidance, Karras et al. 2024) and of this model on the negative ones. Sampled at cfg = 1 + w_r + w_n that
+    gives D_c + w_r (D_c - D_weak) + w_n (D_c - D_negative).
+    Raises ValueError when the models do not share latents, or cannot be loaded side by side.
+    """
     check_same_space(model, reference_model)
     shared = shares_weights(model, reference_model)
     patched = model.clone()
@@ -42,9 +43,7 @@ class ReferenceHook:
         guider, prompt = executor.class_obj, "negative" if self.weights is None else "positive"
         conds = guider.conds.get(prompt)
         if conds is None:
-            log.warning(
-                "REG: %s has no %s prompt: the reference model is not used", type(guider).__name__, prompt
-            )
+            log.warning("REG: %s has no %s prompt: no reference model", type(guider).__name__, prompt)
             return executor(*args, **kwargs)
         patcher = self.shared or guider.model_patcher.get_additional_models_with_key(KEY)[0]
         second = SecondModel(patcher, guider, conds, sample_arguments(args, kwargs))

@@ -20,8 +20,7 @@ LARGEST_SIGMA = 20.0  # beyond it nothing is known of the image, and a real mode
 
 
 def rewarded_model(model, reward, scale: float, rectified: bool, percents: tuple[float, float]):
-    """A clone of MODEL whose denoised prediction is moved by scale * sigma_ve^2 * (J^T) grad
-    log_prob(D_cond)."""
+    """A clone of MODEL whose prediction D_c is moved by scale * sigma_ve^2 * (J^T) grad log_prob(D_c)."""
     if scale == 0:
         return model.clone()
     patched = RewardHook(reward, scale, rectified, percents).onto(model)
@@ -50,11 +49,10 @@ class RewardHook(RunHook):
         self.rectified = rectified
         self.percents = percents
 
-    def begin(self, guider, sigmas) -> "RewardRun":
+    def begin(self, guider, sigmas) -> RewardRun:
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        return RewardRun(
-            FallBack("reverse", (Interrupted,)), BackwardPass(), sigma_bounds(sampling, *self.percents)
-        )
+        bounds = sigma_bounds(sampling, *self.percents)
+        return RewardRun(FallBack("reverse", (Interrupted,)), BackwardPass(), bounds)
 
     def call(self, state, guider, executor, x, timestep, model_options, seed):
         options = clone_options(model_options)

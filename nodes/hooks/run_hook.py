@@ -7,8 +7,7 @@ from ..host.options import WrappersMP, sample_arguments
 
 
 class RunHook:
-    """Holds settings only. The state that `begin` makes lives in the guider's private copy of
-    model_options."""
+    """Holds settings only. The state that `begin` makes lives in the guider's private model_options."""
 
     key = ""  # of the wrappers on a MODEL
 

@@ -1,5 +1,4 @@
-"""Schedules: cfg as a function of the noise level, through the guider, so that every sampler and every pack
-sees it."""
+"""Schedules: cfg as a function of the noise level, through the guider, so that every sampler sees it."""
 
 import logging
 import math
@@ -14,8 +13,7 @@ log = logging.getLogger("ComfyUI-REG")
 
 
 class ScheduleHook(RunHook):
-    """The guider's cfg becomes `schedule.cfg(cfg, sigma, levels)` in every model call. Several schedules
-    multiply."""
+    """The guider's cfg becomes `schedule.cfg(cfg, sigma, levels)` in every model call. Several multiply."""
 
     key = KEY
 
@@ -53,6 +51,5 @@ def levels_of(model, sigmas) -> Levels:
     """The noise levels of a run of MODEL over `sigmas` (None: not known); each position is looked up once."""
     sampling = model.get_model_object("model_sampling")
     levels = () if sigmas is None else tuple(level for level in sigmas.tolist() if level > 0)
-    return Levels(
-        levels, float(sampling.sigma_max), lru_cache(None)(lambda sigma: percent_of(sampling, sigma))
-    )
+    percent = lru_cache(None)(lambda sigma: percent_of(sampling, sigma))
+    return Levels(levels, float(sampling.sigma_max), percent)

@@ -9,13 +9,10 @@ from ...reg_core.point import Point
 
 
 def point_at(sampling, x, sigma) -> Point:
-    """Where the model is evaluated, by the sampling class's own `noise_scaling`. x [B, ...], sigma one number
-    or [B]."""
+    """Where the model is evaluated, by the sampling class's `noise_scaling`: x [B, ...], sigma [1] or [B]."""
     count = x.shape[0]
     sigma = sigma.reshape(-1).expand(count).to(torch.promote_types(x.dtype, torch.float32))
-    latent = torch.zeros(
-        2 * count, dtype=sigma.dtype, device=sigma.device
-    )  # fresh: noise_scaling adds in place
+    latent = sigma.new_zeros(2 * count)  # not expanded: noise_scaling adds in place
     latent[:count] = 1
     scaled = sampling.noise_scaling(sigma.repeat(2), 1 - latent, latent)
     alpha, s = scaled.reshape(-1).expand(2 * count).split(count)
@@ -29,8 +26,7 @@ def sigma_bounds(sampling, start_percent: float, end_percent: float) -> tuple[fl
 
 
 def percent_of(sampling, sigma: float) -> float:
-    """The inverse of ComfyUI's `percent_to_sigma`, by bisection: 0 at pure noise, 1 clean, for every sampling
-    class."""
+    """The inverse of `percent_to_sigma`, by bisection: 0 at pure noise, 1 clean, for every sampling class."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -40,15 +36,10 @@ def percent_of(sampling, sigma: float) -> float:
 
 def prediction_type(sampling) -> str:
     """eps, v, edm, x0 or flow: which quantity the network predicts."""
-    kinds = {
-        "flow": "CONST",
-        "x0": "X0",
-        "edm": "EDM",
-        "v": "V_PREDICTION",
-        "eps": "EPS",
-    }  # children before parents
-    found = (k for k, name in kinds.items() if isinstance(sampling, getattr(comfy.model_sampling, name, ())))
-    return next(found, type(sampling).__name__)
+    for kind in ("CONST", "X0", "EDM", "V_PREDICTION", "EPS"):  # children before parents
+        if isinstance(sampling, getattr(comfy.model_sampling, kind, ())):
+            return {"CONST": "flow", "V_PREDICTION": "v"}.get(kind, kind.lower())
+    return type(sampling).__name__
 
 
 def model_kind(model) -> tuple[str, str]:

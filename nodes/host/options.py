@@ -9,7 +9,7 @@ WrappersMP = comfy.patcher_extension.WrappersMP
 Interrupted = comfy.model_management.InterruptProcessingException
 clone_options = comfy.model_patcher.create_model_options_clone
 
-PAIR = "sampler_calc_cond_batch_function"  # the slot where the conditional and the unconditional prediction are made
+PAIR = "sampler_calc_cond_batch_function"  # the slot where both predictions are made
 POST_CFG = "sampler_post_cfg_function"
 # Caches see a probe as one more step and would answer it from memory; compiled graphs may have no derivative.
 CACHES = ("easycache", "lazycache")
@@ -34,17 +34,15 @@ def quiet(model_options, dropped=CACHES):
 
 
 def with_shifted_rows(model_options, step):
-    """model_options under which the rows of cond list 2 are evaluated at x + `step`, as rows of cond list
-    0."""
+    """model_options under which the rows of cond list 2 are those of cond list 0 at x + `step`."""
     options = clone_options(model_options)
     previous = options.get("model_function_wrapper")
 
     def call(apply_model, args):
         x, which = args["input"], args["cond_or_uncond"]
         rows = x.shape[0] // len(which)
-        shift = torch.cat(
-            [(step if i == 2 else torch.zeros_like(step)).expand(rows, *step.shape[1:]) for i in which]
-        )
+        parts = [step if i == 2 else torch.zeros_like(step) for i in which]
+        shift = torch.cat([part.expand(rows, *step.shape[1:]) for part in parts])
         seen = [0 if i == 2 else i for i in which]
         c = {**args["c"], "transformer_options": {**args["c"]["transformer_options"], "cond_or_uncond": seen}}
         args = {**args, "input": (x + shift.to(x.device)).to(x.dtype), "c": c, "cond_or_uncond": seen}

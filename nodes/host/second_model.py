@@ -16,28 +16,21 @@ def check_same_space(model, other) -> None:
         names = " and ".join(type(sampling).__mro__[2].__name__ for sampling in (ours, theirs))
         raise ValueError(f"the models sample in different coordinates: {names}")
     formats = [m.model.latent_format for m in (model, other)]
-    if formats[0].latent_channels != formats[1].latent_channels or type(formats[0]) is not type(formats[1]):
-        raise ValueError(
-            f"the models have different latents: {' and '.join(type(f).__name__ for f in formats)}"
-        )
+    if len({(type(f), f.latent_channels) for f in formats}) > 1:
+        names = " and ".join(type(f).__name__ for f in formats)
+        raise ValueError(f"the models have different latents: {names}")
 
 
 def shares_weights(model, other) -> bool:
-    """True when `other` is a clone that differs by options only. Raises ValueError when it differs by patched
-    weights."""
-    if model.model is not other.model:
-        return False
-    if model.patches_uuid != other.patches_uuid:
-        raise ValueError(
-            "both models are the same file with different weight patches (LoRA): load it by a second loader, "
-            "or use REG Weak Model"
-        )
-    return True
+    """True when `other` is a clone that differs by options only. Raises ValueError when its weights differ."""
+    if model.model is other.model and model.patches_uuid != other.patches_uuid:
+        cure = "load it by a second loader, or use REG Weak Model"
+        raise ValueError(f"both models are the same file with different weight patches (LoRA): {cure}")
+    return model.model is other.model
 
 
 class SecondModel:
-    """A MODEL that denoises with conds of its own. `run`: what the guider's outer_sample was called with, by
-    name."""
+    """A MODEL with conds. `run`: what the guider's outer_sample was called with, by name."""
 
     def __init__(self, patcher, guider, conds, run: dict):
         self.patcher = patcher
