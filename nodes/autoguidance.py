@@ -1,5 +1,5 @@
-"""REGAutoguidance, REGReferenceModel: guidance by the difference of two models. REGWeakModel: a second one
-from the first."""
+"""Guidance by the difference of two models: REGAutoguidance, REGReferenceModel, and REGWeakModel for the
+worse one."""
 
 import math
 

@@ -1,5 +1,4 @@
-"""REGCalibrate and REGLoadCalibration: the correction measured once per model, kept as a small .safetensors
-table."""
+"""REGCalibrate and REGLoadCalibration: the correction measured once per model, kept as a small table."""
 
 from comfy_api.latest import io
 

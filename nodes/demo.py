@@ -1,5 +1,4 @@
-"""REGDemo*: a small class-conditional model of handwritten digits, shipped with the pack. No download,
-seconds on a CPU."""
+"""REGDemo*: a small model of handwritten digits that comes with the pack. No download, seconds on a CPU."""
 
 import math
 

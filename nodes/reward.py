@@ -1,8 +1,8 @@
-"""Classifier guidance by a reward on the denoised prediction: REGRewardGuidance and the rewards that ship
-with the pack.
+"""Classifier guidance by a reward on the denoised prediction: REGRewardGuidance and a few rewards.
 
-A reward is any object with `log_prob(x0) -> [B]`, where x0 [B, ...] are clean latents as a VAE takes them. A
-third pack makes one by returning such an object from a REG_REWARD output."""
+A reward is any object with `log_prob(x0) -> [B]`, where x0 [B, ...] are clean latents as a VAE takes them.
+Another pack makes one by returning such an object from a REG_REWARD output.
+"""
 
 import math
 
@@ -41,7 +41,7 @@ class REGRewardGuidance(io.ComfyNode):
             raise ValueError(f"REGRewardGuidance: scale must be finite, got {scale}")
         if not callable(getattr(reward, "log_prob", None)):
             raise ValueError(
-                f"REGRewardGuidance: a reward needs log_prob(x0), {type(reward).__name__} has none"
+                f"REGRewardGuidance: {type(reward).__name__} is no reward: it has no log_prob(x0)"
             )
         return io.NodeOutput(rewarded_model(model, reward, scale, rectified, bounds))
 
@@ -75,12 +75,8 @@ class DigitReward:
         if self.classifier is None:
             with torch.inference_mode(False):  # weights that autograd may save
                 self.classifier = load_digits_classifier(device=x0.device)
-        labels = (
-            torch.arange(len(x0), device=x0.device) % 10
-            if self.digit < 0
-            else x0.new_full((len(x0),), self.digit)
-        )
-        return self.classifier(x0.float()).log_softmax(1).gather(1, labels.long()[:, None])[:, 0]
+        labels = torch.arange(len(x0), device=x0.device) % 10 if self.digit < 0 else self.digit
+        return self.classifier(x0.float()).log_softmax(1)[torch.arange(len(x0)), labels]
 
 
 class REGRewardLatent(io.ComfyNode):
@@ -114,9 +110,8 @@ class LatentReward:
     def log_prob(self, x0):
         target = self.target.to(x0).clone()
         if target.shape[1] != x0.shape[1]:
-            raise ValueError(
-                f"REGRewardLatent: the target has {target.shape[1]} channels, the model {x0.shape[1]}"
-            )
+            channels = f"the target has {target.shape[1]} channels, the model's latents {x0.shape[1]}"
+            raise ValueError(f"REGRewardLatent: {channels}")
         if self.match == "mean":
             difference = x0.flatten(2).mean(2) - target.flatten(2).mean(2)
         elif target.shape[2:] == x0.shape[2:]:

@@ -14,7 +14,7 @@ ENGLISH = json.loads(WORDS.read_text(encoding="utf-8"))
 
 
 def described(schema, *aliases):
-    """The schema with its English names and tooltips (locales/en), and search words on hosts that have
+    """The schema with its English names and tooltips (locales/en), and search words where the host has
     them."""
     words = ENGLISH[schema.node_id]
     schema.display_name, schema.description = words["display_name"], words["description"]

@@ -1,8 +1,8 @@
-"""REGSweep and REGGrid: the same seed at several cfg values and forms, through an ordinary sampler, on one
-labelled sheet.
+"""REGSweep and REGGrid: the same seed at several cfg values and forms, on one labelled sheet.
 
-ComfyUI runs a node once for every entry of a list. REGSweep gives lists, the sampler and the decoder follow,
-and REGGrid takes the list as a whole."""
+ComfyUI runs a node once for every entry of a list. REGSweep gives lists, an ordinary sampler and decoder
+follow, and REGGrid takes the list as a whole.
+"""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from ..reg_core.drawing.grid import SEPARATOR
 from ..reg_core.forms import FORMS
 from ..reg_core.settings import Settings
 from .hooks.rectified import KEY, rectified_model
-from .host.runs import hooks_of
+from .host.options import hooks_of
 from .schema import GUIDANCE, Trace, choice, described, whole
 
 MOST_RUNS = 64
@@ -34,9 +34,7 @@ class REGSweep(io.ComfyNode):
                 io.String.Input("forms", default="off, row_sum, schedule"),
                 io.String.Input("strengths", default="1"),
             ],
-            outputs=[
-                *(socket.Output(is_output_list=True) for socket in (io.Model, io.Float, io.String, Trace))
-            ],
+            outputs=[kind.Output(is_output_list=True) for kind in (io.Model, io.Float, io.String, Trace)],
         )
         return described(schema, "xy plot", "grid search", "compare cfg", "cfg sweep", "parameter sweep")
 
@@ -46,14 +44,11 @@ class REGSweep(io.ComfyNode):
         for form in chosen:
             if form not in FORMS:
                 raise ValueError(f"REGSweep: forms must be out of {', '.join(FORMS)}; got {form!r}")
-        (hook,) = hooks_of(model, KEY) or [None]
-        settings, percents = (
-            (Settings(refresh=4), (0.0, 1.0)) if hook is None else (hook.settings, hook.percents)
-        )
+        settings, percents = Settings(refresh=4), (0.0, 1.0)
+        for hook in hooks_of(model, KEY):
+            settings, percents = hook.settings, hook.percents
         if "calibrated" in chosen and settings.calibration is None:
-            raise ValueError(
-                "REGSweep: form 'calibrated' needs a table: put REG Guidance with form 'calibrated' in front"
-            )
+            raise ValueError("REGSweep: form 'calibrated' needs a table: put REG Guidance with one in front")
         rows = combinations(chosen, numbers("strengths", strengths, -10.0, 10.0))
         if (count := len(rows) * len(scales)) > MOST_RUNS:
             product = f"{len(scales)} cfgs times {len(rows)} forms and strengths"
@@ -85,9 +80,7 @@ def numbers(name, text, low, high) -> list[float]:
         try:
             value = float(piece)
         except ValueError:
-            raise ValueError(
-                f"REGSweep: {name}: cannot read {piece!r} as a number; write '2, 4, 8'"
-            ) from None
+            raise ValueError(f"REGSweep: {name}: {piece!r} is no number; write '2, 4, 8'") from None
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"REGSweep: {name} must be between {low:g} and {high:g}, got {piece}")
         values.append(value)

@@ -14,10 +14,10 @@ class Branches:
     - Classifier-free guidance (Ho & Salimans 2022): the reference is the unconditional prediction.
     - Autoguidance (Karras et al. 2024): it is a worse model of the same conditioning.
 
-    A host overrides the methods to evaluate several rows in one model call, and to prepare its model for a
-    derivative."""
+    A host overrides the methods to evaluate rows together, and to prepare its model for a derivative.
+    """
 
-    cached = False  # True when `both` may answer from a cache: a difference then needs a fresh prediction at x as well
+    cached = False  # `both` may answer from a cache: a difference then needs a fresh prediction at x
     notes: tuple[str, ...] | list[str] = ()  # what a backward pass had to do to fit into memory
 
     def __init__(self, cond: Denoiser, reference: Denoiser):

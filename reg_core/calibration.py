@@ -53,7 +53,8 @@ class Calibration:
             raise ValueError(f"calibration: factor must be finite, got {self.factor.tolist()}")
 
     def __call__(self, sigma_ve: Tensor) -> Tensor:
-        """c [B] at sigma_ve [B]: linear in log sigma; constant below the table, odds fall as 1/sigma^2 above."""
+        """c [B] at sigma_ve [B]: linear in log sigma; constant below the table, odds fall as 1/sigma^2
+        above."""
         sigma_ve = sigma_ve.to(torch.promote_types(sigma_ve.dtype, torch.float32))
         grid, table = self.sigma.to(sigma_ve), self.factor.to(sigma_ve)
         inside = sigma_ve.clamp(grid[0], grid[-1])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A path to write to; the file appears under `path` when the block ends without an error. Makes the
+    """A path to write to. The file appears as `path` when the block ends without an error. Makes the
     folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

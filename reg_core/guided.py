@@ -18,8 +18,7 @@ from .trace import Trace
 
 
 class Guidance:
-    """What the doors for libraries share: one Rectifier a sampling run, and plain guidance where REG does not
-    act.
+    """What the doors for libraries share: a Rectifier for each run, plain guidance where REG does not act.
 
     `trace.last` tells what happened. A run ends when noise goes up by more than a step, or with `reset()`.
     Raises ValueError for what are no settings and no space.
@@ -68,11 +67,10 @@ class Guidance:
 class Guided(Guidance):
     """A guided denoiser (x [B, ...], sigma) -> D_c + w R (D_c - D_ref).
 
-    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape. The reference is the
-    unconditional model for classifier-free guidance, a worse model for autoguidance. `weight`: w = cfg - 1, a
-    number or a function of sigma (a float) -> w. `settings`: see settings.Settings. `observe`: called as
-    observe(sigma_ve [B], v, R v) with every correction that is computed. Raises ValueError for arguments of
-    another kind."""
+    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape; see Branches. `weight`: w = cfg
+    - 1, a number or a function of sigma (a float). `observe`: see Rectifier. Raises ValueError for arguments
+    of another kind.
+    """
 
     def __init__(
         self, cond: Denoiser, reference: Denoiser, weight=1.0, settings=None, space: Space = VE, observe=None
@@ -94,9 +92,9 @@ class Guided(Guidance):
 def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     """The table of form `calibrated` for a guided denoiser: one Heun run over `sigmas` from each of `noises`.
 
-    `guided`: with the form, the weight and the engine to measure; the runs follow its rectified guidance.
-    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further fields of Calibration (model, notes,
-    ...)."""
+    The runs follow its rectified guidance. `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further
+    fields of Calibration (model, notes, ...).
+    """
     measurement = Measurement()
     measured = Guided(
         guided.branches.cond,

@@ -5,8 +5,9 @@ denoiser it is Cov(x0 | x) / sigma_ve^2: symmetric, with eigenvalues near 1 wher
 near 0 where they are lost. In the paper's notation J = I - sqrt(1 - abar) d eps / d x_t (Rectified Gradient
 Guidance, Eq. 21).
 
-Each function takes a denoiser (x [B, ...], sigma [B]) -> D and a Point, and returns (D, product), both in x's
-shape."""
+The functions take a denoiser (x [B, ...], sigma [B]) -> D and a Point, and return (D, product), both in x's
+shape.
+"""
 
 from collections.abc import Callable
 
@@ -84,7 +85,8 @@ def finite_difference(
 
     `denoised`: D at x, if it is known. `relative`: |h v| / (s sqrt(n)), a number or [B], in place of the one
     that suits x's dtype. `central`: alpha (D(x + h v) - D(x - h v)) / 2h, two passes and an error of second
-    order."""
+    order.
+    """
     wide = torch.promote_types(point.x.dtype, torch.float32)
     if relative is None:
         relative = probe_length(point.x.dtype, point, central)
@@ -101,7 +103,7 @@ def finite_difference(
 
 
 def difference(ahead: Tensor, behind: Tensor, h: Tensor, point: Point) -> Tensor:
-    """alpha (D(ahead) - D(behind)) / h in float32 at least; 0 in rows where h [B, 1, ...] is 0 (no noise is
+    """alpha (D(ahead) - D(behind)) / h [B, ...] in float32 at least; 0 where h [B, 1, ...] is 0 (no noise
     left)."""
     wide = torch.promote_types(behind.dtype, torch.float32)
     quotient = (ahead.to(wide) - behind.to(wide)) / torch.where(h == 0, 1, h)
@@ -123,8 +125,8 @@ def probe_step(direction: Tensor, point: Point, relative) -> Tensor:
 def probe_length(dtype: torch.dtype, point: Point, central: bool = False) -> Tensor:
     """|h v| / (s sqrt(n)) [B] for an arbitrary direction, by the network's dtype and the noise level.
 
-    Curvature grows with sigma_ve and rounding does not: in half precision the probe is up to twice as long
-    below 1."""
+    Curvature grows with sigma_ve and rounding does not: in half precision it is up to twice as long below 1.
+    """
     wide = torch.promote_types(point.x.dtype, torch.float32)
     s, alpha = point.s.to(wide), point.alpha.to(wide)
     table = PROBE_CENTRAL if central else PROBE
@@ -149,8 +151,7 @@ def rounding_error(point: Point, denoised: Tensor, product: Tensor, h: Tensor, d
 
 
 def _representable(x: Tensor, tangent: Tensor, h: Tensor) -> Tensor:
-    """h, shorter in rows where x + h v or x - h v would leave the range of x's dtype (float16 ends at
-    65504)."""
+    """h, shorter in rows where x + h v or x - h v would leave the range of x's dtype (float16: 65504)."""
     room = torch.finfo(x.dtype).max - flat(x).abs().amax(1).to(h.dtype)
     reach = flat(tangent).abs().amax(1).clamp_min(1e-12)
     return torch.minimum(h, expand(0.9 * room.clamp_min(0) / reach, h))

@@ -9,8 +9,8 @@ These say "linear" and "cosine" and mean three variables. w0, w1: their weights 
 | t2i    | straight in the timestep, over those of the run      | p = (t - t_first) / (t_last - t_first) |
 
 With REG all of them start from the conditional prediction, D_c + w g. So do their baselines without REG, but
-for DiT's cosine and both of t2i: those start from the unconditional one, D_u + w (D_c - D_u), and schedule cfg
-itself. These are the presets that end in `_plain`.
+for DiT's cosine and both of t2i: those start from the unconditional one, D_u + w (D_c - D_u), and schedule
+cfg itself. These are the presets that end in `_plain`.
 """
 
 import math
@@ -29,8 +29,9 @@ LAST_TIMESTEP = 999  # timesteps of training count from 0
 class Levels:
     """Noise levels, from which positions are read.
 
-    `sigmas`: of the run, decreasing and > 0; empty where none is known: then the model's whole range is meant.
-    `sigma_max`: of the model. `percent`: sigma -> the model's training time, 0 at pure noise and 1 clean.
+    `sigmas`: of the run, decreasing and > 0; empty where none is known: then the model's whole range is
+    meant. `sigma_max`: of the model. `percent`: sigma -> the model's training time, 0 at pure noise and 1
+    clean.
     """
 
     sigmas: tuple[float, ...]

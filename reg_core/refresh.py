@@ -20,8 +20,7 @@ LONGEST = 16  # calls that a correction is used for at most
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """A correction, the product that it was made of, and where: the call, sigma_ve [B] and its largest
-    value."""
+    """A correction, and where it was taken: the call, sigma_ve [B] and its largest value."""
 
     factor: Tensor
     displacement: Tensor | None  # (R v - v) / |v| of `product`, which is no multiple of v

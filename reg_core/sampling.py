@@ -21,8 +21,7 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
 
 
 def flow_sigmas(n: int, shift: float = 1.0) -> Tensor:
-    """n noise levels from 1 to shift/(n - 1 + shift), then 0: [n + 1], with SD3's resolution shift (Esser et
-    al. 2024, Eq. 23)."""
+    """n noise levels from 1, then 0: [n + 1], with SD3's resolution shift (Esser et al. 2024, Eq. 23)."""
     if n < 1 or not shift > 0:
         raise ValueError(f"want n >= 1 and shift > 0, got n={n}, shift={shift}")
     t = torch.linspace(1, 0, n + 1)
@@ -38,8 +37,7 @@ def sample_euler(denoiser, x: Tensor, sigmas: Tensor, callback: Callable | None 
 
 
 def sample_heun(denoiser, x: Tensor, sigmas: Tensor, callback: Callable | None = None) -> Tensor:
-    """Heun's second order steps (Karras et al. 2022, Algorithm 1 without churn); Euler for the last one, to
-    sigma = 0."""
+    """Heun's second order steps (Karras et al. 2022, Algorithm 1 without churn), Euler's to sigma = 0."""
     for i, (sigma, next_sigma) in enumerate(_steps(sigmas)):
         denoised = _call(denoiser, x, sigma, i, callback)
         slope = (x - denoised) / sigma
@@ -58,8 +56,8 @@ def sample_ddpm(
     generator: torch.Generator | None = None,
     callback: Callable | None = None,
 ) -> Tensor:
-    """Ancestral steps: DDPM's posterior q(x_next | x, x0 = D) (Ho et al. 2020, Eqs. 6-7) in VE
-    coordinates."""
+    """Ancestral steps: DDPM's posterior q(x_next | x, x0 = D) in VE coordinates (Ho et al. 2020, Eqs.
+    6-7)."""
     for i, (sigma, next_sigma) in enumerate(_steps(sigmas)):
         denoised = _call(denoiser, x, sigma, i, callback)
         ratio = (next_sigma / sigma) ** 2

@@ -16,8 +16,7 @@ REACH = 8.0  # a measured share tells little about noise levels further away tha
 
 
 class Skipping:
-    """What one sampling run knows of its guidance. A level is a call's largest sigma_ve, a share is |R v| /
-    |v|."""
+    """What one run knows of its guidance. A level is a call's largest sigma_ve, a share is |R v| / |v|."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -26,8 +25,7 @@ class Skipping:
         self._largest = 0.0  # |w| rms(v) of the run so far
 
     def skips(self, level: float, weight: float) -> bool:
-        """True where |R g| does less to the image than `skip_below` times the largest |g| of the run so
-        far."""
+        """True where |R g| does less to the image than `skip_below` times the largest |g| so far."""
         if not self.settings.skip_below > 0:
             return False
         # A weight that is nan does not skip.
@@ -37,8 +35,7 @@ class Skipping:
         )
 
     def saw(self, level: float, weight: float, v: Tensor, fresh: Tensor | None) -> None:
-        """Remember the guidance v [B, ...] of a call, and R v at strength 1 if it was computed in that
-        call."""
+        """Remember the guidance v [B, ...] of a call, and R v at strength 1 if it was computed there."""
         if not self.settings.skip_below > 0:
             return
         if fresh is not None:
@@ -50,8 +47,8 @@ class Skipping:
     def _effect(self, share: float | None) -> float:
         """|R g| / |g| as it counts in the image, at most.
 
-        What `strength` leaves of plain guidance is not reduced by later steps: it adds up over many calls in
-        noise."""
+        What `strength` leaves of plain guidance is not reduced by later steps: it adds up over many calls.
+        """
         strength = self.settings.strength
         if share is None:
             return max(1.0, abs(1 - strength))
@@ -74,8 +71,7 @@ class Skipping:
         )  # far off, unless it nears 1, where all end
 
     def _expected_size(self, level: float, weight: float) -> float:
-        """|g| here over the largest |g| so far, at most: v as it was seen last, since with less noise it
-        becomes smaller."""
+        """|g| here over the largest |g| so far, at most: with less noise v becomes smaller than seen last."""
         then, rms = self._size
         known = math.isfinite(then) and level <= then * 1.0001 and self._largest > 0
         return min(1.0, abs(weight) * rms / self._largest) if known else 1.0

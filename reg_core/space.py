@@ -76,9 +76,10 @@ def flat(x: Tensor) -> Tensor:
 def to_denoised(prediction: str, output: Tensor, x: Tensor, sigma: Tensor, space: Space = VE) -> Tensor:
     """Network output -> denoised prediction D, same shape as x.
 
-    `prediction`: "eps" (noise), "v" (Salimans & Ho 2022, section 4: v = alpha' noise - s' x0 with alpha'^2 +
-    s'^2 = 1), "x0" (D itself), "flow" (velocity noise - x0). Holds in every space. Raises ValueError for
-    another name."""
+    `prediction`: "eps" (noise), "v" (alpha' noise - s' x0 with alpha'^2 + s'^2 = 1: Salimans & Ho 2022,
+    section 4), "x0" (D itself), "flow" (noise - x0). Holds in every space. Raises ValueError for another
+    name.
+    """
     a, s = expand(space.alpha(sigma), x), expand(space.s(sigma), x)
     if prediction == "eps":
         return (x - s * output) / a

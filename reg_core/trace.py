@@ -1,7 +1,7 @@
 """What a sampling run did, a row a model call.
 
-Each call leaves one small tensor of numbers, made on its device. It becomes floats when somebody reads the rows, so
-that no call waits for it.
+Each call leaves one small tensor of numbers, made on its device. It becomes floats when somebody reads the
+rows, so that no call waits for it.
 """
 
 import math
@@ -134,7 +134,8 @@ class Run:
 
     @property
     def heat(self) -> Tensor | None:
-        """Mean factor over the active calls and the channels [B, *spatial], or None if none was elementwise."""
+        """Mean factor over the active calls and the channels [B, *spatial], or None if none was
+        elementwise."""
         return None if self._heat is None else self._heat / self._heated
 
     @property
@@ -184,7 +185,8 @@ class Run:
         return ", ".join(filter(None, parts))
 
     def table(self) -> str:
-        """The rows as aligned text: |g| and |Rg|, mean, min and max of the factor, extra model rows, seconds."""
+        """The rows as aligned text: |g| and |Rg|, mean, min and max of the factor, extra model rows,
+        seconds."""
         lines = ["call     sigma    cfg       |g|      |Rg|    mean     min     max rows      s  engine"]
         for i, r in enumerate(self.rows):
             numbers = f"{i:>4} {r.sigma:>9.4g} {r.cfg:>6.3g} {r.guidance_norm:>9.3g} {r.rectified_norm:>9.3g}"

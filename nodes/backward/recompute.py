@@ -1,8 +1,9 @@
-"""Blocks of a network whose activations are dropped after the forward pass and computed again in the backward.
+"""Blocks of a network whose activations are dropped after the forward pass and computed again in the
+backward.
 
-torch.utils.checkpoint is not enough. Networks that add in place to what they saved (Flux, HunyuanVideo, ControlNet)
-need copies in the second pass too. A block must see the options of its call as they were. And a second pass that
-differs from the first (a patch that counts calls) must be noticed.
+torch.utils.checkpoint is not enough. Networks that add in place to what they saved (Flux, HunyuanVideo,
+ControlNet) need copies in the second pass too. A block must see the options of its call as they were. And a
+second pass that differs from the first (a patch that counts calls) must be noticed.
 """
 
 import weakref

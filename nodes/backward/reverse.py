@@ -1,4 +1,5 @@
-"""A backward pass that fits into memory: all activations of the network are kept, or blocks are computed twice."""
+"""A backward pass that fits into memory: all activations of the network are kept, or blocks are computed
+twice."""
 
 import logging
 import re

@@ -1,8 +1,9 @@
 """REG in a sampling run.
 
-In each model call ComfyUI makes the conditional and the unconditional prediction d and u in one slot of
-model_options. There we return [d, d - R (d - u)]. So every cfg function computes d + (cfg - 1) R (d - u), and
-what follows composes."""
+In each model call ComfyUI makes the conditional and the unconditional prediction, d and u, in one slot. There
+we return [d, d - R (d - u)]. So every cfg function computes d + (cfg - 1) R (d - u), and what follows
+composes.
+"""
 
 import dataclasses
 import logging
@@ -15,8 +16,7 @@ from ...reg_core.trace import Run, Trace
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
 from ..host.noise_levels import model_kind, point_at, sigma_bounds
-from ..host.options import PAIR, POST_CFG, Interrupted, caches, clone_options
-from .run_hook import RunHook
+from ..host.options import PAIR, POST_CFG, Interrupted, caches, calls_through, clone_options, hooked, unhooked
 
 KEY = "reg"
 log = logging.getLogger("ComfyUI-REG")
@@ -30,23 +30,12 @@ def rectified_model(model, settings: Settings, percents=(0.0, 1.0), observe=None
     """
     if settings.calibration is not None:
         settings.calibration.check(*model_kind(model))
-    hook = RectifyHook(settings, percents, observe, memory)
-    plain = hook.without(model)
-    return (hook.onto(plain) if settings.enabled else plain), hook.trace
+    hook, plain = RectifyHook(settings, percents, observe, memory), unhooked(model, KEY)
+    return (hooked(plain, KEY, hook.outer_sample) if settings.enabled else plain), hook.trace
 
 
-@dataclass(frozen=True, eq=False)
-class RunState:
-    """Of one sampling run."""
-
-    rectifier: Rectifier
-    backward: BackwardPass
-
-
-class RectifyHook(RunHook):
-    """See `rectified_model`."""
-
-    key = KEY
+class RectifyHook:
+    """See `rectified_model`. Holds settings only; what belongs to a run is in a RunState."""
 
     def __init__(self, settings, percents, observe, memory):
         self.settings = settings
@@ -60,25 +49,40 @@ class RectifyHook(RunHook):
         high, low = sigma_bounds(sampling, *self.percents)
         return dataclasses.replace(self.settings, sigma_start=high, sigma_end=low)
 
-    def begin(self, guider, sigmas) -> RunState:
+    def outer_sample(self, executor, *args, **kwargs):
+        guider = executor.class_obj
         settings = self.settings_for(guider.model_patcher.get_model_object("model_sampling"))
         run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
         rectifier = Rectifier(settings, run, (Interrupted,), self.observe)
-        return RunState(rectifier, BackwardPass(self.memory))
+        state = RunState(guider, rectifier, BackwardPass(self.memory))
+        with calls_through(guider, KEY, state.predict_noise):
+            result = executor(*args, **kwargs)
+        state.report()
+        return result
 
-    def call(self, state, guider, executor, x, timestep, model_options, seed):
-        pair = RectifiedPair(state, guider, model_options)
+
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """One sampling run."""
+
+    guider: object
+    rectifier: Rectifier
+    backward: BackwardPass
+
+    def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
+        model_options = model_options or {}
+        pair = RectifiedPair(self, model_options)
         result = executor(x, timestep, pair.options(), seed)
         if not pair.reached:
             kept = " or ".join(caches(model_options))
-            bypassed = f"{type(guider).__name__} does not ask for the conditional and unconditional pair"
+            bypassed = f"{type(self.guider).__name__} does not ask for the conditional and unconditional pair"
             why = f"{kept} answered from memory" if kept else bypassed
-            state.rectifier.run.plain(timestep, math.nan, why)
+            self.rectifier.run.plain(timestep, math.nan, why)
         return result
 
-    def end(self, state, guider):
+    def report(self):
         """One line a run, and a warning when REG did nothing or found no number."""
-        run = state.rectifier.run
+        run = self.rectifier.run
         if run.active:
             log.info("REG: %s", run.summary())
             bad = sum(row.nonfinite > 0 for row in run.active)
@@ -89,16 +93,15 @@ class RectifyHook(RunHook):
         reasons = dict.fromkeys(row.note for row in run.rows if row.note)
         why = "; ".join(reasons) or "the model was never called"
         if run.remark(f"did nothing: {why}"):
-            name, cfg = type(guider).__name__, getattr(guider, "cfg", "?")
+            name, cfg = type(self.guider).__name__, getattr(self.guider, "cfg", "?")
             log.warning("REG did nothing with %s (cfg %s): %s", name, cfg, why)
 
 
 class RectifiedPair:
     """The pair of predictions of one model call. `given`: model_options without us."""
 
-    def __init__(self, state: RunState, guider, given):
+    def __init__(self, state: RunState, given):
         self.state = state
-        self.guider = guider
         self.given = given
         self.reached = False
         self.uncond = None
@@ -113,7 +116,7 @@ class RectifiedPair:
     def calc_cond_batch(self, args):
         self.reached = True
         model, conds, x, sigma = args["model"], args["conds"], args["input"], args["sigma"]
-        rectifier, cfg = self.state.rectifier, float(getattr(self.guider, "cfg", math.nan))
+        rectifier, cfg = self.state.rectifier, float(getattr(self.state.guider, "cfg", math.nan))
         branches = ModelBranches(model, conds, self.given, self.state.backward)
         why = rectifier.settings.why_plain(cfg - 1, sigma)
         if not why and (len(conds) != 2 or conds[0] is None or conds[1] is None):

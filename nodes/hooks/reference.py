@@ -7,7 +7,7 @@ import logging
 
 import torch
 
-from ..host.options import PAIR, WrappersMP, sample_arguments
+from ..host.options import PAIR, hooked, sample_arguments, unhooked
 from ..host.second_model import SecondModel, calc_cond_batch, check_same_space, shares_weights
 
 KEY = "reg_reference"
@@ -17,18 +17,16 @@ log = logging.getLogger("ComfyUI-REG")
 def with_reference(model, reference_model, weights: tuple[float, float] | None = None):
     """A clone of MODEL under which the negative pass runs on `reference_model`.
 
-    With `weights` (w_r, w_n) the reference is a mean, in their ratio: of `reference_model` on the *positive* conds
-    (autoguidance, Karras et al. 2024) and of this model on the negative ones. Sampled at cfg = 1 + w_r + w_n that
-    gives D_c + w_r (D_c - D_weak) + w_n (D_c - D_negative).
-    Raises ValueError when the models do not share latents, or cannot be loaded side by side.
+    With `weights` (w_r, w_n) the reference is a mean, in their ratio: of `reference_model` on the *positive*
+    conds (autoguidance, Karras et al. 2024) and of this model on the negative ones. Sampled at cfg = 1 + w_r
+    + w_n that gives D_c + w_r (D_c - D_weak) + w_n (D_c - D_negative). Raises ValueError when the models do
+    not share latents, or cannot be loaded side by side.
     """
     check_same_space(model, reference_model)
     shared = shares_weights(model, reference_model)
-    patched = model.clone()
-    patched.set_additional_models(KEY, [] if shared else [reference_model])
-    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     hook = ReferenceHook(reference_model if shared else None, weights)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hook.outer_sample)
+    patched = hooked(unhooked(model, KEY), KEY, hook.outer_sample)
+    patched.set_additional_models(KEY, [] if shared else [reference_model])
     return patched
 
 

@@ -12,9 +12,8 @@ from ...reg_core.space import expand, flat
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
 from ..host.noise_levels import point_at, sigma_bounds
-from ..host.options import POST_CFG, Interrupted, clone_options
+from ..host.options import POST_CFG, Interrupted, calls_through, clone_options, hooked
 from .rectified import options_without_us
-from .run_hook import RunHook
 
 LARGEST_SIGMA = 20.0  # beyond it nothing is known of the image, and a real model's J is noise
 
@@ -23,7 +22,7 @@ def rewarded_model(model, reward, scale: float, rectified: bool, percents: tuple
     """A clone of MODEL whose prediction D_c is moved by scale * sigma_ve^2 * (J^T) grad log_prob(D_c)."""
     if scale == 0:
         return model.clone()
-    patched = RewardHook(reward, scale, rectified, percents).onto(model)
+    patched = hooked(model, "reg_reward", RewardHook(reward, scale, rectified, percents).outer_sample)
     if hasattr(reward, "models"):
         patched.set_additional_models(f"reg_reward_{id(reward)}", reward.models())
     return patched
@@ -38,10 +37,8 @@ class RewardRun:
     bounds: tuple[float, float]
 
 
-class RewardHook(RunHook):
+class RewardHook:
     """`percents`: where the reward guides, in ComfyUI's percent."""
-
-    key = "reg_reward"
 
     def __init__(self, reward, scale, rectified, percents):
         self.reward = reward
@@ -49,15 +46,18 @@ class RewardHook(RunHook):
         self.rectified = rectified
         self.percents = percents
 
-    def begin(self, guider, sigmas) -> RewardRun:
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        bounds = sigma_bounds(sampling, *self.percents)
-        return RewardRun(FallBack("reverse", (Interrupted,)), BackwardPass(), bounds)
+    def outer_sample(self, executor, *args, **kwargs):
+        guider = executor.class_obj
+        bounds = sigma_bounds(guider.model_patcher.get_model_object("model_sampling"), *self.percents)
+        state = RewardRun(FallBack("reverse", (Interrupted,)), BackwardPass(), bounds)
 
-    def call(self, state, guider, executor, x, timestep, model_options, seed):
-        options = clone_options(model_options)
-        options[POST_CFG] = [*options.get(POST_CFG, []), lambda args: self.moved(state, args)]
-        return executor(x, timestep, options, seed)
+        def predict_noise(executor, x, timestep, model_options=None, seed=None):
+            options = clone_options(model_options or {})
+            options[POST_CFG] = [*options.get(POST_CFG, []), lambda args: self.moved(state, args)]
+            return executor(x, timestep, options, seed)
+
+        with calls_through(guider, "reg_reward", predict_noise):
+            return executor(*args, **kwargs)
 
     def moved(self, state, args):
         """The denoised prediction after this reward, from what a post-cfg function is given."""

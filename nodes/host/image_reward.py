@@ -7,8 +7,7 @@ from ..backward.thaw import Thaw, private_saved_tensors
 
 
 class ImageReward:
-    """Cosine similarity of CLIP vision embeddings / temperature; sample by sample, decoded at a bounded
-    size."""
+    """Cosine similarity of CLIP vision embeddings / temperature, decoded at a bounded size."""
 
     def __init__(self, clip_vision, vae, image, temperature: float, max_latent_size: int):
         self.clip, self.vae, self.temperature, self.size = clip_vision, vae, temperature, max_latent_size

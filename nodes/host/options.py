@@ -1,5 +1,7 @@
 """model_options, and how ComfyUI's wrappers are called."""
 
+from contextlib import contextmanager
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -50,6 +52,36 @@ def with_shifted_rows(model_options, step):
 
     options["model_function_wrapper"] = call
     return options
+
+
+def hooked(model, key: str, outer_sample):
+    """A clone of MODEL whose sampling runs go through the wrapper `outer_sample`."""
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, outer_sample)
+    return patched
+
+
+def unhooked(model, key: str):
+    """A clone of MODEL without the wrappers that `hooked` added under `key`."""
+    patched = model.clone()
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
+    return patched
+
+
+def hooks_of(model, key: str) -> list:
+    """The objects whose methods are the wrappers of `hooked`, outermost first."""
+    return [wrapper.__self__ for wrapper in model.get_wrappers(WrappersMP.OUTER_SAMPLE, key)]
+
+
+@contextmanager
+def calls_through(guider, key: str, predict_noise):
+    """Within it, which is one run, the guider's model calls go through the wrapper `predict_noise`."""
+    options = guider.model_options  # the guider's private copy for this run
+    comfy.patcher_extension.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, predict_noise, options, True)
+    try:
+        yield
+    finally:
+        options["transformer_options"]["wrappers"][WrappersMP.PREDICT_NOISE][key].remove(predict_noise)
 
 
 def sample_arguments(args, kwargs) -> dict:

@@ -22,7 +22,8 @@ def check_same_space(model, other) -> None:
 
 
 def shares_weights(model, other) -> bool:
-    """True when `other` is a clone that differs by options only. Raises ValueError when its weights differ."""
+    """True when `other` is a clone that differs by options only. Raises ValueError when its weights
+    differ."""
     if model.model is other.model and model.patches_uuid != other.patches_uuid:
         cure = "load it by a second loader, or use REG Weak Model"
         raise ValueError(f"both models are the same file with different weight patches (LoRA): {cure}")
