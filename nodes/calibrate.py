@@ -33,9 +33,8 @@ class REGCalibrate(io.ComfyNode):
                 whole("runs", 2, 1, 64),
                 whole("seed", 0, 0, SEEDS - 1),
                 io.String.Input("filename_prefix", default="reg_calibration/table"),
-                *advanced(
-                    choice("sampler_name", SAMPLERS, "euler"), choice("scheduler", SCHEDULERS, "karras")
-                ),
+                *advanced(choice("sampler_name", SAMPLERS, "euler")),
+                *advanced(choice("scheduler", SCHEDULERS, "karras")),
                 *advanced(choice("engine", ENGINES)),
                 *(io.Conditioning.Input(name, optional=True) for name in MORE_PROMPTS),
             ],

@@ -86,9 +86,7 @@ class REGDemoDecode(io.ComfyNode):
     def execute(cls, latent, scale, columns) -> io.NodeOutput:
         samples = latent["samples"]
         if samples.ndim != 4 or samples.shape[1] != 1:
-            raise ValueError(
-                f"REGDemoDecode: want latents of shape [batch, 1, height, width], got {list(samples.shape)}"
-            )
+            raise ValueError(f"REGDemoDecode: want latents [B, 1, H, W], got {list(samples.shape)}")
         images = F.interpolate(((samples.float() + 1) / 2).clamp(0, 1), scale_factor=scale, mode="nearest")
         if columns > 0:
             framed = F.pad(images, (scale // 2,) * 4, value=0.25)  # or neighbours would run into each other

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..reg_core.lab.models import load_digits_classifier
 from .hooks.rewarded import rewarded_model
 from .host.image_reward import ImageReward
-from .schema import GUIDANCE, Reward, advanced, check_percents, choice, described, number, percents, whole
+from .schema import GUIDANCE, Reward, advanced, choice, described, number, percents, whole
 
 REWARD = "REG/reward"
 
@@ -36,14 +36,11 @@ class REGRewardGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, reward, scale, rectified, start_percent, end_percent) -> io.NodeOutput:
-        bounds = check_percents("REGRewardGuidance", start_percent, end_percent)
         if not math.isfinite(scale):
             raise ValueError(f"REGRewardGuidance: scale must be finite, got {scale}")
         if not callable(getattr(reward, "log_prob", None)):
-            raise ValueError(
-                f"REGRewardGuidance: {type(reward).__name__} is no reward: it has no log_prob(x0)"
-            )
-        return io.NodeOutput(rewarded_model(model, reward, scale, rectified, bounds))
+            raise ValueError(f"REGRewardGuidance: {type(reward).__name__} is no reward, without log_prob(x0)")
+        return io.NodeOutput(rewarded_model(model, reward, scale, rectified, (start_percent, end_percent)))
 
 
 class REGRewardDigit(io.ComfyNode):

@@ -92,18 +92,8 @@ class REGScheduleCurve(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, points, axis, curve=None) -> io.NodeOutput:
-        schedule, name = (Curve.parse(points), points.strip()) if curve is None else (_native(curve), "drawn")
+        schedule, name = (Curve.parse(points), points.strip()) if curve is None else (curve.interp, "drawn")
         return io.NodeOutput(scheduled_model(model, CfgSchedule(schedule, axis), f"curve {name} over {axis}"))
-
-
-def _native(value):
-    """ComfyUI's CURVE (its object, or the page's raw form) as a function of x in [0, 1]."""
-    from comfy_api.input import CurveInput  # newer hosts only
-
-    curve = CurveInput.from_raw(value)
-    if not curve.points:
-        raise ValueError(f"a curve needs at least one point, got {value!r}")
-    return curve.interp
 
 
 def _curve_socket():

@@ -20,7 +20,7 @@ from .guided import Guidance, Guided, calibrate
 from .jacobian import JacobianError, finite_difference, forward, reverse
 from .point import Point
 from .rectifier import Prediction, Rectifier
-from .sampling import flow_sigmas, karras_sigmas, sample_ddpm, sample_euler, sample_heun
+from .sampling import karras_sigmas, sample_ddpm, sample_euler, sample_heun
 from .schedule import AXES, Band, Cosine, Curve, Linear, sigma_position, step_position
 from .settings import ENGINES, Settings
 from .space import FLOW, VE, VP, Space, as_batch, expand, from_denoised, to_denoised
@@ -32,7 +32,7 @@ __all__ = [
     "AXES", "ENGINES", "FLOW", "FORMS", "VE", "VP",
     "Band", "Branches", "Calibration", "Cosine", "Curve", "Guidance", "Guided", "JacobianError", "Linear",
     "Measurement", "Point", "Prediction", "Rectified", "Rectifier", "Row", "Run", "Settings", "Space", "Trace",
-    "as_batch", "blend", "calibrate", "carry", "classifier_guidance", "expand", "finite_difference", "flow_sigmas",
+    "as_batch", "blend", "calibrate", "carry", "classifier_guidance", "expand", "finite_difference",
     "forward", "from_denoised", "karras_sigmas", "rectify", "rectify_by_factor", "reverse", "sample_ddpm",
     "sample_euler", "sample_heun", "schedule_factor", "sigma_position", "step_position", "to_denoised",
 ]  # fmt: skip

@@ -128,12 +128,10 @@ class Measurement:
         v, rectified = flat(v).cpu().double(), flat(rectified).cpu().double()
         self._seen.append((sigma_ve.cpu().double(), (rectified * v).sum(1), (v * v).sum(1)))
 
-    def table(self, form: str, **about) -> "Calibration":
+    def table(self, form: str, **about) -> Calibration:
         """The Calibration; `about` are its further fields. Raises ValueError when nothing usable was seen."""
         if not self._seen:
-            raise ValueError(
-                "calibration: no guided call was seen (cfg 1, or a guider that REG does not reach)"
-            )
+            raise ValueError("calibration: no guided call was seen (cfg 1, or a guider without REG)")
         sigma, dot, norm = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         usable = torch.isfinite(sigma) & (sigma > 0) & torch.isfinite(dot + norm) & (norm > 0)
         sigma, dot, norm = sigma[usable], dot[usable], norm[usable]

@@ -47,7 +47,7 @@ class Difference:
     difference is central in half precision, one row more.
     """
 
-    def product(self, branches: Branches, point: Point, form: str) -> "Evaluated":
+    def product(self, branches: Branches, point: Point, form: str) -> Evaluated:
         dtype = branches.compute_dtype(point.x)
         extra = 1 + branches.cached
         if form == "row_sum":
@@ -73,7 +73,7 @@ class Reverse:
     def __init__(self):
         self._check_below = math.inf  # sigma under which the next check is due; 0: all is well
 
-    def product(self, branches: Branches, point: Point, form: str) -> "Evaluated":
+    def product(self, branches: Branches, point: Point, form: str) -> Evaluated:
         # A fresh and a remembered prediction have no difference: from a cache both are taken together.
         pair = branches.both(point) if branches.cached else None
         reference = branches.reference(point.x, point.sigma) if pair is None else pair[1]
@@ -119,9 +119,10 @@ class FallBack:
     def __init__(self, engine: str, fatal: tuple = ()):
         self.engine = "finite_difference" if engine == "auto" else engine
         self.fatal = fatal
+        self.notes: list[str] = []
 
-    def __call__(self, exact: Callable[[], T], approximate: Callable[[], T], tell: Callable) -> T:
-        """exact(), or approximate() after a failure; `tell` is given the reason once."""
+    def __call__(self, exact: Callable[[], T], approximate: Callable[[], T]) -> T:
+        """exact(), or approximate() after a failure; `notes` say why."""
         if self.engine == "reverse":
             try:
                 return exact()
@@ -132,7 +133,7 @@ class FallBack:
                 reason = f"engine reverse failed ({said}): finite differences from here on"
             self.engine = "finite_difference"
             log.warning("REG: %s", reason)
-            tell(reason)
+            self.notes.append(reason)
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # what the failed pass held
         return approximate()

@@ -29,7 +29,7 @@ class Rectified:
     bad: Tensor
 
 
-def rectify(form: str, v: Tensor, product: Tensor) -> "Rectified":
+def rectify(form: str, v: Tensor, product: Tensor) -> Rectified:
     """R v from v [B, ...] and a product with J [B, ...]: J 1 for `row_sum`, J v for `scalar` and `product`.
 
     Raises ValueError for a form that takes no product.
@@ -44,17 +44,13 @@ def rectify(form: str, v: Tensor, product: Tensor) -> "Rectified":
     elif form == "product":
         vector, factor = product, projection(product, v)  # J^T g: the chain rule itself
     else:
-        raise ValueError(
-            f"form must be one of {', '.join(PRODUCT_FORMS)} to take a product with J, got {form!r}"
-        )
-    bad = ~torch.isfinite(flat(vector)).all(
-        1
-    )  # decided on the device: nothing waits, and no image turns black
+        raise ValueError(f"only {', '.join(PRODUCT_FORMS)} take a product with J, got form {form!r}")
+    bad = ~torch.isfinite(flat(vector)).all(1)  # on the device: nothing waits, and no image turns black
     vector = torch.where(expand(bad, v), v, vector)
     return Rectified(vector, torch.where(expand(bad, v), 1, factor), bad)
 
 
-def rectify_by_factor(v: Tensor, factor: Tensor) -> "Rectified":
+def rectify_by_factor(v: Tensor, factor: Tensor) -> Rectified:
     """R v = factor v for a known and finite factor [B]: the free forms."""
     wide = torch.promote_types(v.dtype, torch.float32)
     factor = expand(factor.to(wide), v)
@@ -66,7 +62,7 @@ def schedule_factor(sigma_ve: Tensor, data_std: float) -> Tensor:
     return data_std**2 / (data_std**2 + sigma_ve**2)
 
 
-def blend(v: Tensor, full: Rectified, strength: float) -> "Rectified":
+def blend(v: Tensor, full: Rectified, strength: float) -> Rectified:
     """v + strength (R v - v): plain guidance at strength 0, REG at 1."""
     if strength == 1:
         return full

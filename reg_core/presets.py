@@ -80,7 +80,7 @@ class CfgSchedule:
         return cfg * multiplier if self.of_cfg else 1 + (cfg - 1) * multiplier
 
 
-def linear(axis: str, start: float, end: float) -> "CfgSchedule":
+def linear(axis: str, start: float, end: float) -> CfgSchedule:
     """Multipliers of the weight cfg - 1 at both ends; for a preset the authors' two weights over it."""
     variables = {"edm2": "sigma of the run", "dit": "t / 1000", "t2i": "timestep of the run"}
     if axis not in (*AXES, *LINEAR_PRESETS):
@@ -90,7 +90,7 @@ def linear(axis: str, start: float, end: float) -> "CfgSchedule":
     return CfgSchedule(line, variables.get(preset, axis), axis != preset)
 
 
-def cosine(axis: str, power: float) -> "CfgSchedule":
+def cosine(axis: str, power: float) -> CfgSchedule:
     """The weight cfg - 1 times (1 - cos(pi p^power)) / 2."""
     variables = {"edm2": "sigma of the run, from 0", "dit": "t / 1000", "t2i": "timestep of the run"}
     if axis not in (*AXES, *COSINE_PRESETS):
@@ -99,7 +99,7 @@ def cosine(axis: str, power: float) -> "CfgSchedule":
     return CfgSchedule(Cosine(power), variables.get(preset, axis), axis != preset)
 
 
-def interval(axis: str, start: float, end: float) -> "CfgSchedule":
+def interval(axis: str, start: float, end: float) -> CfgSchedule:
     """Guidance between `start` (noisy) and `end` (clean), both included.
 
     Positions from 0 to 1 for `step` and `timestep`, noise levels for `sigma` and `edm2`, timesteps 0 to 999

@@ -47,9 +47,7 @@ class Rectifier:
         self._needs_level = settings.skip_below > 0 or (settings.refresh > 1 and not settings.free)
         self._call = 0
 
-    def __call__(
-        self, branches: Branches, point: Point, weight: float = 1.0, may_skip: bool = True
-    ) -> "Prediction":
+    def __call__(self, branches: Branches, point: Point, weight: float = 1.0, may_skip=True) -> Prediction:
         """Evaluate both branches at `point` and rectify their difference.
 
         `weight` (w = cfg - 1) is for the trace and for skipping: R is linear. `may_skip`: False where
@@ -88,14 +86,13 @@ class Rectifier:
         return self._computed(branches, point, level, row)
 
     def _computed(self, branches, point, level, row):
-        form, notes = self.settings.form, []
-        found = self._fall_back(
+        form, fall_back = self.settings.form, self._fall_back
+        found = fall_back(
             lambda: self._reverse.product(branches, point, form),
             lambda: self._difference.product(branches, point, form),
-            notes.append,
         )
-        row.note = "; ".join(note for note in [*notes, *branches.notes] if self.run.remark(note))
-        row.engine, row.product, row.fresh = self._fall_back.engine, found.product_name, True
+        row.note = "; ".join(n for n in [*fall_back.notes, *branches.notes] if self.run.remark(n))
+        row.engine, row.product, row.fresh = fall_back.engine, found.product_name, True
         row.extra_rows = found.extra_rows
         v = found.denoised - found.reference
         full = rectify(form, v, found.product)

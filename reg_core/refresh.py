@@ -53,9 +53,7 @@ class Refresh:
     def usable(self, call: int, x: Tensor, level: float) -> bool:
         """True when this call may use the correction that is kept. `level`: its largest sigma_ve."""
         kept = self.kept
-        if (
-            kept is None or not kept.fits(x) or level > kept.level * 1.0001
-        ):  # more noise: sampling has restarted
+        if kept is None or not kept.fits(x) or level > kept.level * 1.0001:  # more noise: a restart
             return False
         age = call - kept.call
         return age < self.every or (age < LONGEST and kept.settled(level))
@@ -74,9 +72,7 @@ class Refresh:
         shrink = torch.where(away.abs() > 1e-6, (1 - factor) / away, 1)
         return Rectified(v + shrink * kept.displacement * _norm(v), factor, good)
 
-    def keep(
-        self, call: int, level: float, sigma_ve: Tensor, v: Tensor, fresh: Rectified, product_name: str
-    ) -> None:
+    def keep(self, call: int, level: float, sigma_ve: Tensor, v: Tensor, fresh: Rectified, name: str) -> None:
         """Remember a correction that was computed in this call."""
         if self.every == 1:
             return
@@ -84,14 +80,13 @@ class Refresh:
         away, inside = fresh.vector - v, carries(fresh.factor)
         parts = torch.stack([(away * part).norm() for part in (inside, ~inside)]) / v.norm().clamp_min(1e-12)
         displacement = away / _norm(v).clamp_min(1e-12) if self.directed else None
-        self.kept = Kept(fresh.factor, displacement, parts, sigma_ve, level, call, product_name)
+        self.kept = Kept(fresh.factor, displacement, parts, sigma_ve, level, call, name)
 
 
 def carried_share(share: float, ratio: float) -> float:
     """`forms.carry` of one number."""
-    return float(
-        carry(torch.tensor([share], dtype=torch.float64), torch.tensor([ratio], dtype=torch.float64))
-    )
+    numbers = (torch.tensor([number], dtype=torch.float64) for number in (share, ratio))
+    return float(carry(*numbers))
 
 
 def _norm(v: Tensor) -> Tensor:

@@ -28,11 +28,8 @@ class Skipping:
         """True where |R g| does less to the image than `skip_below` times the largest |g| so far."""
         if not self.settings.skip_below > 0:
             return False
-        # A weight that is nan does not skip.
-        return (
-            self._effect(self._expected_share(level)) * self._expected_size(level, weight)
-            < self.settings.skip_below
-        )
+        effect = self._effect(self._expected_share(level)) * self._expected_size(level, weight)
+        return effect < self.settings.skip_below  # False of a weight that is nan
 
     def saw(self, level: float, weight: float, v: Tensor, fresh: Tensor | None) -> None:
         """Remember the guidance v [B, ...] of a call, and R v at strength 1 if it was computed there."""
@@ -66,9 +63,8 @@ class Skipping:
         if restarted or not (math.isfinite(then) and math.isfinite(share)):
             return None
         expected = carried_share(share, level / then)
-        return (
-            None if level < then / REACH and expected < 0.5 else expected
-        )  # far off, unless it nears 1, where all end
+        far = level < then / REACH and expected < 0.5  # near 1, where all shares end, nothing is far
+        return None if far else expected
 
     def _expected_size(self, level: float, weight: float) -> float:
         """|g| here over the largest |g| so far, at most: with less noise v becomes smaller than seen last."""

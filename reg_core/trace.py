@@ -13,9 +13,7 @@ from torch import Tensor
 from .forms import Rectified
 
 QUANTILES = (0.05, 0.95)
-SAMPLE = (
-    1 << 12
-)  # elements that quantiles are taken of: sorting a whole latent would cost more than a call may
+SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
 
 
 @dataclass
@@ -102,7 +100,7 @@ class Run:
     _heat: Tensor | None = field(default=None, repr=False)
     _heated: int = 0
 
-    def plain(self, sigma: Tensor, cfg: float, note: str, **more) -> "Row":
+    def plain(self, sigma: Tensor, cfg: float, note: str, **more) -> Row:
         """Add a call whose guidance was not rectified, and why."""
         self._rows.append(Row(cfg=cfg, note=note, _numbers=sigma.detach().max()[None], **more))
         return self._rows[-1]
@@ -146,9 +144,8 @@ class Run:
         """
         rows = [r for r in self.active if math.isfinite(r.cfg) and r.guidance_norm > 0]
         total = sum(r.guidance_norm for r in rows)
-        return (
-            sum(r.guidance_norm + (r.cfg - 1) * r.rectified_norm for r in rows) / total if total else math.nan
-        )
+        size = sum(r.guidance_norm + (r.cfg - 1) * r.rectified_norm for r in rows)
+        return size / total if total else math.nan
 
     @property
     def skipped(self) -> int:
@@ -190,10 +187,10 @@ class Run:
         lines = ["call     sigma    cfg       |g|      |Rg|    mean     min     max rows      s  engine"]
         for i, r in enumerate(self.rows):
             numbers = f"{i:>4} {r.sigma:>9.4g} {r.cfg:>6.3g} {r.guidance_norm:>9.3g} {r.rectified_norm:>9.3g}"
-            numbers += f" {r.correction_mean:>7.3f} {r.correction_min:>7.3f} {r.correction_max:>7.3f} {r.extra_rows:>4}"
-            seconds = f"{r.seconds:>6.3f}" if math.isfinite(r.seconds) else 6 * " "
+            numbers += f" {r.correction_mean:>7.3f} {r.correction_min:>7.3f} {r.correction_max:>7.3f}"
+            cost = f"{r.extra_rows:>4}" + (f" {r.seconds:>6.3f}" if math.isfinite(r.seconds) else 7 * " ")
             engine = f"{r.engine} {r.product}".strip() + ("" if r.fresh or not r.active else " reused")
-            lines.append(f"{numbers} {seconds}  {engine}" + (f"  [{r.note}]" if r.note else ""))
+            lines.append(f"{numbers} {cost}  {engine}" + (f"  [{r.note}]" if r.note else ""))
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -207,13 +204,13 @@ class Trace:
     runs: list[Run] = field(default_factory=list)
     keep: int = 16
 
-    def start(self, run: Run) -> "Run":
+    def start(self, run: Run) -> Run:
         self.runs.append(run)
         del self.runs[: -self.keep]
         return run
 
     @property
-    def last(self) -> "Run | None":
+    def last(self) -> Run | None:
         return self.runs[-1] if self.runs else None
 
     def __str__(self) -> str:

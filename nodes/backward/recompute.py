@@ -27,7 +27,7 @@ class Recompute:
 
     def __init__(self, weights=frozenset(), copies=False, verify=False, tick=lambda: None):
         self.weights, self.copies, self.verify, self.tick = weights, copies, verify, tick
-        self.activations = self.recomputed = 0
+        self.activations = 0
         self.running = False  # inside of a block, or of its second pass
         self._clones = {}  # of arguments without gradient: (id, version) -> (it, its copy)
         self.compared = []  # fingerprints of tensors in first and second passes
@@ -59,8 +59,6 @@ class Recompute:
 
     def mismatch(self) -> float:
         """Largest relative difference between first and second passes (one device synchronisation)."""
-        if not self.compared:
-            return 0.0
         first, second = (torch.stack(column) for column in zip(*self.compared, strict=True))
         return float(((first - second).abs() / first.abs().clamp_min(1e-12)).nan_to_num(0).max())
 
@@ -106,8 +104,15 @@ class _Block:
         self.places, self.found = [], weakref.WeakKeyDictionary()
 
     def first(self, args, kwargs):
-        with self._running(), saved_tensors_hooks(self._drop, self._bring_back):
-            return self.forward(*args, **kwargs)
+        return self._run(args, kwargs, self._drop, self._bring_back)
+
+    def _run(self, args, kwargs, pack, unpack):
+        self.owner.running = True
+        try:
+            with torch.enable_grad(), saved_tensors_hooks(pack, unpack):
+                return self.forward(*args, **kwargs)
+        finally:
+            self.owner.running = False
 
     def _drop(self, tensor):
         if self.owner.is_weight(tensor):
@@ -146,28 +151,16 @@ class _Block:
             return None
 
         owner.tick()
-        owner.recomputed += 1
         if any(t._version != version for t, version in self.versions):
             raise RuntimeError(f"an argument of a block has been {IN_PLACE}")
         args, kwargs = self.args, self.kwargs
         if owner.copies:  # the second pass may write into arguments that other blocks share
             args, kwargs = _private(args), {k: _private(v) for k, v in kwargs.items()}
         try:
-            with self._running(), torch.enable_grad(), saved_tensors_hooks(collect, lambda packed: packed):
-                self.forward(*args, **kwargs)
+            self._run(args, kwargs, collect, lambda packed: packed)
         except _Enough:
             return
-        raise RuntimeError(
-            f"a block saved {len(self.places)} tensors in its first pass, {count} in its second"
-        )
-
-    @contextmanager
-    def _running(self):
-        before, self.owner.running = self.owner.running, True
-        try:
-            yield
-        finally:
-            self.owner.running = before
+        raise RuntimeError(f"a block saved {len(self.places)} tensors, and {count} in its second pass")
 
 
 def _tensors(value):

@@ -104,7 +104,7 @@ class BackwardPass:
 
     def _learn(self, recompute, samples) -> None:
         self._per_sample = recompute.activations / samples
-        if recompute.verify and recompute.recomputed:
+        if recompute.compared:
             if not (difference := recompute.mismatch()) <= VERIFIED:
                 raise NotRepeatable(f"a block's second pass differs by {difference:.2g} from its first")
             self._verified = True

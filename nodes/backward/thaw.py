@@ -42,9 +42,7 @@ class Thaw:
     def _holds(self, modules) -> bool:
         """True while every weight is the one that was found, where it was found."""
         same = [id(module) for module in modules] == [id(module) for module in self._modules]
-        return same and all(
-            owner.get(name) is t and t.data_ptr() == at for owner, name, t, at, _ in self._found
-        )
+        return same and all(d.get(name) is t and t.data_ptr() == at for d, name, t, at, _ in self._found)
 
     def _look(self, modules):
         self._modules, self._found, storages = modules, [], set()

@@ -15,7 +15,7 @@ from ...reg_core.settings import Settings
 from ...reg_core.trace import Run, Trace
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
-from ..host.noise_levels import model_kind, point_at, sigma_bounds
+from ..host.noise_levels import check_percents, model_kind, point_at, sigma_bounds
 from ..host.options import PAIR, POST_CFG, Interrupted, caches, calls_through, clone_options, hooked, unhooked
 
 KEY = "reg"
@@ -39,7 +39,7 @@ class RectifyHook:
 
     def __init__(self, settings, percents, observe, memory):
         self.settings = settings
-        self.percents = percents
+        self.percents = check_percents(*percents)
         self.observe = observe
         self.memory = memory
         self.trace = Trace()

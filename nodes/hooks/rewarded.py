@@ -11,7 +11,7 @@ from ...reg_core.schedule import within
 from ...reg_core.space import expand, flat
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
-from ..host.noise_levels import point_at, sigma_bounds
+from ..host.noise_levels import check_percents, point_at, sigma_bounds
 from ..host.options import POST_CFG, Interrupted, calls_through, clone_options, hooked
 from .rectified import options_without_us
 
@@ -44,7 +44,7 @@ class RewardHook:
         self.reward = reward
         self.scale = scale
         self.rectified = rectified
-        self.percents = percents
+        self.percents = check_percents(*percents)
 
     def outer_sample(self, executor, *args, **kwargs):
         guider = executor.class_obj
@@ -90,5 +90,4 @@ class RewardHook:
         return state.fall_back(
             lambda: branches.reverse(point, slope)[1],
             lambda: jacobian.finite_difference(branches.cond, point, slope(known), known)[1],
-            lambda reason: None,
         )

@@ -13,7 +13,7 @@ log = logging.getLogger("ComfyUI-REG")
 
 
 def scheduled_model(model, schedule: CfgSchedule, label: str):
-    """A clone of MODEL whose guider's cfg becomes `schedule.cfg(...)` in every model call. Several multiply."""
+    """A clone of MODEL whose sampler's cfg becomes `schedule.cfg(...)` at every call. Several multiply."""
     return hooked(model, KEY, ScheduleHook(schedule, label).outer_sample)
 
 

@@ -11,7 +11,6 @@ from ...reg_core.branches import Branches
 from ...reg_core.jacobian import PROBE, JacobianError
 from ..backward.reverse import BackwardPass, Network
 from .conds import networks_of, thawed_cond
-from .draws import Draws
 from .options import CACHES, MULTIGPU, OPAQUE, PAIR, caches, quiet, with_shifted_rows
 
 PAGED_WEIGHTS = ("_v_weight", "_v_bias")  # where newer hosts keep what they have paged in
@@ -26,17 +25,34 @@ class ModelBranches(Branches):
         self.options = model_options
         self.backward = BackwardPass() if backward is None else backward
         self.cached = bool(caches(model_options))
-        self._draws = Draws()
+        self._random = None  # states of the generators before the first pass
 
     def evaluate(self, conds, x, sigma, options=None):
         """One prediction for each cond list; zeros for None."""
         comfy.model_management.throw_exception_if_processing_interrupted()  # older hosts ask once a step only
         options = self.options if options is None else options
-        with self._draws.repeated(x.device):
+        with self._same_draws(x.device):
             if self.options.get(PAIR) is not None:
                 given = {"conds": conds, "input": x, "sigma": sigma, "model_options": options}
                 return self.options[PAIR]({**given, "model": self.model})
             return comfy.samplers.calc_cond_batch(self.model, conds, x, sigma, options)
+
+    @contextmanager
+    def _same_draws(self, device):
+        """Networks draw random numbers (HyperTile, token merging). Later passes repeat those of the first one.
+
+        Otherwise a difference would compare two networks, and our passes would change the sampler's noise.
+        """
+        cuda = [device] if device.type == "cuda" else []
+        if self._random is None:
+            self._random = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in cuda]
+            yield
+            return
+        with torch.random.fork_rng(devices=cuda):
+            torch.set_rng_state(self._random[0])
+            for d, state in zip(cuda, self._random[1], strict=True):
+                torch.cuda.set_rng_state(state, d)
+            yield
 
     def both(self, point):
         denoised, reference = self.evaluate(self.conds, point.x, point.sigma)

@@ -61,9 +61,8 @@ class SecondModel:
         extra = {}
         if run.get("latent_shapes") is not None:  # hosts since packed latents
             extra["latent_shapes"] = model.latent_shapes = run["latent_shapes"]
-        self.conds = comfy.samplers.process_conds(
-            model, noise, {"reference": self.conds}, device, latent, mask, run.get("seed"), **extra
-        )["reference"]
+        given = model, noise, {"reference": self.conds}, device, latent, mask, run.get("seed")
+        self.conds = comfy.samplers.process_conds(*given, **extra)["reference"]
 
     def stop(self):
         """Undo what the run changed on this MODEL."""
