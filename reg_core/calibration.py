@@ -24,10 +24,8 @@ NAMES = ("form", "prediction", "latent", "model")
 class Calibration:
     """c over sigma_ve = s / alpha, with where it came from.
 
-    - `sigma` [K]: noise levels, increasing, > 0. `factor` [K]: c there. `error` [K]: its standard error.
-    - `form`: what was measured.
-    - `prediction` and `latent`: the kind of model the table belongs to ("" = any). `model` is for people.
-
+    `sigma` [K]: noise levels, increasing, > 0. `factor` [K]: c there. `error` [K]: its standard error. `form`: what
+    was measured. `prediction` and `latent`: the kind of model ("" = any). `model` is for people.
     Raises ValueError for a table that makes no sense.
     """
 

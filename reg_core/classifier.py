@@ -22,8 +22,8 @@ def classifier_guidance(
 ) -> tuple[Tensor, Tensor]:
     """(D_c, g) with a classifier of clean samples; the guided prediction is D_c + g.
 
-    `log_prob`: x0 [B, ...] -> log p(y | x0) [B]. Unrectified, g = w s^2/alpha^2 grad log p at D, as if D did
-    not depend on x. Rectified, the chain rule takes it through D: g = w s^2/alpha^2 J^T grad log p.
+    `log_prob`: x0 [B, ...] -> log p(y | x0) [B]. Unrectified, g = w s^2/alpha^2 grad log p at D, as if D did not
+    depend on x. Rectified, the chain rule takes it through D: g = w s^2/alpha^2 J^T grad log p.
     """
     point = Point.of(x, sigma, space)
     # At flow's sigma 1 alpha is 0 and J vanishes with it: keep the quotient finite.

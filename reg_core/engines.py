@@ -1,5 +1,4 @@
-"""Both predictions and a product with J = alpha dD_c/dx: by a difference, or by a backward pass until it
-fails."""
+"""Both predictions and a product with J = alpha dD_c/dx, by a difference or by a backward pass."""
 
 import logging
 import math
@@ -43,8 +42,8 @@ class Evaluated:
 class Difference:
     """J 1 or J v by a finite difference: one more model row, any network.
 
-    `row_sum` evaluates all three rows together. `product` has no sum that averages rounding away: its
-    difference is central in half precision, one row more.
+    `row_sum` evaluates all three rows together. `product` does not average rounding away: in half precision its
+    difference is central, one row more.
     """
 
     def product(self, branches: Branches, point: Point, form: str) -> Evaluated:

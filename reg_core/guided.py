@@ -1,6 +1,7 @@
 """Guidance for any sampler of (x, sigma) -> D: the five-line door to REG."""
 
 import math
+from copy import copy
 from numbers import Real
 
 import torch
@@ -67,14 +68,11 @@ class Guidance:
 class Guided(Guidance):
     """A guided denoiser (x [B, ...], sigma) -> D_c + w R (D_c - D_ref).
 
-    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape; see Branches. `weight`: w = cfg
-    - 1, a number or a function of sigma (a float). `observe`: see Rectifier. Raises ValueError for arguments
-    of another kind.
+    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape; see Branches. `weight`: w = cfg - 1,
+    a number or a function of sigma (a float). `observe`: see Rectifier. Raises ValueError for other arguments.
     """
 
-    def __init__(
-        self, cond: Denoiser, reference: Denoiser, weight=1.0, settings=None, space: Space = VE, observe=None
-    ):
+    def __init__(self, cond, reference, weight=1.0, settings=None, space: Space = VE, observe=None):
         for name, value in (("cond", cond), ("reference", reference)):
             if not callable(value):
                 raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {value!r}")
@@ -92,18 +90,10 @@ class Guided(Guidance):
 def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     """The table of form `calibrated` for a guided denoiser: one Heun run over `sigmas` from each of `noises`.
 
-    The runs follow its rectified guidance. `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further
-    fields of Calibration (model, notes, ...).
+    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further fields of Calibration (model, notes, ...).
     """
-    measurement = Measurement()
-    measured = Guided(
-        guided.branches.cond,
-        guided.branches.reference,
-        guided.weight,
-        guided.settings,
-        guided.space,
-        measurement,
-    )
+    measurement, measured = Measurement(), copy(guided)
+    measured.observe, measured.trace = measurement, Trace()
     for noise in noises:
         measured.reset()
         sample_heun(measured, noise, sigmas)

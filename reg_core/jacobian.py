@@ -1,12 +1,9 @@
 """Products with the Jacobian of a denoiser, J = alpha dD/dx, for latents of any rank. No guidance in here.
 
-In variance exploding coordinates (x / alpha) the Jacobian of the denoiser is alpha dD/dx. For an exact
-denoiser it is Cov(x0 | x) / sigma_ve^2: symmetric, with eigenvalues near 1 where the data are certain and
-near 0 where they are lost. In the paper's notation J = I - sqrt(1 - abar) d eps / d x_t (Rectified Gradient
-Guidance, Eq. 21).
-
-The functions take a denoiser (x [B, ...], sigma [B]) -> D and a Point, and return (D, product), both in x's
-shape.
+J is taken in variance exploding coordinates, x / alpha. For an exact denoiser it is Cov(x0 | x) / sigma_ve^2:
+symmetric, with eigenvalues near 1 where the data are certain and near 0 where they are lost. In the paper's
+notation J = I - sqrt(1 - abar) d eps / d x_t (Rectified Gradient Guidance, Eq. 21).
+The functions take a denoiser (x [B, ...], sigma [B]) -> D and a Point; they return (D, product) in x's shape.
 """
 
 from collections.abc import Callable
@@ -21,9 +18,8 @@ from .space import expand, flat
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
-# Length of a finite difference, |h v| / (s sqrt(n)), by the network's dtype. A shorter one is lost in
-# rounding, a longer one meets curvature. The vector of ones is a smooth direction and allows a longer step;
-# so does a central difference.
+# Length of a finite difference, |h v| / (s sqrt(n)), by the network's dtype. A shorter one is lost in rounding,
+# a longer one meets curvature. A smooth direction (ones) and a central difference allow a longer one.
 PROBE = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.05, torch.bfloat16: 0.1}
 PROBE_CENTRAL = {torch.float64: 1e-4, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.2}
 PROBE_ONES = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.4}
@@ -55,8 +51,8 @@ def reverse(denoiser: Denoiser, point: Point, cotangent) -> tuple[Tensor, Tensor
 def forward(denoiser: Denoiser, point: Point, tangent: Tensor) -> tuple[Tensor, Tensor]:
     """(D, J v) by torch.func.jvp, with PyTorch's math attention, the only one that has a tangent.
 
-    Raises JacobianError for an operator outside of aten: PyTorch would drop its tangent in silence. An
-    in-place operator that reads its own output, as x.addcmul_(x, t), loses a part of it and cannot be seen.
+    Raises JacobianError for an operator outside of aten: PyTorch drops its tangent in silence. So it does with a
+    part of x.addcmul_(x, t) and the like, which cannot be seen here.
     """
     sigma = point.sigma.clone()
     # In inference mode tangents are zero (before PyTorch 2.13).
@@ -83,9 +79,8 @@ def finite_difference(
 ) -> tuple[Tensor, Tensor]:
     """(D, J v) with J v ~ alpha (D(x + h v) - D(x)) / h: one more pass and no derivative at all.
 
-    `denoised`: D at x, if it is known. `relative`: |h v| / (s sqrt(n)), a number or [B], in place of the one
-    that suits x's dtype. `central`: alpha (D(x + h v) - D(x - h v)) / 2h, two passes and an error of second
-    order.
+    `denoised`: D at x, if it is known. `relative`: |h v| / (s sqrt(n)), a number or [B], in place of PROBE's.
+    `central`: alpha (D(x + h v) - D(x - h v)) / 2h, two passes and an error of second order.
     """
     wide = torch.promote_types(point.x.dtype, torch.float32)
     if relative is None:
@@ -103,8 +98,7 @@ def finite_difference(
 
 
 def difference(ahead: Tensor, behind: Tensor, h: Tensor, point: Point) -> Tensor:
-    """alpha (D(ahead) - D(behind)) / h [B, ...] in float32 at least; 0 where h [B, 1, ...] is 0 (no noise
-    left)."""
+    """alpha (D(ahead) - D(behind)) / h in float32 at least; 0 where h [B, 1, ...] is 0 (no noise is left)."""
     wide = torch.promote_types(behind.dtype, torch.float32)
     quotient = (ahead.to(wide) - behind.to(wide)) / torch.where(h == 0, 1, h)
     return expand(point.alpha.to(wide), behind) * quotient
@@ -137,11 +131,10 @@ def probe_length(dtype: torch.dtype, point: Point, central: bool = False) -> Ten
 
 
 def rounding_error(point: Point, denoised: Tensor, product: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
-    """Relative error [B] of a one-sided difference by rounding: sqrt(2) eps alpha rms(x - D) / (h
-    rms(product)).
+    """Relative rounding error [B] of a difference: sqrt(2) eps alpha rms(x - D) / (h rms(product)).
 
     Networks add to x (D = x - s eps, x - s v), so x - D is what their last digit is relative to. `dtype`: the
-    network's. `h` [B, 1, ...]: the step, for the direction that `product` is J times. Curvature is not in it.
+    network's. `h` [B, 1, ...]: the step along the direction of the product. Curvature is not in it.
     """
     wide = torch.promote_types(point.x.dtype, torch.float32)
     added = torch.linalg.vector_norm(flat(point.x.to(wide) - denoised), dim=1)

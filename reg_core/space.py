@@ -1,7 +1,6 @@
 """The space a sampler works in: x = alpha(sigma) x0 + s(sigma) noise, and the ways a network predicts x0.
 
-Everything in reg_core speaks of the denoised prediction D(x, sigma) ~ E[x0 | x]. This module says what
-`alpha` and `s` are, and converts what a network puts out (noise, velocity, clean sample) to D and back.
+Everything in reg_core speaks of the denoised prediction D(x, sigma) ~ E[x0 | x].
 """
 
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ PREDICTIONS = ("eps", "v", "x0", "flow")
 class Space:
     """A noising process, by name.
 
-    - `ve`: alpha = 1, s = sigma. EDM, k-diffusion and ComfyUI's eps, v and EDM models (their x is already
-      unscaled).
+    - `ve`: alpha = 1, s = sigma. EDM, k-diffusion, and ComfyUI's eps, v and EDM models.
     - `flow`: alpha = 1 - sigma, s = sigma, sigma in [0, 1]. Rectified flow: SD3, Flux, Wan, ...
     - `vp`: alpha = sqrt(abar), s = sqrt(1 - abar) with sigma = s / alpha. DDPM and the paper's own notation.
     """

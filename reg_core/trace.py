@@ -1,7 +1,6 @@
 """What a sampling run did, a row a model call.
 
-Each call leaves one small tensor of numbers, made on its device. It becomes floats when somebody reads the
-rows, so that no call waits for it.
+Each call leaves a small tensor of numbers on its device; it becomes floats when somebody reads the rows.
 """
 
 import math

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .thaw import PLAIN, private_copy
 
@@ -50,8 +51,8 @@ class Recompute:
     def _guarded(self, forward):
         def call(*args, **kwargs):
             self.tick()
-            given = _tensors([*args, *kwargs.values()])
-            if self.running or not torch.is_grad_enabled() or not any(t.requires_grad for t in given):
+            grad = any(getattr(leaf, "requires_grad", False) for leaf in tree_leaves((args, kwargs)))
+            if self.running or not (grad and torch.is_grad_enabled()):
                 return forward(*args, **kwargs)
             return _Block(self, forward, args, kwargs).first(args, kwargs)
 
@@ -65,20 +66,16 @@ class Recompute:
     def is_weight(self, tensor) -> bool:
         return type(tensor) not in PLAIN or tensor.untyped_storage().data_ptr() in self.weights
 
-    def held(self, value):
-        """An argument as it is now, for the second pass. With copies on it is safe from writes."""
-        if isinstance(value, torch.Tensor):
-            if not self.copies:
-                return value
-            if value.requires_grad:
-                return value.clone()
-            state = id(value), value._version
-            if state not in self._clones:  # blocks share rotary tables
-                self._clones[state] = value, value.clone()
-            return self._clones[state][1]
-        if type(value) is dict:
-            return value.copy()  # networks write the block's number into their options as they go
-        return type(value)(self.held(v) for v in value) if type(value) in (list, tuple) else value
+    def held(self, tensor):
+        """An argument of a block as it is now, for the second pass. With copies on it is safe from writes."""
+        if not self.copies or tensor.is_inference():  # nobody may write to those here
+            return tensor
+        if tensor.requires_grad:
+            return tensor.clone()
+        state = id(tensor), tensor._version
+        if state not in self._clones:  # blocks share rotary tables
+            self._clones[state] = tensor, tensor.clone()
+        return self._clones[state][1]
 
 
 class _Place:
@@ -99,8 +96,10 @@ class _Block:
 
     def __init__(self, owner, forward, args, kwargs):
         self.owner, self.forward = owner, forward
-        self.args, self.kwargs = owner.held(args), {k: owner.held(v) for k, v in kwargs.items()}
-        self.versions = [(t, t._version) for t in _tensors([*self.args, *self.kwargs.values()])]
+        # Dicts are copied: networks write the block's number into their options as they go.
+        self.given = tree_map_only(torch.Tensor, owner.held, (args, kwargs))
+        tensors = [leaf for leaf in tree_leaves(self.given) if isinstance(leaf, torch.Tensor)]
+        self.versions = [(t, t._version) for t in tensors if not t.is_inference()]
         self.places, self.found = [], weakref.WeakKeyDictionary()
 
     def first(self, args, kwargs):
@@ -153,29 +152,15 @@ class _Block:
         owner.tick()
         if any(t._version != version for t, version in self.versions):
             raise RuntimeError(f"an argument of a block has been {IN_PLACE}")
-        args, kwargs = self.args, self.kwargs
+        args, kwargs = self.given
         if owner.copies:  # the second pass may write into arguments that other blocks share
-            args, kwargs = _private(args), {k: _private(v) for k, v in kwargs.items()}
+            private = lambda t: t if t.requires_grad else t.clone()  # noqa: E731
+            args, kwargs = tree_map_only(torch.Tensor, private, self.given)
         try:
             self._run(args, kwargs, collect, lambda packed: packed)
         except _Enough:
             return
         raise RuntimeError(f"a block saved {len(self.places)} tensors, and {count} in its second pass")
-
-
-def _tensors(value):
-    """Tensors among arguments. Dicts are options and stay closed."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif type(value) in (list, tuple):
-        for inner in value:
-            yield from _tensors(inner)
-
-
-def _private(value):
-    if isinstance(value, torch.Tensor):
-        return value if value.requires_grad else value.clone()
-    return type(value)(_private(v) for v in value) if type(value) in (list, tuple) else value
 
 
 def _bytes(tensor):

@@ -16,33 +16,29 @@ def damped_model(model, damping: float):
     network = model.model.diffusion_model
     if not _block_layers(network):
         raise ValueError(f"REGWeakModel: {type(network).__name__} has no repeated blocks of linear layers")
-    patched = model.clone()
+    patched, factor = model.clone(), 1 - damping
     patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
-    if damping == 0:
-        return patched
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _Damped(1 - damping))
-    return patched
 
+    def damp(layer, inputs, out):
+        bias = getattr(layer, "bias", None)
+        if bias is None:
+            return factor * out
+        bias = bias.to(out)
+        bias = bias.reshape(-1, *[1] * (out.ndim - 2)) if layer.weight.ndim > 2 else bias
+        return bias + factor * (out - bias)
 
-class _Damped:
-    def __init__(self, factor):
-        self.factor = factor
-
-    def __call__(self, executor, *args, **kwargs):
+    def apply_model(executor, *args, **kwargs):
         layers = _block_layers(executor.class_obj.diffusion_model)
-        handles = [layer.register_forward_hook(self._damp) for layer in layers]
+        handles = [layer.register_forward_hook(damp) for layer in layers]
         try:
             return executor(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _damp(self, layer, inputs, out):
-        bias = getattr(layer, "bias", None)
-        if bias is None:
-            return self.factor * out
-        bias = bias.to(out).reshape(-1, *[1] * (out.ndim - 2)) if layer.weight.ndim > 2 else bias.to(out)
-        return bias + self.factor * (out - bias)
+    if damping > 0:
+        patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model)
+    return patched
 
 
 def _block_layers(network):

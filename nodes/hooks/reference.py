@@ -24,35 +24,25 @@ def with_reference(model, reference_model, weights: tuple[float, float] | None =
     """
     check_same_space(model, reference_model)
     shared = shares_weights(model, reference_model)
-    hook = ReferenceHook(reference_model if shared else None, weights)
-    patched = hooked(unhooked(model, KEY), KEY, hook.outer_sample)
-    patched.set_additional_models(KEY, [] if shared else [reference_model])
-    return patched
 
-
-class ReferenceHook:
-    """`shared`: the reference where it has the sampled model's weights, else None."""
-
-    def __init__(self, shared, weights):
-        self.shared = shared
-        self.weights = weights
-
-    def outer_sample(self, executor, *args, **kwargs):
-        guider, prompt = executor.class_obj, "negative" if self.weights is None else "positive"
+    def outer_sample(executor, *args, **kwargs):
+        guider, prompt = executor.class_obj, "negative" if weights is None else "positive"
         conds = guider.conds.get(prompt)
         if conds is None:
             log.warning("REG: %s has no %s prompt: no reference model", type(guider).__name__, prompt)
             return executor(*args, **kwargs)
-        patcher = self.shared or guider.model_patcher.get_additional_models_with_key(KEY)[0]
-        second = SecondModel(patcher, guider, conds, sample_arguments(args, kwargs))
+        other = reference_model if shared else guider.model_patcher.get_additional_models_with_key(KEY)[0]
+        second = SecondModel(other, guider, conds, sample_arguments(args, kwargs))
         options = guider.model_options  # the guider's private copy
-        before = options.get(PAIR)
-        options[PAIR] = ReferencePair(second, self.weights, before).calc_cond_batch
+        options[PAIR] = ReferencePair(second, weights, options.get(PAIR)).calc_cond_batch
         try:
             return executor(*args, **kwargs)
         finally:
             second.stop()
-            options.pop(PAIR) if before is None else options.update({PAIR: before})
+
+    patched = hooked(unhooked(model, KEY), KEY, outer_sample)
+    patched.set_additional_models(KEY, [] if shared else [reference_model])
+    return patched
 
 
 class ReferencePair:
