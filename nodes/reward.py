@@ -66,14 +66,13 @@ class DigitReward:
 
     def __init__(self, digit: int):
         self.digit = digit
-        self.classifier = None
+        with torch.inference_mode(False):  # weights that autograd may save
+            self.classifier = load_digits_classifier()
 
     def log_prob(self, x0):
-        if self.classifier is None:
-            with torch.inference_mode(False):  # weights that autograd may save
-                self.classifier = load_digits_classifier(device=x0.device)
-        labels = torch.arange(len(x0), device=x0.device) % 10 if self.digit < 0 else self.digit
-        return self.classifier(x0.float()).log_softmax(1)[torch.arange(len(x0)), labels]
+        every = torch.arange(len(x0), device=x0.device)
+        labels = every % 10 if self.digit < 0 else self.digit
+        return self.classifier.to(x0.device)(x0.float()).log_softmax(1)[every, labels]
 
 
 class REGRewardLatent(io.ComfyNode):

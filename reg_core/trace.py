@@ -147,11 +147,6 @@ class Run:
         return size / total if total else math.nan
 
     @property
-    def skipped(self) -> int:
-        """Calls that ran without guidance because its effect was negligible."""
-        return sum(row.skipped for row in self._rows)
-
-    @property
     def seconds(self) -> float:
         """Of all rectified calls; nan on a GPU."""
         return sum(row.seconds for row in self._rows)
@@ -168,12 +163,12 @@ class Run:
             done = f"did nothing in {len(rows)} model calls" if rows else "nothing sampled yet"
             return f"form {self.form}: {done}"
         engines = dict.fromkeys(f"{r.engine} ({r.product})" if r.product else r.engine for r in active)
-        mean = sum(r.correction_mean for r in active) / len(active)
+        mean, skipped = sum(r.correction_mean for r in active) / len(active), sum(r.skipped for r in rows)
         worst = max((r.error for r in active if math.isfinite(r.error)), default=0.0)
         parts = [
             f"form {self.form}, engine {'+'.join(engines)}, active in {len(active)} of {len(rows)} model calls",
             f"mean correction {mean:.3f}, effective cfg {self.effective_cfg:.2f}",
-            f"{self.skipped} skipped" if self.skipped else "",
+            f"{skipped} skipped" if skipped else "",
             f"probe error up to {100 * worst:.0f} %" if worst > 0.1 else "",
             f"{self.extra_rows} extra rows",
             f"{self.seconds:.2f} s" if math.isfinite(self.seconds) else "",
