@@ -1,5 +1,4 @@
-"""Guidance by the difference of two models: REGAutoguidance, REGReferenceModel, and REGWeakModel for the
-worse one."""
+"""REGAutoguidance, REGReferenceModel: guidance by the difference of two models. REGWeakModel makes one."""
 
 import math
 

@@ -47,12 +47,12 @@ class REGDemoPrompt(io.ComfyNode):
     def execute(cls, digit) -> io.NodeOutput:
         if digit not in PROMPTS:
             raise ValueError(f"REGDemoPrompt: digit must be one of {', '.join(PROMPTS)}, got {digit!r}")
-        if digit == IN_TURN:  # ComfyUI repeats a batch of conditionings over the latents
-            return io.NodeOutput([[torch.eye(10)[:, None], {}]])
-        label = torch.zeros(1, 1, 10)
-        if digit != ANY:
-            label[0, 0, int(digit)] = 1
-        return io.NodeOutput([[label, {}]])
+        labels = torch.eye(11, 10)[:, None]  # the last one: no condition
+        which = {
+            IN_TURN: slice(10),
+            ANY: slice(10, 11),
+        }  # ComfyUI repeats a batch of conditionings over the latents
+        return io.NodeOutput([[labels[which.get(digit) or slice(int(digit), int(digit) + 1)], {}]])
 
 
 class REGDemoLatent(io.ComfyNode):

@@ -43,8 +43,6 @@ class REGTracePlot(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace, latent, axis, theme, run, image=None) -> io.NodeOutput:
-        if not isinstance(trace, RunTrace):
-            raise ValueError(f"REGTracePlot: want the trace of REG Guidance, got {type(trace).__name__}")
         chosen, title = _chosen(trace.runs, run)
         plot = to_tensor(drawing.plot_run(chosen, axis, theme, title))
         heat, remark = drawing.heat_pictures(chosen.heat if chosen else None, image, theme)
@@ -98,7 +96,7 @@ def schedule_points(model, sigmas, cfg):
     sampling, levels = model.get_model_object("model_sampling"), scheduled.levels_of(model, sigmas)
     schedules = hooks_of(model, scheduled.KEY)
     (reg,) = hooks_of(model, rectified.KEY) or [None]
-    settings = None if reg is None else reg.settings_for(sampling)
+    settings = None if reg is None else reg.settings_for(model)
     points = []
     for sigma in sigmas[:-1]:
         in_force = cfg

@@ -5,6 +5,7 @@ Another pack makes one by returning such an object from a REG_REWARD output.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from comfy_api.latest import io
@@ -97,25 +98,22 @@ class REGRewardLatent(io.ComfyNode):
         return io.NodeOutput(LatentReward(target["samples"], match, tolerance))
 
 
+@dataclass(frozen=True, eq=False)
 class LatentReward:
     """-|f(x0) - f(target)|^2 / (2 tolerance^2), f the latent itself or its mean per channel."""
 
-    def __init__(self, target, match, tolerance):
-        self.target, self.match, self.tolerance = target, match, tolerance
+    target: torch.Tensor
+    match: str
+    tolerance: float
 
     def log_prob(self, x0):
         target = self.target.to(x0).clone()
-        if target.shape[1] != x0.shape[1]:
-            channels = f"the target has {target.shape[1]} channels, the model's latents {x0.shape[1]}"
-            raise ValueError(f"REGRewardLatent: {channels}")
-        if self.match == "mean":
-            difference = x0.flatten(2).mean(2) - target.flatten(2).mean(2)
-        elif target.shape[2:] == x0.shape[2:]:
-            difference = x0 - target
-        else:
-            sizes = f"the target is {list(target.shape[2:])}, the model's latents {list(x0.shape[2:])}"
-            raise ValueError(f"REGRewardLatent: {sizes}; match 'mean' takes any size")
-        return -(difference**2).flatten(1).sum(1) / (2 * self.tolerance**2)
+        if self.match == "mean":  # takes any size
+            x0, target = x0.flatten(2).mean(2), target.flatten(2).mean(2)
+        if target.shape[1:] != x0.shape[1:]:
+            shapes = f"the target is {list(target.shape[1:])}, the model's latents {list(x0.shape[1:])}"
+            raise ValueError(f"REGRewardLatent: match {self.match!r}: {shapes}")
+        return -((x0 - target) ** 2).flatten(1).sum(1) / (2 * self.tolerance**2)
 
 
 class REGRewardImage(io.ComfyNode):

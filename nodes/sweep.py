@@ -5,7 +5,6 @@ follow, and REGGrid takes the list as a whole.
 """
 
 import dataclasses
-import math
 import re
 
 from comfy_api.latest import io
@@ -65,12 +64,9 @@ class REGSweep(io.ComfyNode):
 
 def combinations(forms, strengths):
     """[(row heading, form, strength)]: every form at every strength, `off` once."""
-    rows = []
-    for form in forms:
-        for strength in strengths if form != "off" else [1.0]:
-            plain = form == "off" or strengths == [1.0]
-            rows.append((form if plain else f"{form} x {strength:g}", form, strength))
-    return rows
+    pairs = [(form, strength) for form in forms for strength in (strengths if form != "off" else [1.0])]
+    named = strengths != [1.0]
+    return [(f"{f} x {s:g}" if named and f != "off" else f, f, s) for f, s in pairs]
 
 
 def numbers(name, text, low, high) -> list[float]:
@@ -81,7 +77,7 @@ def numbers(name, text, low, high) -> list[float]:
             value = float(piece)
         except ValueError:
             raise ValueError(f"REGSweep: {name}: {piece!r} is no number; write '2, 4, 8'") from None
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:
             raise ValueError(f"REGSweep: {name} must be between {low:g} and {high:g}, got {piece}")
         values.append(value)
     return values
@@ -108,7 +104,6 @@ class REGGrid(io.ComfyNode):
                 io.String.Input("labels", force_input=True),
                 whole("columns", 0, 0, 64),
                 choice("theme", THEMES, "dark"),
-                Trace.Input("trace", optional=True),
             ],
             outputs=[io.Image.Output()],
             is_input_list=True,
@@ -116,15 +111,5 @@ class REGGrid(io.ComfyNode):
         return described(schema, "xy plot", "image grid", "contact sheet", "comparison sheet")
 
     @classmethod
-    def execute(cls, images, labels, columns, theme, trace=None) -> io.NodeOutput:
-        if trace and len(labels) == len(images) != len(trace):
-            mismatch = f"{len(trace)} traces for {len(images)} images"
-            raise ValueError(f"REGGrid: {mismatch}: take images, labels and traces from the same sweep")
-        captions = [caption(one) for one in trace or []]
-        return io.NodeOutput(drawing.labelled_grid(images, labels, columns[0], theme[0], captions))
-
-
-def caption(trace) -> str:
-    """The effective cfg of a trace's last run; nothing where nothing was rectified."""
-    value = trace.last.effective_cfg if trace.last is not None else math.nan
-    return f"effective cfg {value:.2f}" if math.isfinite(value) else ""
+    def execute(cls, images, labels, columns, theme) -> io.NodeOutput:
+        return io.NodeOutput(drawing.labelled_grid(images, labels, columns[0], theme[0]))

@@ -11,10 +11,9 @@ from .point import Point
 class Branches:
     """D_c and D_ref, each a denoiser (x [B, ...], sigma [B]) -> D in x's shape.
 
-    - Classifier-free guidance (Ho & Salimans 2022): the reference is the unconditional prediction.
-    - Autoguidance (Karras et al. 2024): it is a worse model of the same conditioning.
-
-    A host overrides the methods to evaluate rows together, and to prepare its model for a derivative.
+    The reference is the unconditional prediction for classifier-free guidance (Ho & Salimans 2022), a worse
+    model for autoguidance (Karras et al. 2024). A host overrides methods to evaluate rows together and to
+    differentiate.
     """
 
     cached = False  # `both` may answer from a cache: a difference then needs a fresh prediction at x

@@ -24,8 +24,8 @@ NAMES = ("form", "prediction", "latent", "model")
 class Calibration:
     """c over sigma_ve = s / alpha, with where it came from.
 
-    `sigma` [K]: noise levels, increasing, > 0. `factor` [K]: c there. `error` [K]: its standard error. `form`: what
-    was measured. `prediction` and `latent`: the kind of model ("" = any). `model` is for people.
+    `sigma` [K]: noise levels, increasing, > 0. `factor` [K]: c there. `error` [K]: its standard error.
+    `form`: what was measured. `prediction` and `latent`: the kind of model ("" = any). `model` is for people.
     Raises ValueError for a table that makes no sense.
     """
 
@@ -51,8 +51,7 @@ class Calibration:
             raise ValueError(f"calibration: factor must be finite, got {self.factor.tolist()}")
 
     def __call__(self, sigma_ve: Tensor) -> Tensor:
-        """c [B] at sigma_ve [B]: linear in log sigma; constant below the table, odds fall as 1/sigma^2
-        above."""
+        """c [B] at sigma_ve [B], linear in log sigma; below the table constant, above odds as 1/sigma^2."""
         sigma_ve = sigma_ve.to(torch.promote_types(sigma_ve.dtype, torch.float32))
         grid, table = self.sigma.to(sigma_ve), self.factor.to(sigma_ve)
         inside = sigma_ve.clamp(grid[0], grid[-1])

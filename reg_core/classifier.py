@@ -17,8 +17,8 @@ LogProb = Callable[[Tensor], Tensor]  # x0 [B, ...] -> log p(y | x0) [B]
 def classifier_guidance(denoiser: Denoiser, log_prob: LogProb, point: Point, weight=1.0, rectified=True):
     """(D_c, g) with a classifier of clean samples; the guided prediction is D_c + g.
 
-    Unrectified, g = w s^2/alpha^2 grad log p at D, as if D did not depend on x. Rectified, the chain rule takes it
-    through D: g = w s^2/alpha^2 J^T grad log p.
+    Unrectified, g = w s^2/alpha^2 grad log p at D, as if D did not depend on x. Rectified, the chain rule
+    takes it through D: g = w s^2/alpha^2 J^T grad log p.
     """
     # At flow's sigma 1 alpha is 0 and J vanishes with it: keep the quotient finite.
     point = replace(point, alpha=point.alpha.clamp_min(1e-3))

@@ -2,9 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from . import jacobian
 from .branches import Branches
 from .jacobian import HALF, JacobianError
 from .point import Point
+from .space import expand
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +19,6 @@ log = logging.getLogger(__name__)
 CHECK = {torch.float64: (1e-3, 0.02), torch.float32: (0.02, 0.10)}
 CHECK_HALF = (0.10, 0.25)
 CHECK_SMALL = 0.2  # v^T J v / v^T v below which agreement proves little: checked again at half the noise
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +39,14 @@ class Evaluated:
 class Difference:
     """J 1 or J v by a finite difference: one more model row, any network.
 
-    `row_sum` evaluates all three rows together. `product` does not average rounding away: in half precision its
-    difference is central, one row more.
+    `row_sum` evaluates three rows together. In half precision that of `product` is central, one row more.
     """
 
     def product(self, branches: Branches, point: Point, form: str) -> Evaluated:
         dtype = branches.compute_dtype(point.x)
         extra = 1 + branches.cached
         if form == "row_sum":
-            h = jacobian.ones_step(point, dtype)
+            h = expand(point.s * jacobian.PROBE_ONES.get(dtype, 0.4), point.x)
             denoised, reference, probe = branches.both_and_probe(point, h)
             product, name = jacobian.difference(probe, denoised, h, point), "J 1"
         else:
@@ -120,7 +116,7 @@ class FallBack:
         self.fatal = fatal
         self.notes: list[str] = []
 
-    def __call__(self, exact: Callable[[], T], approximate: Callable[[], T]) -> T:
+    def __call__(self, exact, approximate):
         """exact(), or approximate() after a failure; `notes` say why."""
         if self.engine == "reverse":
             try:
@@ -133,6 +129,4 @@ class FallBack:
             self.engine = "finite_difference"
             log.warning("REG: %s", reason)
             self.notes.append(reason)
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()  # what the failed pass held
         return approximate()

@@ -27,8 +27,7 @@ class Guidance:
 
     def __init__(self, settings: Settings | None = None, space: Space = VE, observe=None):
         if not isinstance(settings, (Settings, type(None))) or not isinstance(space, Space):
-            want = "settings=reg_core.Settings(...) and space=reg_core.VE, VP or FLOW"
-            raise ValueError(f"want {want}, got {settings!r} and {space!r}")
+            raise ValueError(f"want Settings and a Space (VE, VP or FLOW), got {settings!r} and {space!r}")
         self.settings = settings or Settings()
         self.space = space
         self.observe = observe
@@ -68,8 +67,9 @@ class Guidance:
 class Guided(Guidance):
     """A guided denoiser (x [B, ...], sigma) -> D_c + w R (D_c - D_ref).
 
-    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape; see Branches. `weight`: w = cfg - 1,
-    a number or a function of sigma (a float). `observe`: see Rectifier. Raises ValueError for other arguments.
+    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape; see Branches. `weight`: w = cfg
+    - 1, a number or a function of sigma (a float). `observe`: see Rectifier. Raises ValueError for other
+    arguments.
     """
 
     def __init__(self, cond, reference, weight=1.0, settings=None, space: Space = VE, observe=None):
@@ -90,7 +90,8 @@ class Guided(Guidance):
 def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     """The table of form `calibrated` for a guided denoiser: one Heun run over `sigmas` from each of `noises`.
 
-    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further fields of Calibration (model, notes, ...).
+    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further fields of Calibration (model, notes,
+    ...).
     """
     measurement, measured = Measurement(), copy(guided)
     measured.observe, measured.trace = measurement, Trace()

@@ -18,8 +18,9 @@ from .space import expand, flat
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
-# Length of a finite difference, |h v| / (s sqrt(n)), by the network's dtype. A shorter one is lost in rounding,
-# a longer one meets curvature. A smooth direction (ones) and a central difference allow a longer one.
+# Length of a finite difference, |h v| / (s sqrt(n)), by the network's dtype. A shorter one is lost in
+# rounding, a longer one meets curvature. A smooth direction (ones) and a central difference allow a longer
+# one.
 PROBE = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.05, torch.bfloat16: 0.1}
 PROBE_CENTRAL = {torch.float64: 1e-4, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.2}
 PROBE_ONES = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.4}
@@ -51,8 +52,8 @@ def reverse(denoiser: Denoiser, point: Point, cotangent) -> tuple[Tensor, Tensor
 def forward(denoiser: Denoiser, point: Point, tangent: Tensor) -> tuple[Tensor, Tensor]:
     """(D, J v) by torch.func.jvp, with PyTorch's math attention, the only one that has a tangent.
 
-    Raises JacobianError for an operator outside of aten: PyTorch drops its tangent in silence. So it does with a
-    part of x.addcmul_(x, t) and the like, which cannot be seen here.
+    Raises JacobianError for an operator outside of aten: PyTorch drops its tangent in silence. So it does
+    with a part of x.addcmul_(x, t) and the like, which cannot be seen here.
     """
     sigma = point.sigma.clone()
     # In inference mode tangents are zero (before PyTorch 2.13).
@@ -89,7 +90,7 @@ def finite_difference(
         if denoised is None:
             denoised = denoiser(point.x, point.sigma)
         tangent = tangent.to(wide)
-        h = _representable(point.x, tangent, probe_step(tangent, point, relative))
+        h = probe_step(tangent, point, relative)
         ahead = denoiser(point.shifted(h * tangent).x, point.sigma)
         if not central:
             return denoised, difference(ahead, denoised, h, point)
@@ -104,12 +105,6 @@ def difference(ahead: Tensor, behind: Tensor, h: Tensor, point: Point) -> Tensor
     return expand(point.alpha.to(wide), behind) * quotient
 
 
-def ones_step(point: Point, dtype: torch.dtype) -> Tensor:
-    """h [B, 1, ...] of a probe along the vector of ones, by the network's dtype."""
-    wide = torch.promote_types(point.x.dtype, torch.float32)
-    return expand(point.s.to(wide) * PROBE_ONES.get(dtype, 0.4), point.x)
-
-
 def probe_step(direction: Tensor, point: Point, relative) -> Tensor:
     """h [B, 1, ...] such that |h v| = relative * s * sqrt(n) in every row; finite also for v = 0."""
     norm = flat(direction).norm(dim=1).clamp_min(1e-12)
@@ -121,13 +116,11 @@ def probe_length(dtype: torch.dtype, point: Point, central: bool = False) -> Ten
 
     Curvature grows with sigma_ve and rounding does not: in half precision it is up to twice as long below 1.
     """
-    wide = torch.promote_types(point.x.dtype, torch.float32)
-    s, alpha = point.s.to(wide), point.alpha.to(wide)
     table = PROBE_CENTRAL if central else PROBE
     relative = table.get(dtype, table[torch.float32])
     if dtype not in HALF:
-        return torch.full_like(s, relative)
-    return relative * (alpha / s.clamp_min(1e-12)).sqrt().clamp(1, 2)
+        return torch.full_like(point.s, relative)
+    return relative * (point.alpha / point.s.clamp_min(1e-12)).sqrt().clamp(1, 2)
 
 
 def rounding_error(point: Point, denoised: Tensor, product: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
@@ -141,10 +134,3 @@ def rounding_error(point: Point, denoised: Tensor, product: Tensor, h: Tensor, d
     size = torch.linalg.vector_norm(flat(product.to(wide)), dim=1)
     noise = (2**0.5 * torch.finfo(dtype).eps) * point.alpha.to(wide) * added
     return noise / (flat(h)[:, 0].to(wide).abs() * size).clamp_min(1e-30)
-
-
-def _representable(x: Tensor, tangent: Tensor, h: Tensor) -> Tensor:
-    """h, shorter in rows where x + h v or x - h v would leave the range of x's dtype (float16: 65504)."""
-    room = torch.finfo(x.dtype).max - flat(x).abs().amax(1).to(h.dtype)
-    reach = flat(tangent).abs().amax(1).clamp_min(1e-12)
-    return torch.minimum(h, expand(0.9 * room.clamp_min(0) / reach, h))

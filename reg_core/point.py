@@ -12,9 +12,8 @@ from .space import VE, Space, as_batch
 class Point:
     """x = alpha x0 + s noise.
 
-    - `x` [B, ...]: what the sampler holds.
-    - `sigma` [B]: the noise level, as the sampler and the denoiser state it.
-    - `alpha`, `s` [B]: scale of the clean sample, and standard deviation of the noise in x.
+    `x` [B, ...]: what the sampler holds. `sigma` [B]: the noise level as sampler and denoiser state it.
+    `alpha`, `s` [B]: the scale of the clean sample and the standard deviation of the noise in x.
     """
 
     x: Tensor

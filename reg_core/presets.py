@@ -1,16 +1,13 @@
 """Schedules of cfg over an axis of the user's choice, or as each of the REG authors' code bases has them.
 
-These say "linear" and "cosine" and mean three variables. w0, w1: their weights at both ends, w = cfg - 1.
+Their "linear" and "cosine" (coefficient (1 - cos(pi p^s)) / 2) run over three variables:
 
-| preset | linear                                               | cosine, (1 - cos(pi p^s)) / 2          |
-|--------|------------------------------------------------------|----------------------------------------|
-| edm2   | straight in sigma, over those of the run             | p = 1 - sigma / first sigma            |
-| dit    | k t + w0, k = (w1 - w0) / -1000: 2 w0 - w1 to w0     | p = 1 - t / 1000                       |
-| t2i    | straight in the timestep, over those of the run      | p = (t - t_first) / (t_last - t_first) |
+- edm2: sigma. Linear between those of the run, cosine over p = 1 - sigma / first sigma.
+- dit: p = 1 - t / 1000. Linear is k t + w0 with k = (w1 - w0) / -1000, which runs from 2 w0 - w1 to w0.
+- t2i: the timestep, between those of the run.
 
-With REG all of them start from the conditional prediction, D_c + w g. So do their baselines without REG, but
-for DiT's cosine and both of t2i: those start from the unconditional one, D_u + w (D_c - D_u), and schedule
-cfg itself. These are the presets that end in `_plain`.
+With REG all start from the conditional prediction, D_c + w g. DiT's cosine and both of t2i have baselines
+that start from the unconditional one and so schedule cfg itself: the presets that end in `_plain`.
 """
 
 import math
@@ -29,9 +26,8 @@ LAST_TIMESTEP = 999  # timesteps of training count from 0
 class Levels:
     """Noise levels, from which positions are read.
 
-    `sigmas`: of the run, decreasing and > 0; empty where none is known: then the model's whole range is
-    meant. `sigma_max`: of the model. `percent`: sigma -> the model's training time, 0 at pure noise and 1
-    clean.
+    `sigmas`: of the run, decreasing and > 0; empty: the model's whole range is meant. `sigma_max`: of the
+    model. `percent`: sigma -> the model's training time, 0 at pure noise and 1 clean.
     """
 
     sigmas: tuple[float, ...]
@@ -82,21 +78,13 @@ class CfgSchedule:
 
 def linear(axis: str, start: float, end: float) -> CfgSchedule:
     """Multipliers of the weight cfg - 1 at both ends; for a preset the authors' two weights over it."""
-    variables = {"edm2": "sigma of the run", "dit": "t / 1000", "t2i": "timestep of the run"}
-    if axis not in (*AXES, *LINEAR_PRESETS):
-        raise _unknown(axis, LINEAR_PRESETS)
-    preset = axis.removesuffix("_plain")
     line = Linear(2 * start - end, start) if axis == "dit" else Linear(start, end)
-    return CfgSchedule(line, variables.get(preset, axis), axis != preset)
+    return _over(axis, LINEAR_PRESETS, line, "sigma of the run")
 
 
 def cosine(axis: str, power: float) -> CfgSchedule:
     """The weight cfg - 1 times (1 - cos(pi p^power)) / 2."""
-    variables = {"edm2": "sigma of the run, from 0", "dit": "t / 1000", "t2i": "timestep of the run"}
-    if axis not in (*AXES, *COSINE_PRESETS):
-        raise _unknown(axis, COSINE_PRESETS)
-    preset = axis.removesuffix("_plain")
-    return CfgSchedule(Cosine(power), variables.get(preset, axis), axis != preset)
+    return _over(axis, COSINE_PRESETS, Cosine(power), "sigma of the run, from 0")
 
 
 def interval(axis: str, start: float, end: float) -> CfgSchedule:
@@ -115,6 +103,14 @@ def interval(axis: str, start: float, end: float) -> CfgSchedule:
     if not bounds[0] <= bounds[1] <= bounds[2] <= bounds[3]:
         raise ValueError(f"an interval over {axis} wants {want}, got start={start}, end={end}")
     return CfgSchedule(Band(*bounds[1:3]), variables.get(axis, axis))
+
+
+def _over(axis, presets, schedule, edm2) -> CfgSchedule:
+    variables = {"edm2": edm2, "dit": "t / 1000", "t2i": "timestep of the run"}
+    preset = axis.removesuffix("_plain")
+    if axis not in (*AXES, *presets):
+        raise _unknown(axis, presets)
+    return CfgSchedule(schedule, variables.get(preset, axis), axis != preset)
 
 
 def _unknown(axis, presets) -> ValueError:

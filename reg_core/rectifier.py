@@ -50,8 +50,8 @@ class Rectifier:
     def __call__(self, branches: Branches, point: Point, weight: float = 1.0, may_skip=True) -> Prediction:
         """Evaluate both branches at `point` and rectify their difference.
 
-        `weight` (w = cfg - 1) is for the trace and for skipping: R is linear. `may_skip`: False where
-        somebody needs the reference whatever it is multiplied by."""
+        `weight` (w = cfg - 1) is for the trace and for skipping. `may_skip`: nobody else needs D_ref.
+        """
         begin, self._call = time.perf_counter(), self._call + 1
         level = float(point.sigma_ve.max()) if self._needs_level else math.nan
         if may_skip and self._skipping.skips(level, weight):

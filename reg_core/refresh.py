@@ -1,8 +1,7 @@
 """When a correction is computed anew, and how one that is kept is used at another noise level.
 
-A correction changes slowly from call to call, and mostly as it does for Gaussian data: with the noise level, by
-`forms.carry`. So it is computed at every k-th call. Once it is nearly plain guidance it is kept for longer, since
-with less noise it only comes nearer to it.
+A correction changes slowly from call to call, and mostly as it does for Gaussian data: with the noise level,
+by `forms.carry`. So it is computed at every k-th call, and less often once it is nearly plain guidance.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Reference samplers for any denoiser (x, sigma) -> D, in variance exploding or flow coordinates.
 
-Euler and Heun integrate dx/dsigma = (x - D) / sigma, which holds for VE (Karras et al. 2022, Eq. 1) and for
-rectified flow alike. The ancestral sampler is DDPM's posterior and needs VE coordinates.
+Euler and Heun integrate dx/dsigma = (x - D) / sigma, which holds for both (Karras et al. 2022, Eq. 1).
 """
 
 import torch
@@ -36,7 +35,7 @@ def sample_heun(denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def sample_ddpm(denoiser, x: Tensor, sigmas: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Ancestral steps, DDPM's posterior q(x_next | x, x0 = D) in VE coordinates (Ho et al. 2020, Eqs. 6-7)."""
+    """Ancestral steps in VE coordinates: DDPM's posterior q(x_next | x, x0 = D) (Ho et al. 2020, Eq. 6)."""
     for sigma, next_sigma in _steps(sigmas, x):
         denoised = denoiser(x, sigma.expand(len(x)))
         ratio = (next_sigma / sigma) ** 2

@@ -1,13 +1,9 @@
 """The guidance weight as a function of the noise level: w(t) = w * multiplier.
 
 A schedule maps a position p in [0, 1] (0 = pure noise, 1 = clean) to a multiplier of the weight w = cfg - 1.
-The axis is the variable that p is linear in. It matters: the REG authors' three code bases use three.
-
-- `step`: the index in the list of noise levels, i / (n - 1).
-- `timestep`: the model's training time, 1 - t/T (what ComfyUI calls percent).
-- `sigma`: the noise level itself, 1 - sigma / sigma_max.
-
-presets.py has the authors' own variables, which differ from these by their ends.
+The axis is the variable that p is linear in: `step`, i / (n - 1) in the list of noise levels; `timestep`, the
+model's training time 1 - t/T (ComfyUI's percent); `sigma`, 1 - sigma / sigma_max. presets.py has those of the
+authors, which differ from these by their ends.
 """
 
 import math

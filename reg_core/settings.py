@@ -17,7 +17,7 @@ class Settings:
     """One choice of REG.
 
     - `form`: `row_sum` (J^T 1) * g, the paper's Eq. 21; `product` J^T g; `scalar` (v^T J v / v^T v) g, where
-      v = D_c - D_ref; `schedule` c(sigma) g with c = V / (V + sigma_ve^2); `calibrated` with c measured; `off`.
+      v = D_c - D_ref; `schedule` V / (V + sigma_ve^2) g; `calibrated` c(sigma) g, c measured; `off`.
     - `engine`: how a product with J is computed. `auto` takes finite differences, for any model.
     - `strength`: 0 = plain guidance, 1 = REG, linear between and beyond.
     - `refresh`: compute the correction at every k-th model call, reuse it in between (refresh.py). 1: always.
@@ -26,7 +26,6 @@ class Settings:
     - `data_std`: sqrt(V) of `schedule`, in the units of the sampler's latents.
     - `calibration`: the table of `calibrated`.
     - `sigma_start` >= sigma >= `sigma_end`: where to rectify (closed interval, rounded to float32).
-
     Raises ValueError with the offending value.
     """
 

@@ -66,8 +66,8 @@ def flat(x: Tensor) -> Tensor:
 def to_denoised(prediction: str, output: Tensor, x: Tensor, sigma: Tensor, space: Space = VE) -> Tensor:
     """Network output -> denoised prediction D, same shape as x, in every space.
 
-    `prediction`: "eps" (noise), "v" (alpha' noise - s' x0 with alpha'^2 + s'^2 = 1: Salimans & Ho 2022, section
-    4), "x0" (D itself), "flow" (noise - x0). Raises ValueError for another name.
+    `prediction`: "eps" (noise), "v" (alpha' noise - s' x0 with alpha'^2 + s'^2 = 1: Salimans & Ho 2022,
+    section 4), "x0" (D itself), "flow" (noise - x0). Raises ValueError for another name.
     """
     of_x, of_output = _affine(prediction, x, sigma, space)
     return of_x * x + of_output * output

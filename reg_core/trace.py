@@ -21,8 +21,7 @@ class Row:
 
     - `guidance_norm`, `rectified_norm`: |g| and |R g|, root mean square per element.
     - `correction_*`: mean, minimum, maximum, 5 % and 95 % quantile of R's factor (forms.Rectified).
-    - `nonfinite`: samples whose correction was no number and was left out.
-    - `error`: of a finite difference by rounding, relative (jacobian.rounding_error).
+    - `nonfinite`: samples without a finite correction. `error`: see jacobian.rounding_error.
     - `fresh`: the correction was computed in this call, not reused. `skipped`: there was no guidance.
     - `extra_rows`: model rows beyond plain guidance, per sample; -1 where the reference was not evaluated.
     - `seconds`: of a rectified call; nan on a GPU, where a clock only tells when kernels were launched.
@@ -72,18 +71,10 @@ def measured(sigma: Tensor, v: Tensor, rectified: Rectified, weight: float, erro
     factor = rectified.factor.to(wide).flatten()
     ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
     low, high = (ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
-    per_element = abs(weight) / v.numel() ** 0.5
-    numbers = [
-        sigma.max(),
-        per_element * torch.linalg.vector_norm(v, dtype=wide),
-        per_element * torch.linalg.vector_norm(rectified.vector, dtype=wide),
-        factor.mean(),
-        *factor.aminmax(),
-        low,
-        high,
-        rectified.bad.sum(),
-        torch.full_like(low, math.nan) if error is None else error,
-    ]
+    norms = [torch.linalg.vector_norm(t, dtype=wide) / t.numel() ** 0.5 for t in (v, rectified.vector)]
+    error = torch.full_like(low, math.nan) if error is None else error
+    numbers = [sigma.max(), *(abs(weight) * norm for norm in norms), factor.mean(), *factor.aminmax()]
+    numbers += [low, high, rectified.bad.sum(), error]
     return torch.stack([number.to(wide) for number in numbers])
 
 
@@ -131,8 +122,7 @@ class Run:
 
     @property
     def heat(self) -> Tensor | None:
-        """Mean factor over the active calls and the channels [B, *spatial], or None if none was
-        elementwise."""
+        """Mean factor over active calls and channels [B, *spatial], or None if none was elementwise."""
         return None if self._heat is None else self._heat / self._heated
 
     @property
@@ -166,7 +156,8 @@ class Run:
         mean, skipped = sum(r.correction_mean for r in active) / len(active), sum(r.skipped for r in rows)
         worst = max((r.error for r in active if math.isfinite(r.error)), default=0.0)
         parts = [
-            f"form {self.form}, engine {'+'.join(engines)}, active in {len(active)} of {len(rows)} model calls",
+            f"form {self.form}, engine {'+'.join(engines)}",
+            f"active in {len(active)} of {len(rows)} model calls",
             f"mean correction {mean:.3f}, effective cfg {self.effective_cfg:.2f}",
             f"{skipped} skipped" if skipped else "",
             f"probe error up to {100 * worst:.0f} %" if worst > 0.1 else "",
@@ -176,8 +167,7 @@ class Run:
         return ", ".join(filter(None, parts))
 
     def table(self) -> str:
-        """The rows as aligned text: |g| and |Rg|, mean, min and max of the factor, extra model rows,
-        seconds."""
+        """The rows as aligned text; mean, min and max are those of the factor."""
         lines = ["call     sigma    cfg       |g|      |Rg|    mean     min     max rows      s  engine"]
         for i, r in enumerate(self.rows):
             numbers = f"{i:>4} {r.sigma:>9.4g} {r.cfg:>6.3g} {r.guidance_norm:>9.3g} {r.rectified_norm:>9.3g}"

@@ -1,11 +1,9 @@
 """The repeated blocks of a network, found by its structure alone."""
 
-from collections.abc import Iterator
-
 from torch.nn import Module, ModuleList, Sequential
 
 
-def blocks(root: Module) -> Iterator[Module]:
+def blocks(root: Module):
     """The innermost children of ModuleLists that are more than a layer."""
     for child in root.children():
         if isinstance(child, ModuleList):

@@ -1,5 +1,4 @@
-"""Blocks of a network whose activations are dropped after the forward pass and computed again in the
-backward.
+"""Blocks of a network whose activations are dropped after the forward pass and computed again.
 
 torch.utils.checkpoint is not enough. Networks that add in place to what they saved (Flux, HunyuanVideo,
 ControlNet) need copies in the second pass too. A block must see the options of its call as they were. And a

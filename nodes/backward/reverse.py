@@ -1,5 +1,4 @@
-"""A backward pass that fits into memory: all activations of the network are kept, or blocks are computed
-twice."""
+"""A backward pass that fits into memory: all activations are kept, or blocks are computed twice."""
 
 import logging
 import re
@@ -17,8 +16,7 @@ from .thaw import Thaw, private_saved_tensors
 
 log = logging.getLogger("ComfyUI-REG")
 
-FREE_SHARE = 0.7  # of the free memory that activations may take; the rest is for fragments
-PASS_NEEDS = 3.0  # a backward pass through one block, in terms of what the host says a forward pass needs
+FREE_SHARE = 0.5  # of the free memory that activations may take; the rest is for the pass itself
 VERIFIED = 1e-2  # relative difference of a block's second pass: kernels may sum in another order
 MEMORY_WORDS = "out of memory|can't allocate memory"
 
@@ -27,18 +25,15 @@ MEMORY_WORDS = "out of memory|can't allocate memory"
 class Network:
     """What a backward pass needs to know of the host's network.
 
-    - `denoise`: (x, sigma) -> D_c, made of operators that have a derivative.
-    - `modules`: whose weights it reads.
-    - `paged`: names of further weights, in layers whose weights are taken back when they have run.
-    - `free()`, `required()`: bytes that are free, and those that a forward pass takes by the host's estimate.
-    - `tick()` is called once a block and may raise.
+    `denoise`: (x, sigma) -> D_c, of operators with a derivative. `modules`: whose weights it reads. `paged`:
+    names of further weights, where those are taken back once a layer has run. `free()`: bytes of memory.
+    `tick()` is called once a block and may raise.
     """
 
     denoise: jacobian.Denoiser
     modules: tuple
     paged: tuple
     free: Callable[[], float]
-    required: Callable[[], float]
     tick: Callable[[], None]
 
 
@@ -50,15 +45,14 @@ class BackwardPass:
     """What one sampling run has learned about its backward passes.
 
     `mode`: keep all activations ("resident"), those between blocks ("checkpoint"), or what fits ("auto").
-    Where another way helps against an error it is taken, with a word in `notes`; every other error is raised.
+    Where another way helps against an error it is taken; `notes` say so. Every other error is raised.
     """
 
     def __init__(self, mode: str = "auto"):
         self.mode = mode
         self.notes: list[str] = []
         self._copies = False  # the network adds in place to what autograd has saved
-        self._verified = False  # a second pass was seen to give the same as the first
-        self._repeatable = True  # no second pass was seen to differ
+        self._verified, self._repeatable = False, True  # second passes gave the same: seen, not refuted
         self._per_sample = None  # bytes of activations
         self._thaw = None
         self._blocks = None  # (modules, their repeated blocks)
@@ -71,8 +65,6 @@ class BackwardPass:
             except RuntimeError as error:
                 if not self._has_another_way(error):
                     raise
-            if torch.cuda.is_initialized():  # out of the handler, whose traceback holds the failed pass
-                torch.cuda.empty_cache()
 
     def _pass(self, network, point, cotangent):
         if self._thaw is None or network.paged:
@@ -95,7 +87,7 @@ class BackwardPass:
         """True where all activations are kept."""
         if self.mode != "auto" or self._per_sample is None:
             return self.mode == "resident"
-        return samples * self._per_sample <= FREE_SHARE * network.free() - PASS_NEEDS * network.required()
+        return samples * self._per_sample <= FREE_SHARE * network.free()
 
     def _blocks_of(self, modules):
         if self._blocks is None or self._blocks[0] != modules:
@@ -114,16 +106,17 @@ class BackwardPass:
         out_of_memory = re.search(MEMORY_WORDS, str(error).lower())
         if IN_PLACE in str(error) and not self._copies:
             self._copies = True  # costs a little memory and no accuracy: nothing to tell
-        elif isinstance(error, NotRepeatable):
+            return True
+        if isinstance(error, NotRepeatable):
             self.mode, self._repeatable = "resident", False
-            self._note(f"reverse mode keeps all activations: {error}")
+            note = f"reverse mode keeps all activations: {error}"
         elif out_of_memory and self._repeatable and self.mode != "checkpoint":
-            self.mode = "checkpoint"
-            self._note("reverse mode ran out of memory: blocks are computed twice from here on")
+            self.mode, note = (
+                "checkpoint",
+                "reverse mode ran out of memory: blocks are computed twice from here on",
+            )
         else:
             return False
+        self.notes.append(note)
+        log.warning("REG: %s", note)
         return True
-
-    def _note(self, text):
-        self.notes.append(text)
-        log.warning("REG: %s", text)

@@ -1,5 +1,4 @@
-"""Weights that were made in inference mode, as tensors that autograd may save; and copies of what it
-saves."""
+"""Weights that were made in inference mode as tensors that autograd may save, and copies of what it saves."""
 
 from contextlib import contextmanager
 
@@ -13,9 +12,8 @@ class Thaw:
     """Parameters and buffers as ordinary tensors without gradient, for the length of a `with` block.
 
     Loaders create weights in inference mode, and autograd refuses to save such tensors. An alias of the same
-    storage is an ordinary tensor and costs nothing. The search through a network takes time, so aliases are
-    made once, and again when a weight is another one or elsewhere. `further`: names of more weights in
-    layers.
+    storage is an ordinary tensor and costs nothing. The search for weights takes time: it is done once, and
+    again when a weight is another one or elsewhere. `further`: names of more weights in layers.
     """
 
     def __init__(self, further: tuple[str, ...] = ()):
@@ -67,8 +65,7 @@ def _alias(tensor):
 
 
 def private_saved_tensors(storages):
-    """Autograd saves copies: several networks (Flux, ControlNet) add in place to tensors that were saved
-    before.
+    """Autograd saves copies: several networks (Flux, ControlNet) add in place to tensors saved before.
 
     Weights, whose `storages` are given, are never written to and stay as they are; so do quantised ones.
     """
@@ -83,8 +80,7 @@ def private_saved_tensors(storages):
 def private_copy(tensor):
     """A copy with the tensor's layout where rows are padded or elements repeated.
 
-    On CUDA attention's backward pass counts on rows of a mask that start aligned. And a mask that is expanded
-    over heads need not grow.
+    On CUDA attention's backward pass counts on aligned rows of a mask. An expanded mask need not grow.
     """
     if tensor.ndim < 2 or tensor.is_contiguous() or tensor.numel() == 0:
         return tensor.clone()

@@ -10,8 +10,7 @@ KEY = "reg_damped"
 def damped_model(model, damping: float):
     """A MODEL whose block layers put out bias + (1 - damping) (out - bias). It takes no memory.
 
-    Layers outside of repeated blocks, which read and write latents, stay as they are. Raises ValueError for a
-    model without such blocks.
+    Layers outside of repeated blocks stay as they are. Raises ValueError for a model without such blocks.
     """
     network = model.model.diffusion_model
     if not _block_layers(network):

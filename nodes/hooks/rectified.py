@@ -1,13 +1,13 @@
 """REG in a sampling run.
 
 In each model call ComfyUI makes the conditional and the unconditional prediction, d and u, in one slot. There
-we return [d, d - R (d - u)]. So every cfg function computes d + (cfg - 1) R (d - u), and what follows
-composes.
+we return [d, d - R (d - u)]: every cfg function then computes d + (cfg - 1) R (d - u).
 """
 
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...reg_core.rectifier import Rectifier
@@ -15,8 +15,8 @@ from ...reg_core.settings import Settings
 from ...reg_core.trace import Run, Trace
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
-from ..host.noise_levels import check_percents, model_kind, point_at, sigma_bounds
-from ..host.options import PAIR, POST_CFG, Interrupted, caches, calls_through, clone_options, hooked, unhooked
+from ..host.noise_levels import model_kind, point_at, sigma_bounds
+from ..host.options import PAIR, POST_CFG, Interrupted, caches, calls_through, clone_options, hooked
 
 KEY = "reg"
 log = logging.getLogger("ComfyUI-REG")
@@ -30,28 +30,29 @@ def rectified_model(model, settings: Settings, percents=(0.0, 1.0), observe=None
     """
     if settings.calibration is not None:
         settings.calibration.check(*model_kind(model))
-    hook, plain = RectifyHook(settings, percents, observe, memory), unhooked(model, KEY)
-    return (hooked(plain, KEY, hook.outer_sample) if settings.enabled else plain), hook.trace
+    hook = RectifyHook(settings, percents, observe, memory, Trace())
+    hook.settings_for(model)  # refuses wrong percents now
+    return hooked(model, KEY, hook.outer_sample if settings.enabled else None), hook.trace
 
 
+@dataclass(frozen=True, eq=False)
 class RectifyHook:
     """See `rectified_model`. Holds settings only; what belongs to a run is in a RunState."""
 
-    def __init__(self, settings, percents, observe, memory):
-        self.settings = settings
-        self.percents = check_percents(*percents)
-        self.observe = observe
-        self.memory = memory
-        self.trace = Trace()
+    settings: Settings
+    percents: tuple[float, float]
+    observe: Callable | None
+    memory: str
+    trace: Trace
 
-    def settings_for(self, sampling) -> Settings:
-        """The settings with the bounds in units of sigma."""
-        high, low = sigma_bounds(sampling, *self.percents)
+    def settings_for(self, model) -> Settings:
+        """The settings with the bounds in units of MODEL's sigma."""
+        high, low = sigma_bounds(model, *self.percents)
         return dataclasses.replace(self.settings, sigma_start=high, sigma_end=low)
 
     def outer_sample(self, executor, *args, **kwargs):
         guider = executor.class_obj
-        settings = self.settings_for(guider.model_patcher.get_model_object("model_sampling"))
+        settings = self.settings_for(guider.model_patcher)
         run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
         rectifier = Rectifier(settings, run, (Interrupted,), self.observe)
         state = RunState(guider, rectifier, BackwardPass(self.memory))
@@ -97,14 +98,14 @@ class RunState:
             log.warning("REG did nothing with %s (cfg %s): %s", name, cfg, why)
 
 
+@dataclass(eq=False)
 class RectifiedPair:
     """The pair of predictions of one model call. `given`: model_options without us."""
 
-    def __init__(self, state: RunState, given):
-        self.state = state
-        self.given = given
-        self.reached = False
-        self.uncond = None
+    state: RunState
+    given: dict
+    reached: bool = False
+    uncond: object = None
 
     def options(self):
         options = clone_options(self.given)

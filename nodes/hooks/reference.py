@@ -1,13 +1,16 @@
 """A second MODEL for the reference prediction: autoguidance, or a separate network for the negative prompt.
 
-Both models stay loaded for the whole run. The pair (D_cond, D_reference) is made in the slot that sampling
-asks for it. So every sampler, every cfg function, schedules and REG work on it as on plain CFG."""
+Both models stay loaded for the whole run. The pair (D_cond, D_reference) is made in ComfyUI's slot for it, so
+samplers, cfg functions, schedules and REG work on it as on plain CFG.
+"""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from ..host.options import PAIR, hooked, sample_arguments, unhooked
+from ..host.options import PAIR, hooked, sample_arguments
 from ..host.second_model import SecondModel, calc_cond_batch, check_same_space, shares_weights
 
 KEY = "reg_reference"
@@ -40,18 +43,18 @@ def with_reference(model, reference_model, weights: tuple[float, float] | None =
         finally:
             second.stop()
 
-    patched = hooked(unhooked(model, KEY), KEY, outer_sample)
+    patched = hooked(model, KEY, outer_sample)
     patched.set_additional_models(KEY, [] if shared else [reference_model])
     return patched
 
 
+@dataclass(frozen=True, eq=False)
 class ReferencePair:
     """[D_cond of this model, the reference] in place of ComfyUI's pair, for one run."""
 
-    def __init__(self, second, weights, previous):
-        self.second = second
-        self.weights = weights
-        self.previous = previous
+    second: SecondModel
+    weights: tuple[float, float] | None
+    previous: Callable | None
 
     def calc_cond_batch(self, args):
         cond, negative = args["conds"] if len(args["conds"]) == 2 else (None, None)

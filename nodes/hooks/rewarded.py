@@ -12,7 +12,7 @@ from ...reg_core.schedule import within
 from ...reg_core.space import expand, flat
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
-from ..host.noise_levels import check_percents, point_at, sigma_bounds
+from ..host.noise_levels import point_at, sigma_bounds
 from ..host.options import POST_CFG, Interrupted, calls_through, clone_options, hooked
 from .rectified import options_without_us
 
@@ -22,14 +22,13 @@ LARGEST_SIGMA = 20.0  # beyond it nothing is known of the image, and a real mode
 
 def rewarded_model(model, reward, scale: float, rectified: bool, percents: tuple[float, float]):
     """A clone of MODEL whose prediction D_c is moved by scale * sigma_ve^2 * (J^T) grad log_prob(D_c)."""
-    percents = check_percents(*percents)
+    sigma_bounds(model, *percents)  # refuses wrong percents now
     if scale == 0:
         return model.clone()
 
     def outer_sample(executor, *args, **kwargs):
         guider = executor.class_obj
-        bounds = sigma_bounds(guider.model_patcher.get_model_object("model_sampling"), *percents)
-        run = RewardRun(reward, scale, rectified, bounds)
+        run = RewardRun(reward, scale, rectified, sigma_bounds(guider.model_patcher, *percents))
 
         def predict_noise(executor, x, timestep, model_options=None, seed=None):
             options = clone_options(model_options or {})
@@ -39,7 +38,7 @@ def rewarded_model(model, reward, scale: float, rectified: bool, percents: tuple
         with calls_through(guider, KEY, predict_noise):
             return executor(*args, **kwargs)
 
-    patched = hooked(model, KEY, outer_sample)
+    patched = hooked(model, KEY, outer_sample, alone=False)
     if hasattr(reward, "models"):
         patched.set_additional_models(f"{KEY}_{id(reward)}", reward.models())
     return patched

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 from ...reg_core.presets import CfgSchedule, Levels
@@ -14,15 +15,15 @@ log = logging.getLogger("ComfyUI-REG")
 
 def scheduled_model(model, schedule: CfgSchedule, label: str):
     """A clone of MODEL whose sampler's cfg becomes `schedule.cfg(...)` at every call. Several multiply."""
-    return hooked(model, KEY, ScheduleHook(schedule, label).outer_sample)
+    return hooked(model, KEY, ScheduleHook(schedule, label).outer_sample, alone=False)
 
 
+@dataclass(frozen=True)
 class ScheduleHook:
     """Holds settings only; positions belong to a run."""
 
-    def __init__(self, schedule, label):
-        self.schedule = schedule
-        self.label = label
+    schedule: CfgSchedule
+    label: str
 
     def outer_sample(self, executor, *args, **kwargs):
         guider = executor.class_obj
@@ -52,8 +53,7 @@ class ScheduleHook:
             steps = f"steps {on[0]} to {on[-1]} ({len(on)}) of {len(cfgs)}"
             log.info("REG: %s guides in %s, cfg %.3g to %.3g", self.label, steps, min(cfgs), max(cfgs))
         elif cfgs:
-            why = f"cfg is {base}" if math.isclose(base, 1.0) else "it guides in no step"
-            log.warning("REG: %s has no effect: %s", self.label, why)
+            log.warning("REG: %s has no effect: it guides in no step at cfg %s", self.label, base)
 
 
 def levels_of(model, sigmas) -> Levels:

@@ -39,7 +39,8 @@ class ModelBranches(Branches):
 
     @contextmanager
     def _same_draws(self, device):
-        """Networks draw random numbers (HyperTile, token merging). Later passes repeat those of the first one.
+        """Networks draw random numbers (HyperTile, token merging). Later passes repeat those of the first
+        one.
 
         Otherwise a difference would compare two networks, and our passes would change the sampler's noise.
         """
@@ -109,7 +110,6 @@ class ModelBranches(Branches):
             modules=(self.model, *networks_of(positive)),
             paged=PAGED_WEIGHTS if getattr(self.model.current_patcher, "is_dynamic", bool)() else (),
             free=lambda: comfy.model_management.get_free_memory(point.x.device),
-            required=lambda: self.model.memory_required(list(point.x.shape)),
             tick=comfy.model_management.throw_exception_if_processing_interrupted,
         )
         with _settings_for_a_derivative():

@@ -19,17 +19,18 @@ def point_at(sampling, x, sigma) -> Point:
     return Point(x, sigma, alpha, s)
 
 
-def check_percents(start: float, end: float) -> tuple[float, float]:
-    """Both, in order. Raises ValueError for a value outside of [0, 1] or an end before the start."""
-    if not 0 <= start <= end <= 1:
-        raise ValueError(f"want 0 <= start_percent <= end_percent <= 1, got {start} and {end}")
-    return start, end
+def sigma_bounds(model, start_percent: float, end_percent: float) -> tuple[float, float]:
+    """(highest, lowest) sigma of an interval in ComfyUI's percent of a MODEL; no bound at either end.
 
-
-def sigma_bounds(sampling, start_percent: float, end_percent: float) -> tuple[float, float]:
-    """(highest, lowest) sigma of an interval in ComfyUI's percent; without a bound at its ends."""
-    high = math.inf if start_percent <= 0 else float(sampling.percent_to_sigma(start_percent))
-    return high, 0.0 if end_percent >= 1 else float(sampling.percent_to_sigma(end_percent))
+    Raises ValueError for a value outside of [0, 1] or an end before the start.
+    """
+    if not 0 <= start_percent <= end_percent <= 1:
+        raise ValueError(
+            f"want 0 <= start_percent <= end_percent <= 1, got {start_percent} and {end_percent}"
+        )
+    sampling = model.get_model_object("model_sampling")
+    high = math.inf if start_percent == 0 else float(sampling.percent_to_sigma(start_percent))
+    return high, 0.0 if end_percent == 1 else float(sampling.percent_to_sigma(end_percent))
 
 
 def percent_of(sampling, sigma: float) -> float:

@@ -54,17 +54,16 @@ def with_shifted_rows(model_options, step):
     return options
 
 
-def hooked(model, key: str, outer_sample):
-    """A clone of MODEL whose sampling runs go through the wrapper `outer_sample`."""
-    patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, outer_sample)
-    return patched
+def hooked(model, key: str, outer_sample, alone: bool = True):
+    """A clone of MODEL whose sampling runs go through the wrapper `outer_sample` (None: through none).
 
-
-def unhooked(model, key: str):
-    """A clone of MODEL without the wrappers that `hooked` added under `key`."""
+    `alone`: in place of earlier ones under `key`.
+    """
     patched = model.clone()
-    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
+    if alone:
+        patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
+    if outer_sample is not None:
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, outer_sample)
     return patched
 
 

@@ -11,18 +11,10 @@ SCHEDULERS = list(comfy.samplers.KSampler.SCHEDULERS)
 def sample_once(model, positive, negative, latent: dict, seed: int, callback, **options):
     """One KSampler run over a LATENT. `options`: steps, cfg, sampler_name, scheduler."""
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    return comfy.sample.sample(
-        model,
-        comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
-        positive=positive,
-        negative=negative,
-        latent_image=samples,
-        noise_mask=latent.get("noise_mask"),
-        callback=callback,
-        disable_pbar=True,
-        seed=seed,
-        **options,
-    )
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    options |= {"latent_image": samples, "noise_mask": latent.get("noise_mask"), "disable_pbar": True}
+    conds = {"positive": positive, "negative": negative}
+    return comfy.sample.sample(model, noise, **conds, callback=callback, seed=seed, **options)
 
 
 def step_counter(total: int):

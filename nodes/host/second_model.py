@@ -5,16 +5,16 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
+from .noise_levels import prediction_type
 from .options import MULTIGPU, clone_options
 
 
 def check_same_space(model, other) -> None:
     """Raises ValueError unless both models denoise the same latents in the same coordinates."""
     ours, theirs = (m.get_model_object("model_sampling") for m in (model, other))
-    flow = [isinstance(sampling, comfy.model_sampling.CONST) for sampling in (ours, theirs)]
-    if flow[0] != flow[1]:
-        names = " and ".join(type(sampling).__mro__[2].__name__ for sampling in (ours, theirs))
-        raise ValueError(f"the models sample in different coordinates: {names}")
+    if isinstance(ours, comfy.model_sampling.CONST) != isinstance(theirs, comfy.model_sampling.CONST):
+        kinds = " and ".join(prediction_type(sampling) for sampling in (ours, theirs))
+        raise ValueError(f"the models sample in different coordinates: {kinds}")
     formats = [m.model.latent_format for m in (model, other)]
     if len({(type(f), f.latent_channels) for f in formats}) > 1:
         names = " and ".join(type(f).__name__ for f in formats)
@@ -22,8 +22,7 @@ def check_same_space(model, other) -> None:
 
 
 def shares_weights(model, other) -> bool:
-    """True when `other` is a clone that differs by options only. Raises ValueError when its weights
-    differ."""
+    """True when `other` is a clone with the same weights. Raises ValueError for one with other weights."""
     if model.model is other.model and model.patches_uuid != other.patches_uuid:
         cure = "load it by a second loader, or use REG Weak Model"
         raise ValueError(f"both models are the same file with different weight patches (LoRA): {cure}")
