@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from .point import Point
 from .space import expand, flat
@@ -25,6 +25,7 @@ PROBE = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.05, torch.bf
 PROBE_CENTRAL = {torch.float64: 1e-4, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.2}
 PROBE_ONES = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.4}
 HALF = (torch.float16, torch.bfloat16)
+OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # as torch.ops.namespace.name
 
 
 class JacobianError(RuntimeError):
@@ -63,9 +64,9 @@ def forward(denoiser: Denoiser, point: Point, tangent: Tensor) -> tuple[Tensor, 
     return denoised, expand(point.alpha, product) * product
 
 
-class _AtenOnly(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace not in ("aten", "prim", "prims"):
+class _AtenOnly(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if isinstance(func, OPERATORS) and str(func).split(".")[0] != "aten":
             raise JacobianError(f"forward mode: {func} has no tangent that PyTorch knows of")
         return func(*args, **(kwargs or {}))
 

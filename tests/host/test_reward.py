@@ -2,6 +2,7 @@
 
 import math
 
+import comfy.patcher_extension
 import pytest
 import torch
 
@@ -49,21 +50,21 @@ def test_closed_form_on_gaussian_data(host, pack, kind, rectified):
     t = build(kind, 4)
     target = torch.full((1, 4, 6, 6), 1.5)
     reward = pack.nodes["REGRewardLatent"].execute({"samples": target}, "latent", 0.8).result[0]
-    seen = {}
+    before, after = [], []
 
-    def note(key):
-        def call(args):
-            seen.setdefault(key, []).append((args["sigma"].clone(), args["cond_denoised"].clone(), args["denoised"].clone()))
-            return args["denoised"]
+    def note_before(args):
+        before.append((args["sigma"].clone(), args["cond_denoised"].clone(), args["denoised"].clone()))
+        return args["denoised"]
 
-        return call
+    def note_after(executor, *args, **kwargs):
+        after.append(executor(*args, **kwargs))
+        return after[-1]
 
-    before = t.patcher.clone()
-    before.set_model_sampler_post_cfg_function(note("before"))
-    model = guide(pack, before, reward, 0.3, rectified).clone()
-    model.set_model_sampler_post_cfg_function(note("after"))
+    model = guide(pack, t.patcher, reward, 0.3, rectified).clone()
+    model.set_model_sampler_post_cfg_function(note_before)
+    model.add_wrapper(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, note_after)
     tiny.sample(t, model, cfg=1.0, steps=4, scheduler="simple")
-    for (sigma, d, plain), (_, _, shifted) in zip(seen["before"], seen["after"], strict=True):
+    for (sigma, d, plain), shifted in zip(before, after, strict=True):
         level = float(sigma.max())
         alpha = 1 - level if kind in ("flow", "flux") else 1.0
         c = VARIANCE * alpha**2 / (VARIANCE * alpha**2 + level**2) if rectified else 1.0

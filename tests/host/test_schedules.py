@@ -119,7 +119,7 @@ def test_the_log_says_which_steps_are_active(host, pack, sd15, caplog):
     "name,values,match",
     [
         ("REGScheduleInterval", dict(start=0.8, end=0.2, axis="step"), "0.8"),
-        ("REGScheduleInterval", dict(start=0.2, end=0.8, axis="sigma", sigma_start=0.1, sigma_end=0.28), "0.28"),
+        ("REGScheduleInterval", dict(start=0.1, end=0.28, axis="sigma"), "0.28"),
         ("REGScheduleCurve", dict(points="0:1, banana", axis="step"), "banana"),
         ("REGScheduleCosine", dict(power=0.0, axis="step"), "0.0"),
         ("REGScheduleLinear", dict(start=math.nan, end=1.0, axis="step"), "nan"),
