@@ -102,6 +102,38 @@ def test_order_against_reg_does_not_matter_and_the_trace_stays_clean(host, pack,
     assert not torch.equal(out, tiny.sample(weak, reg.apply(pack, weak.patcher)[0], **values))
 
 
+def test_a_backward_pass_that_fails_is_tried_once_a_run(host, pack, monkeypatch):
+    """As with REG Guidance: finite differences from there on."""
+    t, attempts = tiny.build("sd15"), []
+    model = t.patcher.clone()
+    model.set_model_attn1_output_patch(lambda out, extra: reg.NoDerivative.apply(out))
+    monkeypatch.setattr(reg.NoDerivative, "backward", lambda ctx, grad: attempts.append(1) or refuse())
+
+    def refuse():
+        raise NotImplementedError("no derivative for this kernel")
+
+    reward = pack.nodes["REGRewardLatent"].execute(t.empty_latent(), "mean", 0.2).result[0]
+    guided = guide(pack, model, reward, 0.1)
+    for run in (1, 2):
+        out = tiny.sample(t, guided, steps=4)
+        assert len(attempts) == run
+    assert torch.isfinite(out).all() and not torch.equal(out, tiny.sample(t, model, steps=4))
+
+
+def test_nodes_behind_it_do_not_copy_the_reward(host, pack, weak):
+    """ComfyUI up to 0.3.75 makes deep copies of what is in a MODEL's options at every clone: a VAE and a CLIP model, for pictures."""
+
+    class Loaded:
+        def log_prob(self, x0):
+            return -x0.flatten(1).mean(1)
+
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    model = guide(pack, weak.patcher, Loaded(), 0.1)
+    assert torch.equal(tiny.sample(weak, reg.apply(pack, model.clone())[0]), tiny.sample(weak, reg.apply(pack, model)[0]))
+
+
 def test_interval_and_zero(host, pack, weak):
     values = dict(cfg=2.0, steps=6, batch=4, scheduler="karras")
     want = tiny.sample(weak, **values)
