@@ -1,8 +1,7 @@
 """scikit-learn's 8x8 handwritten digits as tensors, with a fixed stratified split.
 
-1797 images (UCI optical recognition of handwritten digits, test part), values
-0..16, mapped to x/8 - 1 in [-1, 1].
-"""
+1797 images (UCI optical recognition of handwritten digits, test part), values 0..16, mapped to x/8 - 1 in
+[-1, 1]."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Load the trained digits networks shipped in `weights/` (or write new ones).
+"""Load the trained networks of `weights/`, or write new ones.
 
-Each safetensors file carries string metadata: "kind" ("denoiser" or
-"classifier"), "config" (JSON of `DigitsNetConfig`, or {}), "sigma_data",
-"seed", "steps" and the measured results.
-"""
+Each safetensors file carries string metadata: "kind" ("denoiser" or "classifier"), "config" (JSON of
+`DigitsNetConfig`, or {}), "sigma_data", "seed", "steps" and the measured results."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..files import whole_file
 from .networks import DigitsClassifier, DigitsNet, DigitsNetConfig, EDMDenoiser
 
 WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
@@ -88,9 +87,8 @@ def save_weights(path: str | Path, model: EDMDenoiser | DigitsClassifier, **note
         meta["sigma_data"] = model.sigma_data
     net = model.net if denoiser else model
     state = {key: value.detach().float().contiguous() for key, value in net.state_dict().items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path, {key: str(value) for key, value in {**meta, **notes}.items()})
+    with whole_file(path) as partial:
+        save_file(state, partial, {key: str(value) for key, value in {**meta, **notes}.items()})
 
 
 def _read(path: Path, kind: str | None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -108,7 +106,8 @@ def _read(path: Path, kind: str | None) -> tuple[dict[str, torch.Tensor], dict[s
 
 
 def _message(path: Path, problem: str) -> str:
-    return f"digits weights file {path} {problem}. Reinstall the pack, or retrain with `python -m reg_core.lab.train --out {path.parent}`."
+    retrain = f"retrain with `python -m reg_core.demo_models.train --out {path.parent}`"
+    return f"digits weights file {path} {problem}. Reinstall the pack, or {retrain}."
 
 
 def _freeze(model: nn.Module, dtype: torch.dtype, device: str | torch.device) -> nn.Module:

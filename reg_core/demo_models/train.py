@@ -1,9 +1,7 @@
-"""Train the digits networks: `python -m reg_core.lab.train`.
+"""Train the digits networks: `python -m reg_core.demo_models.train`.
 
-Writes digits.safetensors, digits_weak.safetensors and
-digits_classifier.safetensors. Seeded; under fifteen minutes on two CPU cores.
-Needs the development extras (scikit-learn, tqdm, and Pillow for --grid).
-"""
+Writes digits.safetensors, digits_weak.safetensors and digits_classifier.safetensors. Seeded; under fifteen
+minutes on two CPU cores. Needs the extra `lab`."""
 
 from __future__ import annotations
 
@@ -21,9 +19,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from .data import load_split
-from .evaluate import accuracy, report
-from .models import CLASSIFIER, WEIGHTS_DIR, load_digits_classifier, save_weights
+from .loading import CLASSIFIER, WEIGHTS_DIR, load_digits_classifier, save_weights
 from .networks import DigitsClassifier, DigitsNet, DigitsNetConfig, EDMDenoiser, label_rows
+from .scores import accuracy, report
+from .sheet import save_sheet
 
 BATCH = 128
 LABEL_DROPOUT = 0.12
@@ -71,7 +70,9 @@ def cosine_rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def train_denoiser(recipe: Recipe, seed: int, title: str, loss_repeats: int = 10) -> tuple[EDMDenoiser, float]:
+def train_denoiser(
+    recipe: Recipe, seed: int, title: str, loss_repeats: int = 10
+) -> tuple[EDMDenoiser, float]:
     """Train on the training part; returns the averaged model and its conditional test loss.
 
     The loss is averaged over loss_repeats noise draws per test image.
@@ -81,7 +82,9 @@ def train_denoiser(recipe: Recipe, seed: int, title: str, loss_repeats: int = 10
     data, held_out = load_split("train"), load_split("test")
     model = EDMDenoiser(DigitsNet(recipe.config)).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+    )
     bar = tqdm(range(recipe.steps), desc=title, mininterval=2.0)
     for step in bar:
         index = torch.randint(len(data.images), (recipe.batch,), generator=generator)
@@ -146,83 +149,60 @@ def _update(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor) ->
     optimizer.step()
 
 
-def save_grid(path: Path, grids: Tensor, scale: int = 4) -> None:
-    """PNG of grids [G, 10 n, 1, 8, 8] side by side, each ten classes across, n samples down."""
-    from PIL import Image
-
-    tiles = functional.pad(grids.clamp(-1, 1), (1, 1, 1, 1), value=-0.5)
-    down = grids.shape[1] // 10
-    tiles = tiles.reshape(len(grids), down, 10, 10, 10).permute(0, 1, 3, 2, 4)
-    sheet = functional.pad(tiles.reshape(len(grids), 10 * down, 100), (2, 2, 2, 2), value=1.0)
-    sheet = torch.cat(list(sheet), dim=1).add(1).mul(127.5).round().to(torch.uint8)
-    sheet = sheet.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.numpy()).save(path)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line entry; prints the scores of each model after training it."""
-    parser = argparse.ArgumentParser(prog="python -m reg_core.lab.train", description=__doc__)
-    parser.add_argument("--steps", type=int, help="steps of the good model; the other two scale in proportion")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="output folder (default: the packaged weights)")
-    parser.add_argument("--which", choices=("all", "digits", "weak", "classifier"), default="all")
-    parser.add_argument("--quick", action="store_true", help="smoke run: few steps, needs --out")
-    parser.add_argument("--grid", type=Path, help="folder for PNG grids of samples")
+    parser = argparse.ArgumentParser(prog="python -m reg_core.demo_models.train", description=__doc__)
+    add = parser.add_argument
+    add("--steps", type=int, help="steps of the good model; the other two scale in proportion")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="output folder (default: the packaged weights)")
+    add("--which", choices=("all", "digits", "weak", "classifier"), default="all")
+    add("--quick", action="store_true", help="smoke run: few steps, needs --out")
+    add("--grid", type=Path, help="folder for PNG sheets of samples")
     args = parser.parse_args(argv)
     if args.quick and args.out is None:
         parser.error("--quick needs --out, so that it cannot replace the packaged weights")
     if args.steps is not None and args.steps < 1:
         parser.error("--steps must be at least 1")
     out = args.out or WEIGHTS_DIR
-    steps = args.steps or (16 if args.quick else GOOD.steps)
-    part = steps / GOOD.steps
+    part = (args.steps or (16 if args.quick else GOOD.steps)) / GOOD.steps
     start = time.perf_counter()
-
     if args.which in ("all", "classifier"):
-        count = max(1, round(CLASSIFIER_STEPS * part))
-        classifier, score = train_classifier(count, args.seed)
-        save_weights(
-            out / f"{CLASSIFIER}.safetensors",
-            classifier,
-            seed=args.seed,
-            steps=count,
-            test_accuracy=f"{score:.4f}",
-        )
-        print(f"{CLASSIFIER}: {_size(classifier)}, test accuracy {score:.4f}")
-
+        _make_classifier(out, max(1, round(CLASSIFIER_STEPS * part)), args.seed)
     wanted = {"all": ("digits", "digits_weak"), "digits": ("digits",), "weak": ("digits_weak",)}
     for name in wanted.get(args.which, ()):
         recipe = GOOD if name == "digits" else WEAK
-        recipe = replace(recipe, steps=max(1, round(recipe.steps * part)), batch=16 if args.quick else recipe.batch)
-        begin = time.perf_counter()
-        model, loss = train_denoiser(recipe, args.seed, name, 1 if args.quick else 10)
-        minutes = (time.perf_counter() - begin) / 60
-        scorer_dir = out if (out / f"{CLASSIFIER}.safetensors").is_file() else None
-        scores, grids = report(
-            model,
-            load_digits_classifier(weights_dir=scorer_dir),
-            load_split("train").images,
-            load_split("test").images,
-            count=20 if args.quick else 1000,
-            steps=2 if args.quick else 18,
-            seed=args.seed,
-        )
-        scores = {"test loss": loss, **scores}
-        save_weights(
-            out / f"{name}.safetensors",
-            model,
-            seed=args.seed,
-            steps=recipe.steps,
-            batch=recipe.batch,
-            scores=json.dumps({key: round(value, 4) for key, value in scores.items()}),
-        )
-        print(f"{name}: {_size(model)}, {recipe.steps} steps in {minutes:.1f} min")
-        for key, value in scores.items():
-            print(f"  {key}: {value:.4f}")
+        recipe = replace(recipe, steps=max(1, round(recipe.steps * part)))
+        shown = _make_denoiser(out, name, recipe, args.seed, args.quick)
         if args.grid:
-            save_grid(args.grid / f"{name}.png", grids)
+            save_sheet(args.grid / f"{name}.png", list(shown.values()), list(shown))
     print(f"total {(time.perf_counter() - start) / 60:.1f} min")
+
+
+def _make_classifier(out: Path, steps: int, seed: int) -> None:
+    classifier, score = train_classifier(steps, seed)
+    notes = {"seed": seed, "steps": steps, "test_accuracy": f"{score:.4f}"}
+    save_weights(out / f"{CLASSIFIER}.safetensors", classifier, **notes)
+    print(f"{CLASSIFIER}: {_size(classifier)}, test accuracy {score:.4f}")
+
+
+def _make_denoiser(out: Path, name: str, recipe: Recipe, seed: int, quick: bool) -> dict[str, Tensor]:
+    """Trains, saves and scores a denoiser; returns samples by the name of their run."""
+    recipe = replace(recipe, batch=16) if quick else recipe
+    begin = time.perf_counter()
+    model, loss = train_denoiser(recipe, seed, name, 1 if quick else 10)
+    minutes = (time.perf_counter() - begin) / 60
+    newest = out if (out / f"{CLASSIFIER}.safetensors").is_file() else None
+    classifier = load_digits_classifier(weights_dir=newest)
+    scores, shown = report(model, classifier, 20 if quick else 1000, 2 if quick else 18, seed)
+    scores = {"test loss": loss, **scores}
+    rounded = json.dumps({key: round(value, 4) for key, value in scores.items()})
+    notes = {"seed": seed, "steps": recipe.steps, "batch": recipe.batch, "scores": rounded}
+    save_weights(out / f"{name}.safetensors", model, **notes)
+    print(f"{name}: {_size(model)}, {recipe.steps} steps in {minutes:.1f} min")
+    for key, value in scores.items():
+        print(f"  {key}: {value:.4f}")
+    return shown
 
 
 def _size(model: nn.Module) -> str:
