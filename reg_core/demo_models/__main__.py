@@ -31,9 +31,9 @@ from .sheet import save_sheet
 NAMES = {"off": "CFG"} | {form: f"REG {form}" for form in FORMS if form != "off"}
 SHOWN = 20  # images of each run on the sheet
 EXPLAINED = (
-    "Accuracy: by the digits classifier. Frechet: distance to the real digits in its features, lower is better,"
-    " biased by\nthe number of images: compare rows only. REG guides less at equal cfg: compare at equal"
-    " effective cfg, and with\nthe free 'schedule'."
+    "Accuracy: by the digits classifier. Frechet: distance to the real digits in its features, lower is"
+    " better, biased by\nthe number of images: compare rows only. REG guides less at equal cfg: compare at"
+    " equal effective cfg, and with\nthe free 'schedule'."
 )
 
 

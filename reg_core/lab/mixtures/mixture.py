@@ -1,10 +1,9 @@
-"""Gaussian mixtures seen through noise, everything in closed form: x = alpha x0 + s noise, x0 ~ sum_k pi_k N(m_k, C_k).
+"""Gaussian mixtures seen through noise, in closed form: x = alpha x0 + s noise, x0 ~ sum_k pi_k N(m_k, C_k).
 
-Float64 throughout. `x` is [B, ...] with n elements a row, `sigma` a number or [B] (rows may differ), `space` a
-reg_core.Space. Component covariances are kept as eigenvectors and eigenvalues, C_k = A_k diag(l_k) A_k^T, so that every
-noise level costs one rotation and no factorisation, and no formula divides by s or alpha: sigma = 0 (pure data) and
-flow's sigma = 1 (pure noise, alpha = 0) need no special case.
-"""
+Float64 throughout. `x` is [B, ...] with n elements a row, `sigma` a number or [B] (rows may differ), `space`
+a reg_core.Space. Component covariances are kept as eigenvectors and eigenvalues, C_k = A_k diag(l_k) A_k^T.
+So every noise level costs one rotation and no factorisation. No formula divides by s or alpha: sigma = 0
+(pure data) and flow's sigma = 1 (pure noise, alpha = 0) need no special case."""
 
 from __future__ import annotations
 
@@ -15,16 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..space import VE, Space, as_batch
+from ...space import VE, Space, as_batch
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """`log_weights` [..., K] (sum to 1 as weights), `means` [..., K, n], `variances` l [..., K, n], `axes` A [..., K, n, n].
+    """A mixture, or with leading dimensions a batch of them, as `posterior` returns.
 
-    The eigenvectors are the columns of `axes`. Leading dimensions are a batch of mixtures, which is what `posterior` returns;
-    the methods that take points want a single mixture.
-    """
+    - `log_weights` [..., K]: their exponentials sum to 1.
+    - `means` [..., K, n], `variances` l [..., K, n].
+    - `axes` A [..., K, n, n]: eigenvectors in columns.
+
+    The methods that take points want a single mixture."""
 
     log_weights: Tensor
     means: Tensor
@@ -33,13 +34,15 @@ class Mixture:
 
     @classmethod
     def of(cls, weights, means, covs) -> Mixture:
-        """From weights [K], means [K, n] and full covariances [K, n, n], or [K] / scalar variances of isotropic components.
+        """From weights [K], means [K, n] and covariances [K, n, n], or isotropic variances [K] or a number.
 
-        Weights are normalised. Raises ValueError for shapes that do not fit and for a covariance that is not positive definite.
-        """
+        Weights are normalised. Raises ValueError for shapes that do not fit and for a covariance that is not
+        positive definite."""
         weights, means, covs = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, covs))
-        if weights.ndim != 1 or means.ndim != 2 or len(means) != len(weights) or not bool((weights > 0).all()):
-            raise ValueError(f"want K weights > 0 and means [K, n], got weights {tuple(weights.shape)} and means {tuple(means.shape)}")
+        fits = weights.ndim == 1 and means.ndim == 2 and len(means) == len(weights)
+        if not fits or not bool((weights > 0).all()):
+            shapes = f"weights {tuple(weights.shape)} and means {tuple(means.shape)}"
+            raise ValueError(f"want K weights > 0 and means [K, n], got {shapes}")
         k, n = means.shape
         if covs.ndim < 2:
             covs = covs.expand(k)[:, None, None] * torch.eye(n, dtype=torch.float64)
@@ -47,7 +50,8 @@ class Mixture:
             raise ValueError(f"want covariances {(k, n, n)}, got {tuple(covs.shape)}")
         variances, axes = torch.linalg.eigh((covs + covs.mT) / 2)
         if not bool((variances > 0).all()):
-            raise ValueError(f"covariances must be positive definite, got the eigenvalue {float(variances.min()):.3g}")
+            least = f"the eigenvalue {float(variances.min()):.3g}"
+            raise ValueError(f"covariances must be positive definite, got {least}")
         return cls((weights / weights.sum()).log(), means, variances, axes)
 
     def __getitem__(self, row: int) -> Mixture:
@@ -94,7 +98,8 @@ class Mixture:
 
     def log_prob(self, x0: Tensor) -> Tensor:
         """log p(x0) of clean points [..., n] under a single mixture -> [...]."""
-        whiten = self.axes / self.variances.sqrt()[:, None, :]  # [K, n, n]; one large product for all components
+        whiten = self.axes / self.variances.sqrt()[:, None, :]  # [K, n, n]
+        # One large product for all components.
         z = (x0.reshape(-1, self.dim) @ whiten.permute(1, 0, 2).flatten(1)).unflatten(1, self.means.shape)
         z = z - (self.means[:, None] @ whiten)[:, 0]
         constant = self.log_weights - 0.5 * (self.variances.log() + math.log(2 * math.pi)).sum(-1)
@@ -110,7 +115,8 @@ class Mixture:
         """`count` draws of x = alpha x0 + s noise [count, n]: where a sampler is at noise level `sigma`."""
         x0 = self.sample(count, generator)
         sigma = levels(sigma, x0)
-        return space.alpha(sigma)[:, None] * x0 + space.s(sigma)[:, None] * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+        return space.alpha(sigma)[:, None] * x0 + space.s(sigma)[:, None] * noise
 
     # Through noise: see Seen
 
@@ -124,7 +130,7 @@ class Mixture:
         return (seen.responsibility[..., None] * seen.scores).sum(1).reshape(x.shape)
 
     def posterior(self, x: Tensor, sigma, space: Space = VE) -> Mixture:
-        """p(x0 | x): a batch [B] of mixtures with the same components, reweighted, moved and narrowed. Wants sigma > 0."""
+        """p(x0 | x): a batch [B] of mixtures, the components reweighted, moved and narrowed. sigma > 0."""
         seen = Seen(self, x, sigma, space)
         log_weights = torch.log_softmax(seen.log_joint, -1)
         axes = self.axes.expand(len(seen.x), *self.axes.shape)
@@ -138,9 +144,8 @@ class Mixture:
     def jacobian(self, x: Tensor, sigma, space: Space = VE) -> Tensor:
         """J = alpha dD/dx = alpha^2 / s^2 Cov(x0 | x), [B, n, n].
 
-        Within a component alpha^2 / s^2 Cov = A diag(alpha^2 l / (alpha^2 l + s^2)) A^T; between them the means differ by
-        s^2 / alpha times the difference of the component scores, so their part is s^2 Cov(component scores).
-        """
+        Within a component alpha^2 / s^2 Cov = A diag(alpha^2 l / (alpha^2 l + s^2)) A^T. Between components
+        the means differ by s^2 / alpha times the difference of the scores: their part is s^2 Cov(scores)."""
         seen = Seen(self, x, sigma, space)
         r = seen.responsibility
         gain = r[..., None] * seen.alpha**2 * self.variances / seen.noisy_variances  # [B, K, n]
@@ -154,11 +159,12 @@ class Mixture:
 
 
 class Seen:
-    """A mixture at noisy points: what x [B, n] says of each component, log_joint [B, K] = log pi_k N(x; alpha m_k, alpha^2 C_k + s^2)."""
+    """A mixture at noisy points x [B, n]: log_joint [B, K] = log pi_k N(x; alpha m_k, alpha^2 C_k + s^2)."""
 
     def __init__(self, mixture: Mixture, x: Tensor, sigma, space: Space):
         if mixture.means.ndim != 2 or x[0].numel() != mixture.dim:
-            raise ValueError(f"want one mixture and rows of {mixture.dim} elements, got x {tuple(x.shape)} and means {tuple(mixture.means.shape)}")
+            shapes = f"x {tuple(x.shape)} and means {tuple(mixture.means.shape)}"
+            raise ValueError(f"want one mixture and rows of {mixture.dim} elements, got {shapes}")
         self.mixture = mixture
         self.x = x.flatten(1).to(torch.float64)
         sigma = levels(sigma, self.x)
@@ -191,7 +197,7 @@ class Seen:
 
 
 def levels(sigma, x: Tensor) -> Tensor:
-    """as_batch without the detour over float32 that a Python number takes: [B] float64."""
+    """`sigma` as [B] float64; a Python number takes no detour over float32, as in as_batch."""
     return as_batch(torch.as_tensor(sigma, dtype=torch.float64), x.to(torch.float64))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .mixtures import Mixture
+from .mixture import Mixture
 
 CLASS_SHARE = 0.5  # of the class in the unconditional model of the 2-D sets
 
@@ -44,7 +44,9 @@ def union(share: float, first: Mixture, second: Mixture) -> Mixture:
 
 
 def toy(uncond_means=(-2.0, 0.0)) -> Pair:
-    """The 1-D toy of the REG paper (Figures 1 and 5): uncond means -2, 0 in its released checkpoint, -1, 1 in its training script."""
+    """The 1-D toy of the REG paper (Figures 1 and 5), with the uncond means of its released checkpoint.
+
+    Its training script has -1 and 1."""
     cond = Mixture.of([0.5, 0.5], [[0.5], [1.5]], 0.25**2)
     return Pair("toy", cond, Mixture.of([0.5, 0.5], [[m] for m in uncond_means], 0.5**2))
 
@@ -73,9 +75,10 @@ def isotropic() -> Pair:
 
 
 def correlated() -> Pair:
-    """2-D Gaussians with correlation 0.95: `row_sum` depends on the basis. Its mirror image has correlation -0.95."""
-    shape = torch.tensor([[1.0, 0.95], [0.95, 1.0]], dtype=torch.float64)
-    return Pair("correlated", Mixture.of([1.0], [[0.5, 0.2]], 0.25 * shape[None]), Mixture.of([1.0], [[0.0, 0.0]], shape[None]))
+    """2-D Gaussians with correlation 0.95: `row_sum` depends on the basis. The mirror image has -0.95."""
+    shape = torch.tensor([[[1.0, 0.95], [0.95, 1.0]]], dtype=torch.float64)
+    cond, uncond = Mixture.of([1.0], [[0.5, 0.2]], 0.25 * shape), Mixture.of([1.0], [[0.0, 0.0]], shape)
+    return Pair("correlated", cond, uncond)
 
 
 def correlated_mirror() -> Pair:
@@ -87,7 +90,8 @@ def overlapping() -> Pair:
     """2-D, classes on top of each other: REG is worse than plain guidance at high noise."""
     shape = 0.25 * torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64).expand(2, 2, 2)
     cond = Mixture.of([0.5, 0.5], [[-0.5, -0.5], [0.6, 0.4]], shape)
-    return Pair("overlapping", cond, union(0.4, cond, Mixture.of([0.5, 0.5], [[0.0, 0.1], [-1.1, -1.2]], shape)))
+    other = Mixture.of([0.5, 0.5], [[0.0, 0.1], [-1.1, -1.2]], shape)
+    return Pair("overlapping", cond, union(0.4, cond, other))
 
 
 def moons(components: int = 10) -> Pair:
@@ -106,7 +110,7 @@ def circles(components: int = 12) -> Pair:
 
 
 def swiss_roll(components: int = 16) -> Pair:
-    """The outer half of scikit-learn's swiss roll, seen along its axis and shrunk tenfold, against the whole roll."""
+    """The outer half of scikit-learn's swiss roll against the whole, along its axis and shrunk tenfold."""
     from sklearn.datasets import make_swiss_roll
 
     points, angle = make_swiss_roll(n_samples=4000, random_state=0)
@@ -115,10 +119,10 @@ def swiss_roll(components: int = 16) -> Pair:
 
 
 def digits(digit: int = 3) -> Pair:
-    """64-d Gaussians with the moments of the 8x8 digits: cond has the mean of one class and the pooled within-class covariance.
+    """64-d Gaussians with the moments of the 8x8 digits, pixels x/8 - 1.
 
-    uncond has the mean and the covariance of all images. Pixels x/8 - 1; 0.01 I is added, some pixels never change.
-    """
+    cond has the mean of one class and the pooled covariance within classes, uncond the mean and covariance of
+    all images. 0.01 I is added, since some pixels never change."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -126,19 +130,22 @@ def digits(digit: int = 3) -> Pair:
     means = torch.stack([x[y == k].mean(0) for k in range(10)])
     ridge = 0.01 * torch.eye(64, dtype=torch.float64)
     within, total = (_moments(v)[1] + ridge for v in (x - means[y], x))
-    return Pair("digits", Mixture.of([1.0], means[None, digit], within[None]), Mixture.of([1.0], x.mean(0)[None], total[None]))
+    cond = Mixture.of([1.0], means[None, digit], within[None])
+    return Pair("digits", cond, Mixture.of([1.0], x.mean(0)[None], total[None]))
 
 
 def _two_curves(name: str, data, components: int) -> Pair:
-    """Points along curves, in order, with labels 0 (the class) and 1 -> mixtures of chunk means and chunk covariances + 0.08^2 I."""
+    """Points along curves, in order, with labels 0 (the class) and 1, as mixtures of chunks."""
     points, labels = (torch.from_numpy(v) for v in data)
     first, second = (_chunks(points[labels == k].to(torch.float64), components) for k in (0, 1))
     return Pair(name, first, union(CLASS_SHARE, first, second))
 
 
 def _chunks(points: Tensor, components: int) -> Mixture:
+    """A Gaussian for each of `components` pieces of a curve, its covariance widened by 0.08^2 I."""
     moments = [_moments(chunk) for chunk in points.tensor_split(components)]
-    covs = torch.stack([cov for _, cov in moments]) + 0.08**2 * torch.eye(points.shape[1], dtype=torch.float64)
+    width = 0.08**2 * torch.eye(points.shape[1], dtype=torch.float64)
+    covs = torch.stack([cov for _, cov in moments]) + width
     return Mixture.of(torch.ones(components), torch.stack([mean for mean, _ in moments]), covs)
 
 
@@ -148,10 +155,9 @@ def _moments(points: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (points - mean).T @ (points - mean) / len(points)
 
 
-ZOO: dict[str, Callable[[], Pair]] = {
-    made.__name__: made
-    for made in (toy, toy_script, nested, multimodal, isotropic, correlated, correlated_mirror, overlapping, moons, circles, swiss_roll, digits)
-}
+MAKERS = (toy, toy_script, nested, multimodal, isotropic, correlated, correlated_mirror)
+MAKERS += (overlapping, moons, circles, swiss_roll, digits)
+ZOO: dict[str, Callable[[], Pair]] = {maker.__name__: maker for maker in MAKERS}
 
 
 def pair(name: str) -> Pair:

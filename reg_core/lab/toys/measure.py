@@ -1,10 +1,10 @@
-"""The measurements behind `toys`: golden gradients of a toy's chain and every form's distance to them, step by step.
+"""Golden gradients of a toy's chain and every form's distance to them, step by step.
 
-A form is nearer than CFG where the golden gradient lies on its side of the hyperplane halfway between the two; the distance to
-that plane is linear in the golden gradient and so has an exact standard error. Points within two of them are undecided, and so are
-those with fewer than ENOUGH effective draws; where fewer than ENOUGH draws make the gradient the error is widened to match.
-Errors are in the units of eps, as in the paper: sigma |grad_{x_ve} ...|.
-"""
+A form is nearer than CFG where the golden gradient lies on its side of the hyperplane halfway between the
+two. The distance to that plane is linear in the golden gradient, so it has an exact standard error. Points
+within two of them are undecided. So are those with fewer than ENOUGH effective draws. Where fewer than ENOUGH
+draws make the gradient, the error is widened to match. Errors are in the units of eps, as in the paper:
+sigma |grad_{x_ve} ...|."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import jacobian
-from ..rectify import rectify, rectify_by_factor, schedule_factor
-from ..space import VP
-from .error import FORMS
+from ... import jacobian
+from ...forms import rectify, rectify_by_factor, schedule_factor
+from ...point import Point
+from ...space import VP
+from ..mixtures.exact import MIXTURE_FORMS
 from .golden import Golden, draw, golden
-from .toy_networks import Toy, fit
+from .networks import Toy
+from .training import explained
 
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)  # w = cfg - 1
 SURE = 2.0  # standard errors
@@ -28,34 +30,39 @@ KEYS = ("win", "win_decided", "decided", "trusted", "error", "error_ratio", "rel
 
 
 def toy_grid(toy: Toy, side: int) -> Tensor:
-    """Points of x_t [G, n]: the paper's [-1, 2] for its toy, else cond's mean -+ 2.5 standard deviations along every axis."""
+    """Points of x_t [G, n]: the paper's [-1, 2] for its toy, else cond's mean -+ 2.5 standard deviations."""
     cond = toy.pair.cond
     if toy.pair.name.startswith("toy"):
         return torch.linspace(-1, 2, side, dtype=torch.float64)[:, None]
     reach = 2.5 * cond.cov.diagonal().sqrt()
-    ramps = [torch.linspace(float(m - r), float(m + r), side, dtype=torch.float64) for m, r in zip(cond.mean, reach, strict=True)]
+    ends = ((float(m - r), float(m + r)) for m, r in zip(cond.mean, reach, strict=True))
+    ramps = [torch.linspace(*end, side, dtype=torch.float64) for end in ends]
     return torch.cartesian_prod(*ramps).reshape(-1, toy.pair.dim)
 
 
-def measure(toy: Toy, grid: Tensor, steps, draws: int, weights=WEIGHTS, seed: int = 0, progress: bool = False) -> dict:
-    """A dict for json.dump, the same for the same seed. `grid` [G, n] of x_t, `steps` out of 0 .. T-1, `draws` chains a point.
+def measure(
+    toy: Toy, grid: Tensor, steps, draws: int, weights=WEIGHTS, seed: int = 0, progress: bool = False
+) -> dict:
+    """A dict for json.dump, the same for the same seed.
 
-    It holds, for every w and form, lists over the steps:
+    `grid` [G, n] of x_t, `steps` out of 0 .. T-1, `draws` chains a point. For every w and form it holds lists
+    over the steps:
 
-    - `win`: share of grid points nearer to golden than CFG (ties are none). `win_decided`: the same among decided points (None if
-      there are none), which are the share `decided`.
-    - `error`: mean |guidance - golden| in eps, `error_ratio`: over CFG's. `relative_rms`: root mean square error over CFG's, the
-      Monte Carlo noise subtracted (None if nothing is left). All points count, though only the share `trusted` has ENOUGH effective
-      draws: those left out would be the valleys between modes, where guidance is strongest and REG weakest.
+    - `win`: share of grid points nearer to golden than CFG (ties are none). `win_decided`: the same among
+      decided points (None if there are none), which are the share `decided`.
+    - `error`: mean |guidance - golden| in eps; `error_ratio`: over CFG's. `relative_rms`: root mean square
+      error over CFG's, the Monte Carlo noise subtracted (None if nothing is left). All points count, though
+      only the share `trusted` has ENOUGH effective draws: those left out would be the valleys between modes,
+      where guidance is strongest and REG weakest.
     - `overall`: these for all points and steps together.
 
-    Beside them the golden gradient's mean `standard_error` in eps and median number of `effective_draws` by step, `explained` (see
-    `fit`), and `curves`, four steps for plots. Raises ValueError for weights that are not > 0.
-    """
+    Beside them the golden gradient's mean `standard_error` in eps and median number of `effective_draws` by
+    step, `explained` (see training.explained), and `curves`, four steps for plots. Raises ValueError for
+    weights that are not > 0."""
     if not weights or not all(math.isfinite(w) and w > 0 for w in weights):
         raise ValueError(f"want weights > 0, got {list(weights)}")
-    tables = {w: {form: {k: [] for k in KEYS} for form in FORMS} for w in weights}
-    pooled = {w: {form: [] for form in FORMS} for w in weights}
+    tables = {w: {form: {k: [] for k in KEYS} for form in MIXTURE_FORMS} for w in weights}
+    pooled = {w: {form: [] for form in MIXTURE_FORMS} for w in weights}
     noise = {w: {"standard_error": [], "effective_draws": []} for w in weights}
     shown, curves = set(steps[:: max(1, len(steps) // 4)][-4:]), []
     for t in tqdm(steps, desc="golden gradient", mininterval=1.0, disable=not progress):
@@ -78,30 +85,33 @@ def measure(toy: Toy, grid: Tensor, steps, draws: int, weights=WEIGHTS, seed: in
     for w in weights:
         for form in tables[w]:
             tables[w][form]["overall"] = _summary(torch.cat(pooled[w][form], 1))
-    p = toy.pair
-    return {
-        "pair": p.name, "dim": p.dim, "origin": toy.origin, "seed": seed, "draws": draws, "grid": grid.tolist(),
-        "explained": {"cond": fit(toy.cond, p.cond, toy.sigmas, toy.dtype), "uncond": fit(toy.uncond, p.uncond, toy.sigmas, toy.dtype)},
-        "steps": [t + 1 for t in steps], "sigmas": toy.sigmas[list(steps)].tolist(),
-        "weights": [{"weight": w, "forms": tables[w], **noise[w]} for w in weights],
-        "curves": curves,
-    }  # fmt: skip
+    p, shares = toy.pair, {}
+    for name, denoiser, mixture in (("cond", toy.cond, p.cond), ("uncond", toy.uncond, p.uncond)):
+        shares[name] = explained(denoiser, mixture, toy.sigmas, toy.dtype)
+    about = {"pair": p.name, "dim": p.dim, "origin": toy.origin, "seed": seed, "draws": draws}
+    levels = {"steps": [t + 1 for t in steps], "sigmas": toy.sigmas[list(steps)].tolist()}
+    rows = [{"weight": w, "forms": tables[w], **noise[w]} for w in weights]
+    return about | {"grid": grid.tolist(), "explained": shares} | levels | {"weights": rows, "curves": curves}
 
 
 def differences(toy: Toy, x: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-    """R (D_c - D_u) of every form at x [G, n] (VE) in float64, with exact derivatives of the network. `schedule` knows cond's own variance."""
-    level = sigma.to(x.dtype).expand(len(x))
+    """R (D_c - D_u) of every form at x [G, n] (VE) in float64, with exact derivatives of the network.
+
+    `schedule` knows the variance of cond."""
+    point = Point.of(x, sigma.to(x.dtype))
     with torch.no_grad():
-        v = toy.cond(x, level) - toy.uncond(x, level)
-    rows = {"off": v, "schedule": rectify_by_factor(v, schedule_factor(level, toy.pair.cond.data_std)).vector}
-    alpha = torch.ones_like(level)
+        v = toy.cond(x, point.sigma) - toy.uncond(x, point.sigma)
+    factor = schedule_factor(point.sigma, toy.pair.cond.data_std)
+    rows = {"off": v, "schedule": rectify_by_factor(v, factor).vector}
     for form, direction in (("row_sum", torch.ones_like(v)), ("scalar", v), ("product", v)):
-        rows[form] = rectify(form, v, jacobian.reverse(toy.cond, x, level, alpha, direction)[1]).vector
-    return {form: rows[form].double() for form in FORMS}
+        rows[form] = rectify(form, v, jacobian.reverse(toy.cond, point, direction)[1]).vector
+    return {form: rows[form].double() for form in MIXTURE_FORMS}
 
 
 def compare(best: Golden, form: Tensor, cfg: Tensor, sigma: Tensor) -> Tensor:
-    """Rows [6, G] from gradients [G, n]: nearer, decided, trusted (0 or 1); errors of the form and of CFG and the Monte Carlo variance, in eps."""
+    """Rows [6, G] from gradients [G, n]: nearer, decided, trusted (0 or 1), and three numbers in eps.
+
+    These are the errors of the form and of CFG, and the Monte Carlo variance."""
     apart = form - cfg
     length = apart.norm(dim=1)
     normal = apart / length.clamp_min(1e-300)[:, None]
@@ -111,11 +121,13 @@ def compare(best: Golden, form: Tensor, cfg: Tensor, sigma: Tensor) -> Tensor:
     trusted = best.effective >= ENOUGH
     decided = (side.abs() > SURE * doubt) & trusted & (length > 0)
     errors = [sigma * (v - best.gradient).norm(dim=1) for v in (form, cfg)]
-    return torch.stack([((side > 0) & (length > 0)).double(), decided.double(), trusted.double(), *errors, (sigma * best.standard_error) ** 2])
+    nearer = (side > 0) & (length > 0)
+    variance = (sigma * best.standard_error) ** 2
+    return torch.stack([*(flag.double() for flag in (nearer, decided, trusted)), *errors, variance])
 
 
 def _summary(rows: Tensor) -> dict:
-    """What `measure` tells of rows [6, G] of `compare`."""
+    """What `measure` says of rows [6, G] of `compare`."""
     nearer, decided, trusted = rows[:3]
     sure, (error, plain, variance) = decided > 0, rows[3:]
     square, plain_square = ((e.square() - variance).mean().clamp_min(0) for e in (error, plain))
@@ -131,10 +143,12 @@ def _summary(rows: Tensor) -> dict:
 
 
 def _curve(t: int, sigma: Tensor, w: float, best: Golden, rectified: dict[str, Tensor]) -> dict:
-    """One step's guidance in eps at every grid point, for plots: 1-D the values, 2-D their distance to golden."""
+    """One step's guidance in eps at every grid point, for plots. 2-D: its distance to golden."""
     guidance = {form: -w * v / sigma for form, v in rectified.items()}
     truth = -sigma * best.gradient
     one = truth.shape[1] == 1
     rows = {form: g[:, 0] if one else (g - truth).norm(dim=1) for form, g in guidance.items()}
-    rows |= {"golden": truth[:, 0] if one else truth.norm(dim=1), "standard_error": sigma * best.standard_error}
-    return {"step": t + 1, "weight": w} | {k: [float(f"{v:.5g}") for v in values.tolist()] for k, values in rows.items()}
+    rows["golden"] = truth[:, 0] if one else truth.norm(dim=1)
+    rows["standard_error"] = sigma * best.standard_error
+    short = {name: [float(f"{v:.5g}") for v in values.tolist()] for name, values in rows.items()}
+    return {"step": t + 1, "weight": w} | short
