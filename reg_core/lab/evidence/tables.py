@@ -1,4 +1,4 @@
-"""Markdown tables of the evidence; every figure comes from the results."""
+"""Markdown tables of the evidence. Every number comes from the results."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from . import plan
-from .analysis import Difference, Front, at_best, at_matched, band, spread, variant
-from .bets import BETS
-from .error import FORMS
-from .fronts import Point
-from .plots import name_of
+from ..fronts.analysis import Difference, Front, at_best, at_matched, band, variant
+from ..fronts.survey import EXACT, SAMPLED_FORMS, Survey
+from ..fronts.trials import Trial
+from ..mixtures.exact import MIXTURE_FORMS
+from ..toys.toy import shown_forms
 
 Fronts = dict[tuple[str, str, str], Front]
+
+
+def name_of(form: str, setup: str = "weak") -> str:
+    """What a form is called in legends and tables."""
+    plain = "autoguidance" if setup.startswith("auto") else "CFG"
+    return plain if form == "off" else form
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -24,30 +29,32 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def bases(found: Fronts) -> dict[tuple[str, str], dict[str, Front]]:
-    """(setup, schedule) -> {form: front} of the library's forms, plain guidance first; bases without it are left out."""
+    """(setup, schedule) -> {form: front} of the library's forms, plain guidance first.
+
+    Bases without plain guidance are left out."""
     grouped: dict[tuple[str, str], dict[str, Front]] = {}
     for (setup, schedule, form), front in found.items():
-        if form in plan.FORMS:
+        if form in SAMPLED_FORMS:
             grouped.setdefault((setup, schedule), {})[form] = front
-    return {base: {f: group[f] for f in plan.FORMS if f in group} for base, group in grouped.items() if "off" in group and len(group) > 1}
+    complete = {base: group for base, group in grouped.items() if "off" in group and len(group) > 1}
+    return {base: {f: group[f] for f in SAMPLED_FORMS if f in group} for base, group in complete.items()}
 
 
 def best_fid(found: Fronts) -> str:
     """Best FID a method and everything else at its weight."""
-    rows = []
+    rows, shares = [], ("precision", "recall", "density", "coverage")
     for (setup, schedule), group in bases(found).items():
         for form, front in group.items():
             i = front.best
             mean = {m: front.values[m][i].mean() for m in front.values}
             edge = " (last)" if i == len(front.weights) - 1 else ""
-            rows.append(
-                [setup, schedule, name_of(form, setup), f"{front.weights[i]:g}{edge}", _interval(spread(front.values["fid"][i])), f"{mean['is_']:.2f}"]
-                + [f"{100 * mean['accuracy']:.1f}%"]
-                + [f"{mean[m]:.2f}" for m in ("precision", "recall", "density", "coverage")]
-                + ["" if form == "off" else str(at_best(front, group["off"]))]
-            )
-    head = ["setup", "base schedule", "form", "w", "best FID", "IS", "accuracy", "precision", "recall", "density", "coverage", "best FID less plain's"]
-    return markdown(head, rows)
+            best = _interval(Difference.of(front.values["fid"][i]))
+            cells = [setup, schedule, name_of(form, setup), f"{front.weights[i]:g}{edge}", best]
+            cells += [f"{mean['is_']:.2f}", f"{100 * mean['accuracy']:.1f}%"]
+            cells += [f"{mean[m]:.2f}" for m in shares]
+            rows.append([*cells, "" if form == "off" else str(at_best(front, group["off"]))])
+    head = ["setup", "base schedule", "form", "w", "best FID", "IS", "accuracy", *shares]
+    return markdown([*head, "best FID less plain's"], rows)
 
 
 def matched_fid(found: Fronts) -> str:
@@ -58,13 +65,17 @@ def matched_fid(found: Fronts) -> str:
         for form, front in group.items():
             if form == "off":
                 continue
-            to_plain = at_matched(front, group["off"], levels)
-            to_schedule = at_matched(front, group["schedule"], levels) if form != "schedule" and "schedule" in group else None
-            last = "" if to_schedule is None else f"{to_schedule} {to_schedule.verdict}"
-            rows.append([setup, schedule, form, f"{own:.2f}", str(at_matched(front, group["off"], [own]))]
-                        + [f"{levels[0]:.2f}-{levels[-1]:.2f}" if levels else "none", f"{to_plain} {to_plain.verdict}", last])  # fmt: skip
-    head = ["setup", "base schedule", "form", "IS of plain's best FID", "FID less plain's there", "IS band", "FID less plain's over the band"]
-    return markdown([*head, "FID less `schedule`'s over the band"], rows)
+            there = str(at_matched(front, group["off"], [own]))
+            cells = [setup, schedule, form, f"{own:.2f}", there]
+            cells.append(f"{levels[0]:.2f}-{levels[-1]:.2f}" if levels else "none")
+            for rival in ("off", "schedule"):
+                compared = rival in group and form != rival
+                d = at_matched(front, group[rival], levels) if compared else None
+                cells.append("" if d is None else f"{d} {d.verdict}")
+            rows.append(cells)
+    head = ["setup", "base schedule", "form", "IS of plain's best FID", "FID less plain's there"]
+    over = ["FID less plain's over the band", "FID less `schedule`'s over the band"]
+    return markdown([*head, "IS band", *over], rows)
 
 
 def headline(found: Fronts) -> str:
@@ -77,38 +88,43 @@ def headline(found: Fronts) -> str:
                 d = measure(group[form], group["off"]) if form in group else None
                 cells.append("" if d is None else f"{d} {d.verdict}")
         rows.append([setup, schedule, *cells])
-    names = [f"{form} less plain, {what}" for form in ("`row_sum`", "`schedule`") for what in ("FID at matched IS", "best FID")]
+    measures = ("FID at matched IS", "best FID")
+    names = [f"{form} less plain, {what}" for form in ("`row_sum`", "`schedule`") for what in measures]
     return markdown(["setup", "base schedule", *names], rows)
 
 
-def variants(results: dict[Point, dict], named: dict[str, dict], mode: plan.Plan, setup: str = "weak") -> str:
-    """row_sum computed in other ways against the exact reverse product at every call, per weight: paired differences."""
+def variants(results: dict[Trial, dict], ways: dict[str, dict], mode: Survey, setup: str = "weak") -> str:
+    """row_sum in other ways less the exact reverse product at every call, per weight: paired differences."""
     images = mode.images[setup]
     rows = []
     for weight in mode.variants:
-        exact = variant(results, setup, "row_sum", weight, **plan.EXACT)
+        exact = variant(results, setup, weight, **EXACT)
         if exact is None:
             continue
         fid, std = (getattr(_column(exact, "fid"), what)() for what in ("mean", "std"))
         std *= (len(exact) / (len(exact) - 1)) ** 0.5 if len(exact) > 1 else np.nan
-        rows.append([f"{weight:g}", "**exact reverse, every call**", _rows(exact), f"{fid:.3f}", "", "", "", f"{std:.3f}", ""])
-        for name, changes in named.items():
-            mine = variant(results, setup, "row_sum", weight, **changes)
-            if mine is None or changes == plan.EXACT:
+        cells = [f"{weight:g}", "**exact reverse, every call**", _rows(exact), f"{fid:.3f}"]
+        rows.append([*cells, "", "", "", f"{std:.3f}", ""])
+        for name, way in ways.items():
+            mine = variant(results, setup, weight, **way)
+            if mine is None or way == EXACT:
                 continue
-            change = {m: Difference.of(_column(mine, m) - _column(exact, m)) for m in ("fid", "is_", "accuracy")}
+            change = {
+                m: Difference.of(_column(mine, m) - _column(exact, m)) for m in ("fid", "is_", "accuracy")
+            }
             outside = ", ".join(beyond_seeds(mine, exact, images))
-            cells = [str(change["fid"]), str(change["is_"]), f"{100 * change['accuracy'].mean:+.2f}%"]
-            rows.append([f"{weight:g}", name, _rows(mine), f"{_column(mine, 'fid').mean():.3f}", *cells, "", outside or "within"])
-    head = ["w", "row_sum", "model rows an image", "FID", "FID less exact", "IS less exact", "accuracy less exact", "std of FID between seeds"]
-    return markdown([*head, "beside the std between seeds"], rows)
+            cells = [f"{weight:g}", name, _rows(mine), f"{_column(mine, 'fid').mean():.3f}"]
+            cells += [str(change["fid"]), str(change["is_"]), f"{100 * change['accuracy'].mean:+.2f}%"]
+            rows.append([*cells, "", outside or "within"])
+    head = ["w", "row_sum", "model rows an image", "FID"]
+    less = [f"{name} less exact" for name in ("FID", "IS", "accuracy")]
+    return markdown([*head, *less, "std of FID between seeds", "beside the std between seeds"], rows)
 
 
 def beyond_seeds(mine: list[dict], exact: list[dict], images: int) -> list[str]:
-    """["FID worse", ...]: the metrics whose mean moved by more than their standard deviation between the seeds of `exact`.
+    """["FID worse", ...]: metrics whose mean moved by more than their deviation between the seeds of `exact`.
 
-    Accuracy is a share of `images`: its deviation is at least the counting error of that.
-    """
+    Accuracy is a share of `images`: its deviation is at least the counting error of that."""
     found = []
     for metric, name, better in (("fid", "FID", -1), ("is_", "IS", 1), ("accuracy", "accuracy", 1)):
         moved = (_column(mine, metric) - _column(exact, metric)).mean()
@@ -121,52 +137,69 @@ def beyond_seeds(mine: list[dict], exact: list[dict], images: int) -> list[str]:
     return found
 
 
-def bets(found: Fronts) -> str:
-    """Every bet against the forms of equal cost."""
+def candidates(found: Fronts, forms: dict[str, dict]) -> str:
+    """Every candidate against the forms of equal cost. `forms`: see published.Candidates."""
     rows = []
     for (setup, schedule, form), front in found.items():
-        if not form.startswith("bet:") or (setup, schedule, "off") not in found:
+        if form not in forms or (setup, schedule, "off") not in found:
             continue
-        bet = BETS[form[4:]]
-        rivals = {f: found[setup, schedule, f] for f in (*bet.equal, "off") if (setup, schedule, f) in found}
+        extra = forms[form]["extra rows a call"]
+        rivals = _rivals(found, setup, schedule, (*_of_equal_cost(extra), "off"))
         levels = band([front, *rivals.values()])
         against = {f: at_matched(front, rival, levels) for f, rival in rivals.items()}
-        i = front.best
         cells = "; ".join(f"{name_of(f, setup)} {d} {d.verdict}" for f, d in against.items())
-        rows.append([setup, form[4:], f"{bet.rows}", f"{front.weights[i]:g}", _interval(spread(front.values["fid"][i])), cells])
-    return markdown(["setup", "bet", "extra rows a call", "w of best FID", "best FID", "FID at matched IS less that of"], rows)
+        i = front.best
+        best = _interval(Difference.of(front.values["fid"][i]))
+        rows.append([setup, form, f"{extra}", f"{front.weights[i]:g}", best, cells])
+    head = ["setup", "candidate", "extra rows a call", "w of best FID", "best FID"]
+    return markdown([*head, "FID at matched IS less that of"], rows)
 
 
-def winners(found: Fronts) -> dict[str, list[str]]:
-    """Bets that beat every form of equal cost at matched IS, with the setups in which they do."""
+def winners(found: Fronts, forms: dict[str, dict]) -> dict[str, list[str]]:
+    """Candidates that beat every form of equal cost at matched IS, with the setups in which they do."""
     won: dict[str, list[str]] = {}
     for (setup, schedule, form), front in found.items():
-        if not form.startswith("bet:"):
+        if form not in forms:
             continue
-        rivals = [found[setup, schedule, f] for f in BETS[form[4:]].equal if (setup, schedule, f) in found]
-        if rivals and all(at_matched(front, rival, band([front, *rivals])).verdict == "better" for rival in rivals):
-            won.setdefault(form[4:], []).append(setup)
+        equal = _of_equal_cost(forms[form]["extra rows a call"])
+        rivals = list(_rivals(found, setup, schedule, equal).values())
+        differences = [at_matched(front, rival, band([front, *rivals])) for rival in rivals]
+        if rivals and all(d.verdict == "better" for d in differences):
+            won.setdefault(form, []).append(setup)
     return won
 
 
+def _of_equal_cost(extra_rows: int) -> tuple[str, ...]:
+    return ("row_sum", "scalar") if extra_rows else ("schedule", "calibrated")
+
+
+def _rivals(found: Fronts, setup: str, schedule: str, forms: Iterable[str]) -> dict[str, Front]:
+    return {form: found[setup, schedule, form] for form in forms if (setup, schedule, form) in found}
+
+
 def mixture_errors(rows: list[dict], weight: float) -> str:
-    """Per pair, pooled over noise levels: win share and relative RMS at nominal weight, relative RMS with every weight re-tuned."""
-    forms = FORMS[1:]
+    """Per pair, pooled over levels: win share and relative RMS at nominal weight, and RMS re-tuned."""
+    forms = MIXTURE_FORMS[1:]
     lines = []
     for pair in dict.fromkeys(r["pair"] for r in rows):
-        mine = {r["form"]: r for r in rows if r["pair"] == pair and r["weight"] == weight and r["sigma"] is None}
-        cells = [f"{100 * mine[f]['win']:.0f}% / {mine[f]['relative_rms']:.2f} / {mine[f]['tuned_rms']:.2f} (w {mine[f]['tuned']:.2g})" for f in forms]
+        pooled = (r for r in rows if (r["pair"], r["weight"], r["sigma"]) == (pair, weight, None))
+        mine, cells = {r["form"]: r for r in pooled}, []
+        for r in (mine[f] for f in forms):
+            nominal = f"{100 * r['win']:.0f}% / {r['relative_rms']:.2f}"
+            cells.append(f"{nominal} / {r['tuned_rms']:.2f} (w {r['tuned']:.2g})")
         lines.append([pair, f"{mine['off']['tuned']:.2g}", *cells])
     return markdown(["pair", "CFG's best w", *(f"{f}: win / RMS / RMS re-tuned" for f in forms)], lines)
 
 
-def bet_errors(rows: list[dict], weight: float) -> str:
-    """Bets and forms on mixtures with exact products: relative RMS nominal and re-tuned."""
+def candidate_errors(rows: list[dict], weight: float) -> str:
+    """Candidates and forms on mixtures with exact products: relative RMS nominal and re-tuned."""
     forms = list(dict.fromkeys(r["form"] for r in rows if r["form"] != "off"))
     pairs = list(dict.fromkeys(r["pair"] for r in rows))
     by = {(r["pair"], r["form"]): r for r in rows if r["weight"] == weight}
-    lines = [[name_of(f), *(f"{by[p, f]['relative_rms']:.2f} / {by[p, f]['tuned_rms']:.2f}" for p in pairs)] for f in forms]
-    return markdown(["form", *pairs], lines)
+    cells = {
+        f: [f"{by[p, f]['relative_rms']:.2f} / {by[p, f]['tuned_rms']:.2f}" for p in pairs] for f in forms
+    }
+    return markdown(["form", *pairs], [[name_of(f), *cells[f]] for f in forms])
 
 
 def end_distances(rows: list[dict]) -> str:
@@ -174,9 +207,11 @@ def end_distances(rows: list[dict]) -> str:
     lines = []
     for pair, weight in dict.fromkeys((r["pair"], r["weight"]) for r in rows):
         mine = {r["form"]: r for r in rows if (r["pair"], r["weight"]) == (pair, weight)}
-        cells = [f"{mine[f]['distance']:.3f} / {mine[f]['tuned_distance']:.3f} (w {mine[f]['tuned']:g})" for f in FORMS]
-        lines.append([pair, f"{weight:g}", *cells, f"{mine['optimum']['distance']:.3f}" if "optimum" in mine else ""])
-    return markdown(["pair", "w", *(name_of(f) for f in FORMS), "optimum"], lines)
+        cells = [pair, f"{weight:g}"]
+        for r in (mine[f] for f in MIXTURE_FORMS):
+            cells.append(f"{r['distance']:.3f} / {r['tuned_distance']:.3f} (w {r['tuned']:g})")
+        lines.append([*cells, f"{mine['optimum']['distance']:.3f}" if "optimum" in mine else ""])
+    return markdown(["pair", "w", *(name_of(f) for f in MIXTURE_FORMS), "optimum"], lines)
 
 
 def toys(found: list[dict]) -> str:
@@ -184,14 +219,14 @@ def toys(found: list[dict]) -> str:
     lines = []
     for toy in found:
         for row in toy["weights"]:
-            for form, table in row["forms"].items():
-                if form != "off" and (toy["dim"] > 1 or form in ("row_sum", "schedule")):
-                    o = table["overall"]
-                    decided = "-" if o["win_decided"] is None else f"{100 * o['win_decided']:.0f}%"
-                    rms = "-" if o["relative_rms"] is None else f"{o['relative_rms']:.2f}"
-                    lines.append([toy["toy"], f"{row['weight']:g}", form, f"{100 * o['win']:.0f}%", decided, f"{100 * o['decided']:.0f}%"]
-                                 + [f"{o['error_ratio']:.2f}", rms])  # fmt: skip
-    return markdown(["toy", "w", "form", "nearer than CFG", "of decided points", "decided", "mean error over CFG's", "RMS over CFG's"], lines)
+            for form in shown_forms(toy):
+                o = row["forms"][form]["overall"]
+                sure = "-" if o["win_decided"] is None else f"{100 * o['win_decided']:.0f}%"
+                rms = "-" if o["relative_rms"] is None else f"{o['relative_rms']:.2f}"
+                cells = [toy["toy"], f"{row['weight']:g}", form, f"{100 * o['win']:.0f}%", sure]
+                lines.append([*cells, f"{100 * o['decided']:.0f}%", f"{o['error_ratio']:.2f}", rms])
+    head = ["toy", "w", "form", "nearer than CFG", "of decided points", "decided"]
+    return markdown([*head, "mean error over CFG's", "RMS over CFG's"], lines)
 
 
 def _column(results: list[dict], metric: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From sampled points to statements: fronts, best FID, FID at matched IS, paired differences with their error over seeds."""
+"""From trials to statements: fronts, best FID, FID at matched IS, paired differences with their error."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .fronts import Point
+from .trials import Trial
 
 METRICS = ("fid", "is_", "accuracy", "precision", "recall", "density", "coverage")
-BAND = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the way between the ISs that every front has sampled weights around
+BAND = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the way between the inception scores that every front has sampled
 CONFIDENCE = 0.95
 
 
@@ -37,7 +37,7 @@ class Front:
         return float(self.values["is_"][self.best].mean())
 
     def reach(self) -> float:
-        """Highest IS of the front that every seed reaches."""
+        """Highest inception score of the front that every seed reaches."""
         return float(self.values["is_"].max(0).min())
 
     def fid_at(self, level: float) -> np.ndarray:
@@ -64,7 +64,9 @@ class Front:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences over seeds, with the half width of its 95 % Student interval. nan where it is not known."""
+    """Mean of paired differences over seeds, with the half width of its 95 % Student interval.
+
+    nan where it is not known."""
 
     mean: float
     half: float
@@ -84,23 +86,27 @@ class Difference:
         """Of a quantity of which less is better: better, worse, undecided, or "not reached"."""
         if math.isnan(self.mean):
             return "not reached"
-        return "better" if self.mean + self.half < 0 else "worse" if self.mean - self.half > 0 else "undecided"
+        return (
+            "better" if self.mean + self.half < 0 else "worse" if self.mean - self.half > 0 else "undecided"
+        )
 
     def __str__(self) -> str:
         return "-" if math.isnan(self.mean) else f"{self.mean:+.3f} ± {self.half:.3f}"
 
 
-def fronts(results: dict[Point, dict]) -> dict[tuple[str, str, str], Front]:
-    """(setup, schedule, form) -> Front, of the points with the library's own engine at every call. Weights lacking a seed are left out."""
-    plain = {p: r for p, r in results.items() if (p.engine, p.refresh, p.skip_below, p.dtype) == ("auto", 1, 0.0, "float32")}
-    seeds = sorted({p.seed for p in plain})
+def fronts(results: dict[Trial, dict]) -> dict[tuple[str, str, str], Front]:
+    """(setup, schedule, form) -> Front, of the trials with the library's default engine at every call.
+
+    Weights that lack a seed are left out."""
+    plain = {t: r for t, r in results.items() if t == Trial(t.setup, t.schedule, t.form, t.weight, t.seed)}
+    seeds = sorted({t.seed for t in plain})
     grouped: dict[tuple[str, str, str], dict[float, dict[int, dict]]] = {}
     unguided: dict[str, dict[int, dict]] = {}
-    for p, r in plain.items():
-        if p.weight == 0:
-            unguided.setdefault(p.setup, {})[p.seed] = r
+    for t, r in plain.items():
+        if t.weight == 0:
+            unguided.setdefault(t.setup, {})[t.seed] = r
         else:
-            grouped.setdefault((p.setup, p.schedule, p.form), {}).setdefault(p.weight, {})[p.seed] = r
+            grouped.setdefault((t.setup, t.schedule, t.form), {}).setdefault(t.weight, {})[t.seed] = r
     found = {}
     for key, rows in grouped.items():
         rows = {0.0: unguided.get(key[0], {}), **rows}  # every front starts at the unguided model
@@ -113,18 +119,17 @@ def fronts(results: dict[Point, dict]) -> dict[tuple[str, str, str], Front]:
 
 
 def band(group: list[Front]) -> list[float]:
-    """IS levels between the sampled weights of every front of a base.
+    """Levels of the inception score between the sampled weights of every front of a base.
 
-    From the highest IS that any of them has at its first weight, as what lies between that and no guidance is a long way to interpolate,
-    to the lowest that any of them reaches. Empty when nothing is in between.
-    """
+    From the highest that any of them has at its first weight: to interpolate between that and no guidance is
+    a long way. To the lowest that any of them reaches. Empty when nothing is in between."""
     start = max(float(front.values["is_"][1].mean()) for front in group)
     top = min(front.reach() for front in group)
     return [start + share * (top - start) for share in BAND] if top > start else []
 
 
 def at_matched(a: Front, b: Front, levels: list[float]) -> Difference:
-    """FID of `a` minus FID of `b` at equal IS, averaged over levels, paired by seed."""
+    """FID of `a` minus FID of `b` at equal inception score, averaged over levels, paired by seed."""
     if not levels:
         return Difference(math.nan, math.nan)
     return Difference.of(np.mean([a.fid_at(level) - b.fid_at(level) for level in levels], axis=0))
@@ -135,22 +140,17 @@ def at_best(a: Front, b: Front) -> Difference:
     return Difference.of(a.values["fid"][a.best] - b.values["fid"][b.best])
 
 
-def spread(values: np.ndarray) -> Difference:
-    """Mean over seeds with the half width of its interval, in the same clothes."""
-    return Difference.of(values)
+def shown(results: dict[Trial, dict]) -> dict[tuple[str, str], Trial]:
+    """(setup, form) -> the trial whose C(sigma) is shown: seed 0, plain schedule, the middle weight."""
+    mine: dict[tuple[str, str], list[Trial]] = {}
+    for t, r in results.items():
+        if r.get("correction") and t == Trial(t.setup, "constant", t.form, t.weight, 0):
+            mine.setdefault((t.setup, t.form), []).append(t)
+    return {key: sorted(trials, key=lambda t: t.weight)[len(trials) // 2] for key, trials in mine.items()}
 
 
-def shown(results: dict[Point, dict]) -> dict[tuple[str, str], Point]:
-    """(setup, form) -> the point whose C(sigma) is shown: seed 0, plain schedule, the middle one of its weights."""
-    mine: dict[tuple[str, str], list[Point]] = {}
-    for p, r in results.items():
-        if r.get("correction") and p == Point(p.setup, "constant", p.form, p.weight, 0):
-            mine.setdefault((p.setup, p.form), []).append(p)
-    return {key: sorted(points, key=lambda p: p.weight)[len(points) // 2] for key, points in mine.items()}
-
-
-def variant(results: dict[Point, dict], setup: str, form: str, weight: float, **changes) -> list[dict] | None:
-    """Results by seed of one variant at the plain schedule, or None while any is missing."""
-    seeds = sorted({p.seed for p in results if p.setup == setup})
-    points = [Point(setup, "constant", form, weight, seed, **changes) for seed in seeds]
-    return [results[p] for p in points] if points and all(p in results for p in points) else None
+def variant(results: dict[Trial, dict], setup: str, weight: float, **way) -> list[dict] | None:
+    """Results by seed of row_sum in one way at the plain schedule, or None while any is missing."""
+    seeds = sorted({t.seed for t in results if t.setup == setup})
+    trials = [Trial(setup, "constant", "row_sum", weight, seed, **way) for seed in seeds]
+    return [results[t] for t in trials] if trials and all(t in results for t in trials) else None

@@ -1,8 +1,7 @@
-"""Many small jobs over processes, each result a line of a file, so that a killed sweep goes on where it stopped.
+"""Many small jobs over processes, each result a line of a file: a killed run goes on where it stopped.
 
-The file is append-only JSON lines. Its first line holds the settings that every job shares; a file of other settings is refused.
-Only the parent process writes. A last line cut short by a kill is dropped, and said.
-"""
+The file is append-only JSON lines. Its first line holds the settings that every job shares; a file of other
+settings is refused. Only the parent process writes. A last line cut short by a kill is dropped, and said."""
 
 from __future__ import annotations
 
@@ -18,11 +17,11 @@ import torch
 from tqdm import tqdm
 
 
-class Store:
-    """Results by key in a JSON lines file. `header`: JSON-able settings of the whole sweep.
+class Journal:
+    """Results by key in a JSON lines file. `header`: JSON-able settings that all results share.
 
-    Raises ValueError, naming file and line, for a file of another header and for a damaged line other than the last.
-    """
+    Raises ValueError, naming file and line, for a file of another header and for a damaged line other than
+    the last."""
 
     def __init__(self, path: str | Path, header: dict):
         self.path = Path(path)
@@ -46,14 +45,19 @@ class Store:
                 if i > 0:
                     self.results[entry["key"]] = entry["result"]
             except (ValueError, KeyError, TypeError) as error:
+                where = f"{self.path}, line {i + 1}"
                 if i < len(lines) - 1:
-                    raise ValueError(f"{self.path}, line {i + 1} is damaged ({error}): mend it or start with another file") from None
-                warnings.warn(f"{self.path}: the last line was cut short and is dropped; its job runs again", stacklevel=3)
+                    way_out = "mend it or start with another file"
+                    raise ValueError(f"{where} is damaged ({error}): {way_out}") from None
+                what = "the last line was cut short and is dropped; its job runs again"
+                warnings.warn(f"{self.path}: {what}", stacklevel=3)
                 with self.path.open("r+b") as file:
                     file.truncate(good)
                 break
             if i == 0 and entry.get("header") != header:
-                raise ValueError(f"{self.path} belongs to a sweep with other settings: {entry.get('header')}, now {header}. Take another file or delete it")
+                settings = f"{entry.get('header')}, now {header}"
+                way_out = "Take another file or delete it"
+                raise ValueError(f"{self.path} was begun with other settings: {settings}. {way_out}")
             good += len(line)
 
     def add(self, key: str, result: dict) -> None:
@@ -68,23 +72,30 @@ class Store:
             os.fsync(file.fileno())
 
 
-def run(store: Store, jobs: Iterable[tuple[str, object]], work: Callable[[object], dict], processes: int = 1, title: str = "sweep") -> dict[str, dict]:
-    """`work(job)` for every (key, job) not yet in the store; returns {key: result} of these jobs, in their order.
+def run(
+    journal: Journal,
+    jobs: Iterable[tuple[str, object]],
+    work: Callable[[object], dict],
+    processes: int = 1,
+    title: str = "jobs",
+) -> dict[str, dict]:
+    """`work(job)` for every (key, job) not yet in the journal; {key: result} of these jobs, in their order.
 
-    `work` must be a module's function, `job` and its result picklable; with one process all runs in this one. A failing job
-    ends the sweep with its error; what was finished is kept. Raises ValueError for a key given twice.
-    """
+    `work` is a module's function, `job` and its result can be pickled. With one process all runs in this one.
+    A failing job ends the run with its error; what was finished is kept. Raises ValueError for a key given
+    twice."""
     jobs = list(jobs)
     keys = [key for key, _ in jobs]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"jobs must have keys of their own, got twice: {sorted({k for k in keys if keys.count(k) > 1})}")
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"jobs must have different keys, got twice: {twice}")
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
-    todo = [(key, job) for key, job in jobs if key not in store.results]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=title, unit="point", mininterval=1.0) as bar:
+    todo = [(key, job) for key, job in jobs if key not in journal.results]
+    done = len(jobs) - len(todo)
+    with tqdm(total=len(jobs), initial=done, desc=title, unit="job", mininterval=1.0) as bar:
         if processes == 1 or len(todo) < 2:
             for key, job in todo:
-                store.add(key, work(job))
+                journal.add(key, work(job))
                 bar.update()
         else:
             # spawn: a forked torch can hang in its thread pool.
@@ -93,12 +104,12 @@ def run(store: Store, jobs: Iterable[tuple[str, object]], work: Callable[[object
                 futures = {pool.submit(work, job): key for key, job in todo}
                 try:
                     for future in as_completed(futures):
-                        store.add(futures[future], future.result())
+                        journal.add(futures[future], future.result())
                         bar.update()
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-    return {key: store.results[key] for key in keys}
+    return {key: journal.results[key] for key in keys}
 
 
 def _one_thread() -> None:

@@ -36,18 +36,18 @@ def train_toy(
 ) -> Toy:
     """Train cond and uncond on draws of the pair's mixtures.
 
-    Deterministic by `seed`; leaves torch's global generator alone. Raises ValueError for another dimension."""
-    recipe, sigmas = (
-        recipe or ToyRecipe(shape=NetShape(pair.dim)),
-        ddpm_sigmas() if sigmas is None else sigmas,
-    )
+    Deterministic by `seed`; torch's global generator stays as it is. Raises ValueError for another
+    dimension."""
+    recipe = recipe or ToyRecipe(shape=NetShape(pair.dim))
+    sigmas = ddpm_sigmas() if sigmas is None else sigmas
     if recipe.shape.dim != pair.dim:
         raise ValueError(f"{pair.name} has dimension {pair.dim}, the network {recipe.shape.dim}")
     denoisers = []
     for i, (mixture, label) in enumerate(((pair.cond, 0), (pair.uncond, None))):
         title = f"{pair.name} {'cond' if i == 0 else 'uncond'}"
         steps = tqdm(range(recipe.steps), desc=title, mininterval=1.0, disable=not progress)
-        denoisers.append(EpsDenoiser(_train(mixture, label, recipe, sigmas, seed + i, steps), sigmas, label))
+        net = _train(mixture, label, recipe, sigmas, seed + i, steps)
+        denoisers.append(EpsDenoiser(net, sigmas, label))
     return Toy(pair, sigmas, *denoisers, f"trained, {recipe.steps} steps")
 
 
