@@ -30,7 +30,9 @@ def test_one_number_of_any_kind_is_a_weight(weight):
     assert torch.allclose(model(X, 1.0, cond=0.5, uncond=0.2, cond_scale=weight), 0.8 * X, atol=1e-6)
 
 
-@pytest.mark.parametrize("weight", [True, np.bool_(True), torch.tensor(True), "2", None, math.nan, math.inf, 1j, [2.0], np.ones(2), torch.ones(2), torch.tensor(math.nan)])
+@pytest.mark.parametrize(
+    "weight", [True, np.bool_(True), torch.tensor(True), "2", None, math.nan, math.inf, 1j, [2.0], np.ones(2), torch.ones(2), torch.tensor(math.nan)]
+)
 def test_anything_else_is_refused_by_value(weight):
     match = "weight must be one finite number for the whole batch, got "
     with pytest.raises(ValueError, match=match):
