@@ -7,7 +7,9 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +43,13 @@ def example(name: str):
     if folder not in sys.path:
         sys.path.append(folder)
     return importlib.import_module(name)
+
+
+def places(sheet, image):
+    """Where an image lies on a sheet, exactly."""
+    whole, part = (np.asarray(Image.open(path).convert("RGB")) for path in (sheet, image))
+    windows = np.lib.stride_tricks.sliding_window_view(whole, part.shape)[:, :, 0]
+    return list(zip(*np.where((windows == part).all((2, 3, 4))), strict=True))
 
 
 def _torchvision_without_operators():
