@@ -1,4 +1,4 @@
-"""Optional libraries that tests/core/test_examples*.py run against, imported or skipped with the reason."""
+"""Optional libraries that tests run against, imported or skipped with the reason; and the examples."""
 
 import importlib
 import importlib.util
@@ -22,6 +22,14 @@ def diffusers():
             pytest.skip(f"{name} is not installed (pip install reg-guidance[diffusers])", allow_module_level=True)
     _torchvision_without_operators()
     return importlib.import_module("diffusers")
+
+
+def torchmetrics():
+    """transformers, beside a torchmetrics that can be imported; skips without either."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _torchvision_without_operators()
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (pip install reg-guidance[eval])")
+    return pytest.importorskip("transformers", reason="transformers is not installed (pip install reg-guidance[eval])")
 
 
 def k_diffusion_sampling():
