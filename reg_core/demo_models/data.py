@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .networks import IMAGE_SHAPE, NUM_CLASSES
 
-NUM_IMAGES = 1797
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 

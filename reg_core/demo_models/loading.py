@@ -71,11 +71,6 @@ def load_digits_classifier(
     return _freeze(model, dtype, device)
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The string metadata of a weights file; raises WeightsError like the loaders."""
-    return _read(Path(path), None)[1]
-
-
 def save_weights(path: str | Path, model: EDMDenoiser | DigitsClassifier, **notes: object) -> None:
     """Write float32 weights and metadata, creating the folder; notes are stored as strings."""
     denoiser = isinstance(model, EDMDenoiser)
@@ -91,7 +86,7 @@ def save_weights(path: str | Path, model: EDMDenoiser | DigitsClassifier, **note
         save_file(state, partial, {key: str(value) for key, value in {**meta, **notes}.items()})
 
 
-def _read(path: Path, kind: str | None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if not path.is_file():
         raise WeightsError(_message(path, "is missing"))
     try:
@@ -100,7 +95,7 @@ def _read(path: Path, kind: str | None) -> tuple[dict[str, torch.Tensor], dict[s
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own type, OSError or ValueError
         raise WeightsError(_message(path, f"cannot be read: {error}")) from error
-    if kind is not None and meta.get("kind") != kind:
+    if meta.get("kind") != kind:
         raise WeightsError(_message(path, f"holds kind {meta.get('kind')!r}, expected {kind!r}"))
     return state, meta
 

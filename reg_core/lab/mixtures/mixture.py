@@ -54,10 +54,6 @@ class Mixture:
             raise ValueError(f"covariances must be positive definite, got {least}")
         return cls((weights / weights.sum()).log(), means, variances, axes)
 
-    def __getitem__(self, row: int) -> Mixture:
-        """One mixture of a batch."""
-        return Mixture(self.log_weights[row], self.means[row], self.variances[row], self.axes[row])
-
     @property
     def dim(self) -> int:
         """n, the dimension of x0."""

@@ -62,13 +62,6 @@ class Optimum:
         """True when cond and uncond are single Gaussians: no quadrature."""
         return len(self.envelope.means) == 1
 
-    def target(self) -> Mixture:
-        """q0 as a mixture, in closed form only. Raises ValueError otherwise."""
-        if not self.closed:
-            raise ValueError(f"{self.pair.name}: the tilted target is no Gaussian mixture, use log_target")
-        q = self.envelope
-        return Mixture(torch.zeros_like(q.log_weights), q.means, q.variances, q.axes)
-
     def log_target(self, x0: Tensor) -> Tensor:
         """log p(x0|y) + log R_0 = log q0 + log Z of clean points [..., n] -> [...]."""
         p = self.pair.cond.log_prob(x0)

@@ -102,12 +102,6 @@ class Toy:
     dtype: torch.dtype = torch.float32
 
 
-def exact_toy(pair: Pair, sigmas: Tensor | None = None) -> Toy:
-    """The exact denoisers of a pair in place of networks."""
-    sigmas = ddpm_sigmas() if sigmas is None else sigmas
-    return Toy(pair, sigmas, pair.cond.denoiser(), pair.uncond.denoiser(), "exact", torch.float64)
-
-
 def ddpm_sigmas(steps: int = 20, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """Noise levels sqrt((1 - abar) / abar) [steps], rising, of betas in even steps (Ho et al. 2020).
 

@@ -1,15 +1,14 @@
-"""The digits lab's weight files, whole and damaged, and the training that makes them."""
+"""The weight files of the digits models, whole and damaged, and the training that makes them."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from reg_core.lab import models, networks, train
+from reg_core.demo_models import loading, train
 
-LAB = Path(networks.__file__).parent
 FILES = ("digits", "digits_weak", "digits_classifier")
 
 
@@ -18,15 +17,15 @@ FILES = ("digits", "digits_weak", "digits_classifier")
 
 def test_unknown_name_lists_the_valid_ones():
     with pytest.raises(ValueError, match="'digit'.*digits, digits_weak"):
-        models.load_digits_model("digit")
+        loading.load_digits_model("digit")
 
 
 def test_missing_file_is_named(tmp_path):
     for load, stem in (
-        (models.load_digits_model, "digits"),
-        (models.load_digits_classifier, "digits_classifier"),
+        (loading.load_digits_model, "digits"),
+        (loading.load_digits_classifier, "digits_classifier"),
     ):
-        with pytest.raises(models.WeightsError, match="reg_core.lab.train") as caught:
+        with pytest.raises(loading.WeightsError, match="reg_core.demo_models.train") as caught:
             load(weights_dir=tmp_path)
         assert str(tmp_path / f"{stem}.safetensors") in str(caught.value)
         assert "is missing" in str(caught.value)
@@ -41,28 +40,28 @@ def _garbage(path):
 
 
 def _wrong_kind(path):
-    shutil.copy(models.WEIGHTS_DIR / "digits_classifier.safetensors", path)
+    shutil.copy(loading.WEIGHTS_DIR / "digits_classifier.safetensors", path)
 
 
 def _drop_tensor(path):
-    meta, state = models.read_metadata(path), load_file(path)
+    meta, state = safe_open(path, "pt").metadata(), load_file(path)
     del state["conv_out.weight"]
     save_file(state, path, meta)
 
 
 def _bad_config(path):
-    meta, state = models.read_metadata(path), load_file(path)
+    meta, state = safe_open(path, "pt").metadata(), load_file(path)
     save_file(state, path, {**meta, "config": "{"})
 
 
 @pytest.mark.parametrize("damage", [_truncate, _garbage, _wrong_kind, _drop_tensor, _bad_config])
 def test_corrupt_file_is_named(tmp_path, damage):
     path = tmp_path / "digits_weak.safetensors"
-    shutil.copy(models.WEIGHTS_DIR / path.name, path)
-    models.load_digits_model("digits_weak", weights_dir=tmp_path)
+    shutil.copy(loading.WEIGHTS_DIR / path.name, path)
+    loading.load_digits_model("digits_weak", weights_dir=tmp_path)
     damage(path)
-    with pytest.raises(models.WeightsError, match="reg_core.lab.train") as caught:
-        models.load_digits_model("digits_weak", weights_dir=tmp_path)
+    with pytest.raises(loading.WeightsError, match="reg_core.demo_models.train") as caught:
+        loading.load_digits_model("digits_weak", weights_dir=tmp_path)
     assert str(path) in str(caught.value)
 
 
@@ -88,9 +87,9 @@ def test_quick_training_runs_and_is_deterministic(tmp_path, capsys):
     other = load_file(tmp_path / "c" / "digits_weak.safetensors")
     first = load_file(tmp_path / "a" / "digits_weak.safetensors")
     assert (other["conv_in.weight"] - first["conv_in.weight"]).abs().max() > 0.01
-    trained = models.load_digits_model("digits", weights_dir=tmp_path / "a")
+    trained = loading.load_digits_model("digits", weights_dir=tmp_path / "a")
     assert trained.net.conv_out.weight.any()
-    models.load_digits_classifier(weights_dir=tmp_path / "a")
+    loading.load_digits_classifier(weights_dir=tmp_path / "a")
 
 
 def test_quick_refuses_to_replace_the_packaged_weights(capsys):
