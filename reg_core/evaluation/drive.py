@@ -233,8 +233,7 @@ def _error(error) -> str:
 
 
 def _clear(servers, client_id) -> None:
-    """Nothing of ours stays in the queues: after a cancel, and after a worker that died with its prompt
-    running."""
+    """Take our prompts out of the queues: after a cancel, and after a worker died while its prompt ran."""
     for url in servers:
         try:
             Server(url, client_id, timeout=5).drop()

@@ -1,5 +1,6 @@
-"""Which images to make: every point of a grid x every prompt x every seed, each with a key that no machine or
-order changes."""
+"""Which images to make: every point of a grid x every prompt x every seed.
+
+Each has a key that no machine or order changes."""
 
 from __future__ import annotations
 
@@ -124,8 +125,7 @@ def points(grid: Mapping, extra: Sequence[Mapping] = ()) -> tuple[GridPoint, ...
 
 
 def read_prompts(path: Path) -> tuple[dict, ...]:
-    """A prompt a line (empty lines are skipped), or .jsonl: a table a line, with "prompt" and other inputs by
-    name."""
+    """A prompt a line, without empty ones. A .jsonl has a table a line: "prompt" and other inputs by name."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     prompts = []
     for number, line in enumerate(lines, 1):

@@ -164,16 +164,16 @@ def test_nearer_and_decided_by_hand():
     assert compare(best, cfg, cfg, torch.tensor(2.0))[:2].sum() == 0  # a tie is no win and undecided
     # squared errors 4 and 16 of noise 1 in four points: what is left is 3 + 3 over 15 + 15
     rows = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 0, 1], [2, 2, 2, 2], [4, 4, 4, 4], [1, 1, 1, 1]], dtype=torch.float64)
-    told = _summary(rows)
-    assert told["relative_rms"] == pytest.approx((3 / 15) ** 0.5) and told["error_ratio"] == 0.5 and told["error"] == 2
-    assert (told["win"], told["win_decided"], told["decided"], told["trusted"]) == (0.75, 0.5, 0.5, 0.75)
+    found = _summary(rows)
+    assert found["relative_rms"] == pytest.approx((3 / 15) ** 0.5) and found["error_ratio"] == 0.5 and found["error"] == 2
+    assert (found["win"], found["win_decided"], found["decided"], found["trusted"]) == (0.75, 0.5, 0.5, 0.75)
     assert _summary(rows * torch.tensor([1, 0, 1, 1, 1, 1.0])[:, None])["win_decided"] is None
 
 
 @pytest.mark.parametrize("name,side,weight", [("toy", 60, 1.0), ("correlated", 8, 0.5)])
 def test_protocol_with_exact_networks_is_the_closed_form_comparison(name, side, weight):
     """The oracle knows the optimum and the Jacobian in closed form; this way knows neither."""
-    toy = exact_toy(pair(name), ddpm_sigmas(60, 1e-4 / 3, 0.02 / 3))  # the paper's 20 steps leave a gap of their own
+    toy = exact_toy(pair(name), ddpm_sigmas(60, 1e-4 / 3, 0.02 / 3))  # the paper's 20 steps leave a gap
     grid, steps = toy_grid(toy, side), [9, 27, 42, 59]
     got = measure(toy, grid, steps, draws=200, weights=[weight])["weights"][0]["forms"]
     sigma = toy.sigmas[steps].repeat_interleave(len(grid))
