@@ -18,7 +18,7 @@ from ..mixtures import study
 from ..toys.picture import plot_toy
 from ..toys.toy import evaluate_toy
 from . import figures, page
-from .published import cached, candidates, compact, fronts_json, restore
+from .published import cached, candidates, compact, fronts_json, restore, results_of, spread_out
 
 TOYS = ("1d", "2d")
 
@@ -56,12 +56,16 @@ def write(mode: survey.Survey, results: dict, mixtures: dict, trained: list[dict
     for old in (*folder.glob("*.png"), *folder.glob("*.json")):
         if old.name not in kept:
             old.unlink()
-    pictures = draw(results, mixtures, trained, folder, mode.name == "quick")
     lean = [{k: v for k, v in toy.items() if k not in ("curves", "grid")} for toy in trained]
     small = {k: compact(v) if k != "controls" else v for k, v in mixtures.items()}
-    for name, content in (("fronts", fronts_json(mode, results)), ("mixtures", small), ("toys", lean)):
+    trials = fronts_json(mode, results)
+    for name, content in (("fronts", trials), ("mixtures", small), ("toys", lean)):
         text = json.dumps(content, separators=(",", ":")) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    # The page says what the files say, to their digits.
+    results = results_of(trials)
+    mixtures = {k: spread_out(v) if k != "controls" else v for k, v in small.items()}
+    pictures = draw(results, mixtures, trained, folder, mode.name == "quick")
     path = out / "evidence.md"
     text = page.document(mode, results, mixtures, trained, pictures, candidates(folder))
     path.write_text(text, encoding="utf-8")
