@@ -56,10 +56,9 @@ def forward(denoiser: Denoiser, point: Point, tangent: Tensor) -> tuple[Tensor, 
     Raises JacobianError for an operator outside of aten: PyTorch drops its tangent in silence. So it does
     with a part of x.addcmul_(x, t) and the like, which cannot be seen here.
     """
-    sigma = point.sigma.clone()
-    # In inference mode tangents are zero (before PyTorch 2.13).
+    # In inference mode, and by a tensor made there, tangents are zero (before PyTorch 2.13).
     with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _AtenOnly():
-        x, tangent = point.x.clone(), tangent.to(point.x.dtype, copy=True)
+        x, tangent, sigma = point.x.clone(), tangent.to(point.x.dtype, copy=True), point.sigma.clone()
         denoised, product = torch.func.jvp(lambda z: denoiser(z, sigma), (x,), (tangent,))
     return denoised, expand(point.alpha, product) * product
 
