@@ -48,11 +48,9 @@ class REGDemoPrompt(io.ComfyNode):
         if digit not in PROMPTS:
             raise ValueError(f"REGDemoPrompt: digit must be one of {', '.join(PROMPTS)}, got {digit!r}")
         labels = torch.eye(11, 10)[:, None]  # the last one: no condition
-        which = {
-            IN_TURN: slice(10),
-            ANY: slice(10, 11),
-        }  # ComfyUI repeats a batch of conditionings over the latents
-        return io.NodeOutput([[labels[which.get(digit) or slice(int(digit), int(digit) + 1)], {}]])
+        # ComfyUI repeats a batch of conditionings over the latents.
+        which = slice(10) if digit == IN_TURN else [10 if digit == ANY else int(digit)]
+        return io.NodeOutput([[labels[which], {}]])
 
 
 class REGDemoLatent(io.ComfyNode):

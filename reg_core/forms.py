@@ -23,12 +23,12 @@ class Rectified:
     """R v [B, ...] and its `factor`: what v is multiplied by, [B, ...] or one number a sample [B, 1, ...].
 
     For `product`, which is no multiple of v, it is <R v, v> / <v, v>. `bad` [B]: samples whose correction was
-    no finite number; they keep plain guidance, R = 1.
+    no finite number; they keep plain guidance, R = 1. None: there can be none.
     """
 
     vector: Tensor
     factor: Tensor
-    bad: Tensor
+    bad: Tensor | None = None
 
 
 def rectify(form: str, v: Tensor, product: Tensor) -> Rectified:
@@ -56,7 +56,7 @@ def rectify_by_factor(v: Tensor, factor: Tensor) -> Rectified:
     """R v = factor v for a known and finite factor [B]: the free forms."""
     wide = torch.promote_types(v.dtype, torch.float32)
     factor = expand(factor.to(wide), v)
-    return Rectified(factor * v.to(wide), factor, torch.zeros(len(v), dtype=torch.bool, device=v.device))
+    return Rectified(factor * v.to(wide), factor)
 
 
 def schedule_factor(sigma_ve: Tensor, data_std: float) -> Tensor:

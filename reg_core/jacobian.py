@@ -131,6 +131,5 @@ def rounding_error(point: Point, denoised: Tensor, product: Tensor, h: Tensor, d
     """
     wide = torch.promote_types(point.x.dtype, torch.float32)
     added = torch.linalg.vector_norm(flat(point.x.to(wide) - denoised), dim=1)
-    size = torch.linalg.vector_norm(flat(product.to(wide)), dim=1)
-    noise = (2**0.5 * torch.finfo(dtype).eps) * point.alpha.to(wide) * added
-    return noise / (flat(h)[:, 0].to(wide).abs() * size).clamp_min(1e-30)
+    size = torch.linalg.vector_norm(flat(h * product), dim=1)
+    return (2**0.5 * torch.finfo(dtype).eps) * point.alpha * added / size.clamp_min(1e-30)

@@ -32,7 +32,7 @@ class Kept:
 
     def fits(self, x: Tensor) -> bool:
         """True for a batch as large, and for an elementwise factor of latents of the same shape."""
-        return len(self.factor) == len(x) and (self.factor[0].numel() == 1 or self.factor.shape == x.shape)
+        return len(self.factor) == len(x) and (self.factor.numel() == len(x) or self.factor.shape == x.shape)
 
     def settled(self, level: float) -> bool:
         """True where the correction, carried to this level, is plain guidance within the tolerance."""
@@ -65,12 +65,11 @@ class Refresh:
         # Where both are infinite (flow at sigma 1) nothing has moved.
         ratio = torch.where(sigma_ve == kept.sigma_ve, 1, sigma_ve / kept.sigma_ve)
         factor = carry(kept.factor, ratio)
-        good = torch.zeros(len(v), dtype=torch.bool, device=v.device)
         if kept.displacement is None:
-            return Rectified(factor * v, factor, good)
+            return Rectified(factor * v, factor)
         away = 1 - kept.factor
         shrink = torch.where(away.abs() > 1e-6, (1 - factor) / away, 1)
-        return Rectified(v + shrink * kept.displacement * _norm(v), factor, good)
+        return Rectified(v + shrink * kept.displacement * _norm(v), factor)
 
     def keep(self, call: int, level: float, sigma_ve: Tensor, v: Tensor, fresh: Rectified, name: str) -> None:
         """Remember a correction that was computed in this call."""
@@ -85,8 +84,7 @@ class Refresh:
 
 def carried_share(share: float, ratio: float) -> float:
     """`forms.carry` of one number."""
-    numbers = (torch.tensor([number], dtype=torch.float64) for number in (share, ratio))
-    return float(carry(*numbers))
+    return share / (share + (1 - share) * ratio * ratio) if 0 < share < 1 else share
 
 
 def _norm(v: Tensor) -> Tensor:

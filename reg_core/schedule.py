@@ -105,11 +105,9 @@ def step_position(sigma: float, levels: Sequence[float]) -> float:
     A sampler of second order also asks between two levels: the position is interpolated there.
     """
     levels = [level for level in levels if level > 0]
-    return (
-        float(np.interp(-sigma, np.negative(levels), np.linspace(0, 1, len(levels))))
-        if len(levels) > 1
-        else 0.0
-    )
+    if len(levels) < 2:
+        return 0.0
+    return float(np.interp(-sigma, np.negative(levels), np.linspace(0, 1, len(levels))))
 
 
 def sigma_position(sigma: float, sigma_max: float) -> float:

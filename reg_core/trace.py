@@ -37,7 +37,7 @@ class Row:
     correction_high: float = math.nan
     nonfinite: float = 0.0
     error: float = math.nan
-    # Until here in the order of `measured`.
+    # Until here as `measured` puts them, the last two where there are any.
     cfg: float = math.nan
     engine: str = "none"
     product: str = ""
@@ -68,14 +68,13 @@ class Row:
 def measured(sigma: Tensor, v: Tensor, rectified: Rectified, weight: float, error: Tensor | None) -> Tensor:
     """The numbers of a call, in the order of Row. sigma [B], v [B, ...], w = cfg - 1, `error` 0-d."""
     wide = torch.promote_types(v.dtype, torch.float32)
-    factor = rectified.factor.to(wide).flatten()
+    factor, scale = rectified.factor.flatten(), abs(weight) / v.numel() ** 0.5
     ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
-    low, high = (ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
-    norms = [torch.linalg.vector_norm(t, dtype=wide) / t.numel() ** 0.5 for t in (v, rectified.vector)]
-    error = torch.full_like(low, math.nan) if error is None else error
-    numbers = [sigma.max(), *(abs(weight) * norm for norm in norms), factor.mean(), *factor.aminmax()]
-    numbers += [low, high, rectified.bad.sum(), error]
-    return torch.stack([number.to(wide) for number in numbers])
+    quantiles = [ranked[round(q * (len(ranked) - 1))] for q in QUANTILES]
+    norms = [scale * torch.linalg.vector_norm(t, dtype=wide) for t in (v, rectified.vector)]
+    numbers = [sigma.max(), *norms, factor.mean(), *factor.aminmax(), *quantiles]
+    numbers += [rectified.bad.sum()] if rectified.bad is not None else []
+    return torch.stack([*numbers, error] if error is not None else numbers)
 
 
 @dataclass
@@ -100,7 +99,7 @@ class Run:
         row._numbers = measured(sigma, v, rectified, row.cfg - 1, error)
         self._rows.append(row)
         factor = rectified.factor
-        if factor.ndim > 2 and factor[0, 0].numel() > 1:  # a number a sample has no place in the image
+        if factor.shape[2:].numel() > 1:  # a number a sample has no place in the image
             layer = factor.mean(1).float()
             same = self._heat is not None and self._heat.shape == layer.shape
             self._heat, self._heated = (self._heat + layer, self._heated + 1) if same else (layer, 1)

@@ -16,7 +16,7 @@ from ...reg_core.trace import Run, Trace
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
 from ..host.noise_levels import model_kind, point_at, sigma_bounds
-from ..host.options import PAIR, POST_CFG, Interrupted, calls_through, clone_options, hooked
+from ..host.options import PAIR, POST_CFG, Interrupted, calls_through, hooked
 
 KEY = "reg"
 log = logging.getLogger("ComfyUI-REG")
@@ -105,11 +105,8 @@ class RectifiedPair:
     uncond: object = None
 
     def options(self):
-        options = clone_options(self.given)
-        options[PAIR] = self.calc_cond_batch
-        if POST_CFG in options:
-            options[POST_CFG] = [self._with_true_uncond(function) for function in options[POST_CFG]]
-        return options
+        post_cfg = [self._with_true_uncond(function) for function in self.given.get(POST_CFG, [])]
+        return {**self.given, PAIR: self.calc_cond_batch, POST_CFG: post_cfg}
 
     def calc_cond_batch(self, args):
         self.reached = True

@@ -13,7 +13,7 @@ from ...reg_core.space import expand, flat
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
 from ..host.noise_levels import point_at, sigma_bounds
-from ..host.options import POST_CFG, Interrupted, calls_through, clone_options, hooked
+from ..host.options import POST_CFG, Interrupted, calls_through, hooked
 from .rectified import options_without_us
 
 KEY = "reg_reward"
@@ -31,9 +31,8 @@ def rewarded_model(model, reward, scale: float, rectified: bool, percents: tuple
         run = RewardRun(reward, scale, rectified, sigma_bounds(guider.model_patcher, *percents))
 
         def predict_noise(executor, x, timestep, model_options=None, seed=None):
-            options = clone_options(model_options or {})
-            options[POST_CFG] = [*options.get(POST_CFG, []), run.moved]
-            return executor(x, timestep, options, seed)
+            given = model_options or {}
+            return executor(x, timestep, {**given, POST_CFG: [*given.get(POST_CFG, []), run.moved]}, seed)
 
         with calls_through(guider, KEY, predict_noise):
             return executor(*args, **kwargs)

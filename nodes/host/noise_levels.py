@@ -10,12 +10,9 @@ from ...reg_core.point import Point
 
 def point_at(sampling, x, sigma) -> Point:
     """Where the model is evaluated, by the sampling class's `noise_scaling`: x [B, ...], sigma [1] or [B]."""
-    count = x.shape[0]
-    sigma = sigma.reshape(-1).expand(count).to(torch.promote_types(x.dtype, torch.float32))
-    latent = sigma.new_zeros(2 * count)  # not expanded: noise_scaling adds in place
-    latent[:count] = 1
-    scaled = sampling.noise_scaling(sigma.repeat(2), 1 - latent, latent)
-    alpha, s = scaled.reshape(-1).expand(2 * count).split(count)
+    sigma = sigma.expand(len(x)).to(torch.promote_types(x.dtype, torch.float32))
+    alpha = sampling.noise_scaling(sigma, torch.zeros_like(sigma), torch.ones_like(sigma))
+    s = sampling.noise_scaling(sigma, torch.ones_like(sigma), torch.zeros_like(sigma))
     return Point(x, sigma, alpha, s)
 
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
-import torch
 
 WrappersMP = comfy.patcher_extension.WrappersMP
 Interrupted = comfy.model_management.InterruptProcessingException
@@ -37,21 +36,19 @@ def quiet(model_options, dropped=CACHES):
 
 def with_shifted_rows(model_options, step):
     """model_options under which the rows of cond list 2 are those of cond list 0 at x + `step`."""
-    options = clone_options(model_options)
-    previous = options.get("model_function_wrapper")
+    previous = model_options.get("model_function_wrapper")
 
     def call(apply_model, args):
-        x, which = args["input"], args["cond_or_uncond"]
-        rows = x.shape[0] // len(which)
-        parts = [step if i == 2 else torch.zeros_like(step) for i in which]
-        shift = torch.cat([part.expand(rows, *step.shape[1:]) for part in parts])
+        x, which = args["input"].clone(), args["cond_or_uncond"]
+        for rows, i in zip(x.chunk(len(which)), which, strict=True):
+            if i == 2:
+                rows += step
         seen = [0 if i == 2 else i for i in which]
         c = {**args["c"], "transformer_options": {**args["c"]["transformer_options"], "cond_or_uncond": seen}}
-        args = {**args, "input": (x + shift.to(x.device)).to(x.dtype), "c": c, "cond_or_uncond": seen}
+        args = {**args, "input": x, "c": c, "cond_or_uncond": seen}
         return previous(apply_model, args) if previous else apply_model(args["input"], args["timestep"], **c)
 
-    options["model_function_wrapper"] = call
-    return options
+    return {**model_options, "model_function_wrapper": call}
 
 
 def hooked(model, key: str, outer_sample, alone: bool = True):
