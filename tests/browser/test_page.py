@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.host.server import ComfyServer
-from tests.host.workflow import LOADERS, _widgets, to_api
+from tests.host.workflow import LOADERS, to_api, widgets_of
 
 from .conftest import REPO, Comfy
 
@@ -186,7 +186,7 @@ def test_blueprint(comfy, server):
 
 def inputs_of_unlinked(file, server):
     """The blueprint's prompt as the converter makes it, where nothing is connected to the node yet."""
-    info = {name: {"input": {"required": _widgets(node["input"])}} for name, node in server.object_info().items()}
+    info = {name: {"input": {"required": widgets_of(node["input"])}} for name, node in server.object_info().items()}
     return inputs_of(to_api(file, info))
 
 
