@@ -82,14 +82,14 @@ def choose(tab, form):
         tab.page.get_by_role("option", name=form, exact=True).click()
         return
     for _ in range(len(FORMS)):  # by the arrow at its right end
-        value, x, y = tab.page.evaluate(
-            "() => { const n = app.graph._nodes.find(n => n.type == 'REGGuidance'), w = n.widgets[0], d = app.canvas.ds;"
-            "return [w.value, (n.pos[0] + n.size[0] - 24 + d.offset[0]) * d.scale, (n.pos[1] + w.last_y + 10 + d.offset[1]) * d.scale]; }"
+        value, width, x, y = tab.page.evaluate(
+            "() => { const n = app.graph._nodes.find(n => n.type == 'REGGuidance'), w = n.widgets[0], d = app.canvas.ds, c = app.canvas.canvas.getBoundingClientRect();"
+            "return [w.value, n.size[0] * d.scale, (n.pos[0] + d.offset[0]) * d.scale + c.x, (n.pos[1] + w.last_y + 10 + d.offset[1]) * d.scale + c.y]; }"
         )
         if value == form:
             return
-        left = FORMS.index(value) > FORMS.index(form)
-        tab.page.mouse.click(x - (tab.page.evaluate("app.graph._nodes.find(n => n.type == 'REGGuidance').size[0]") - 48 if left else 0), y)
+        arrow = 24 * tab.page.evaluate("app.canvas.ds.scale")
+        tab.page.mouse.click(x + (arrow if FORMS.index(value) > FORMS.index(form) else width - arrow), y)
         tab.page.wait_for_timeout(400)
     raise AssertionError(form)
 

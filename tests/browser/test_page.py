@@ -85,7 +85,7 @@ def test_widgets_have_the_limits_of_the_schema(comfy, server):
             assert choices is None or widget["choices"] == choices
             if "default" in options:
                 assert widget["value"] == options["default"], (name, input_)
-    assert seen > 60
+    assert seen > 50
 
 
 def region(comfy, title):
@@ -190,7 +190,7 @@ def inputs_of_unlinked(file, server):
     return inputs_of(to_api(file, info))
 
 
-@pytest.mark.parametrize("language", ["zh", "fr"])
+@pytest.mark.parametrize("language", ["zh", "ja"])
 def test_other_languages(language, browser, translated_server):
     """Oracle: the file of names in that language."""
     names = read(REPO / "locales" / language / "nodeDefs.json")
