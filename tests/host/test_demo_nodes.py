@@ -32,7 +32,7 @@ def test_the_model_is_the_librarys_denoiser(host, pack, digits, variant):
 
 
 @pytest.mark.parametrize("form", ["row_sum", "scalar", "product", "schedule"])
-@pytest.mark.parametrize("engine", ["finite_difference", "forward", "reverse"])
+@pytest.mark.parametrize("engine", ["finite_difference", "reverse"])
 def test_every_form_and_engine_keeps_drawing_the_digit(host, pack, digits, form, engine):
     model, trace = reg.apply(pack, digits.patcher, form, engine, data_std=0.75)
     out = tiny.sample(digits, model, cfg=5.0, steps=12, batch=8, sampler="heun", scheduler="karras")

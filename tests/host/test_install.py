@@ -106,7 +106,7 @@ def test_the_page_finds_texts_and_workflows(installed, host):
         got = fetched(running, *route, path.name)
         assert got == path.read_bytes() or (got is None and folder.name != urllib.parse.quote(folder.name)), path
     texts = {path.parent.name: {"nodeDefs": json.loads(path.read_text(encoding="utf-8"))} for path in folder.glob("locales/*/nodeDefs.json")}
-    assert running.get("/i18n") == texts and len(texts) == 8
+    assert running.get("/i18n") == texts and len(texts) == 4
     if (host.path / "app" / "subgraph_manager.py").is_file():
         (file,) = folder.glob("subgraphs/*.json")
         ((key, entry),) = ((k, v) for k, v in running.get("/global_subgraphs").items() if v["source"] == "custom_node")
