@@ -83,7 +83,8 @@ def choose(tab, form):
         return
     for _ in range(len(FORMS)):  # by the arrow at its right end
         value, width, x, y = tab.page.evaluate(
-            "() => { const n = app.graph._nodes.find(n => n.type == 'REGGuidance'), w = n.widgets[0], d = app.canvas.ds, c = app.canvas.canvas.getBoundingClientRect();"
+            "() => { const n = app.graph._nodes.find(n => n.type == 'REGGuidance'), w = n.widgets[0];"
+            "const d = app.canvas.ds, c = app.canvas.canvas.getBoundingClientRect();"
             "return [w.value, n.size[0] * d.scale, (n.pos[0] + d.offset[0]) * d.scale + c.x, (n.pos[1] + w.last_y + 10 + d.offset[1]) * d.scale + c.y]; }"
         )
         if value == form:
