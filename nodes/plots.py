@@ -57,8 +57,10 @@ def _chosen(runs, index):
     if not runs and index in (-1, 0):
         return None, ""
     if not -len(runs) <= index < len(runs):
-        held = f"the trace holds {len(runs)} (-1 is the last, 0 the oldest kept)"
-        raise ValueError(f"REGTracePlot: run {index} asked for, but {held}")
+        raise ValueError(
+            f"REGTracePlot: run {index} asked for, but the trace holds {len(runs)} "
+            "(-1 is the last, 0 the oldest kept)"
+        )
     chosen = runs[index]
     title = f"REG {chosen.form}" + (f", strength {chosen.strength:g}" if chosen.strength != 1 else "")
     return chosen, title + (f" - run {index % len(runs) + 1} of {len(runs)}" if len(runs) > 1 else "")
