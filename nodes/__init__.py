@@ -1,7 +1,6 @@
 """The doors: a node class each, by feature. Schemas and small conversions only."""
 
 from comfy_api.latest import ComfyExtension, io
-from typing_extensions import override
 
 from . import autoguidance, calibrate, demo, guidance, plots, reward, schedules, sweep
 
@@ -17,6 +16,5 @@ NODES = [
 class RegExtension(ComfyExtension):
     """The pack as ComfyUI sees it."""
 
-    @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

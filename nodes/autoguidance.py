@@ -1,5 +1,4 @@
-"""REGAutoguidance, REGReferenceModel: guidance by the difference of two models. REGWeakModel: a second one
-from the first."""
+"""REGAutoguidance, REGReferenceModel: guidance by the difference of two models. REGWeakModel makes one."""
 
 import math
 
@@ -35,17 +34,16 @@ class REGAutoguidance(io.ComfyNode):
             if not math.isfinite(value):
                 raise ValueError(f"REGAutoguidance: {name} must be finite, got {value}")
         if negative is None and not math.isclose(cfg, 1.0):
-            raise ValueError(
-                f"REGAutoguidance: cfg {cfg} needs a negative prompt: connect one, or set cfg to 1"
-            )
+            raise ValueError(f"REGAutoguidance: cfg {cfg} needs a negative prompt: connect one")
         weights = scale - 1, cfg - 1
         total = sum(weights)
         if abs(total) < 1e-6 and max(map(abs, weights)) > 1e-6:
             raise ValueError(f"REGAutoguidance: scale {scale} and cfg {cfg} cancel each other; change one")
-        patched = with_reference(model, weak_model, weights)
-        return io.NodeOutput(
-            cfg_guider(patched, positive, positive if negative is None else negative, 1 + total)
+        patched, other = (
+            with_reference(model, weak_model, weights),
+            positive if negative is None else negative,
         )
+        return io.NodeOutput(cfg_guider(patched, positive, other, 1 + total))
 
 
 class REGReferenceModel(io.ComfyNode):

@@ -1,11 +1,10 @@
-"""REGCalibrate and REGLoadCalibration: the correction measured once per model, kept as a small .safetensors
-table."""
+"""REGCalibrate and REGLoadCalibration: the correction measured once per model, kept as a small table."""
 
 from comfy_api.latest import io
 
 from ..reg_core.calibration import Calibration, Measurement
 from ..reg_core.forms import PRODUCT_FORMS
-from ..reg_core.settings import ENGINES, Settings
+from ..reg_core.settings import Settings
 from . import schema as sockets
 from .hooks.rectified import log, rectified_model
 from .host.noise_levels import model_kind
@@ -34,10 +33,8 @@ class REGCalibrate(io.ComfyNode):
                 whole("runs", 2, 1, 64),
                 whole("seed", 0, 0, SEEDS - 1),
                 io.String.Input("filename_prefix", default="reg_calibration/table"),
-                *advanced(
-                    choice("sampler_name", SAMPLERS, "euler"), choice("scheduler", SCHEDULERS, "karras")
-                ),
-                *advanced(choice("engine", ENGINES)),
+                *advanced(choice("sampler_name", SAMPLERS, "euler")),
+                *advanced(choice("scheduler", SCHEDULERS, "karras")),
                 *(io.Conditioning.Input(name, optional=True) for name in MORE_PROMPTS),
             ],
             outputs=[sockets.Calibration.Output(), io.String.Output()],
@@ -47,18 +44,18 @@ class REGCalibrate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent_image, filename_prefix, **values) -> io.NodeOutput:
-        """`values`: form, engine, runs, seed; those of sample_once; and further prompts."""
-        form, engine, runs, seed = (values.pop(name) for name in ("form", "engine", "runs", "seed"))
+        """`values`: form, runs, seed; those of sample_once; and further prompts."""
+        form, runs, seed = (values.pop(name) for name in ("form", "runs", "seed"))
         further = [values.pop(name, None) for name in MORE_PROMPTS]
         prompts = [positive, *(prompt for prompt in further if prompt is not None)]
         measurement = Measurement()
-        patched, _ = rectified_model(model, Settings(form=form, engine=engine), observe=measurement)
+        patched, _ = rectified_model(model, Settings(form=form), observe=measurement)
         callback = step_counter(values["steps"] * runs * len(prompts))
         for prompt in prompts:
             for run in range(runs):
                 sample_once(patched, prompt, negative, latent_image, (seed + run) % SEEDS, callback, **values)
         prediction, latent = model_kind(model)
-        notes = {"runs": runs * len(prompts), "engine": engine, **values}
+        notes = {"runs": runs * len(prompts), **values}
         about = {"prediction": prediction, "latent": latent, "model": type(model.model).__name__}
         table = measurement.table(form, **about, notes=notes)
         text = table.summary()

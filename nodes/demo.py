@@ -1,5 +1,4 @@
-"""REGDemo*: a small class-conditional model of handwritten digits, shipped with the pack. No download,
-seconds on a CPU."""
+"""REGDemo*: a small model of handwritten digits that comes with the pack. No download, seconds on a CPU."""
 
 import math
 
@@ -48,12 +47,12 @@ class REGDemoPrompt(io.ComfyNode):
     def execute(cls, digit) -> io.NodeOutput:
         if digit not in PROMPTS:
             raise ValueError(f"REGDemoPrompt: digit must be one of {', '.join(PROMPTS)}, got {digit!r}")
-        if digit == IN_TURN:  # ComfyUI repeats a batch of conditionings over the latents
-            return io.NodeOutput([[torch.eye(10)[:, None], {}]])
-        label = torch.zeros(1, 1, 10)
-        if digit != ANY:
-            label[0, 0, int(digit)] = 1
-        return io.NodeOutput([[label, {}]])
+        labels = torch.eye(11, 10)[:, None]  # the last one: no condition
+        which = {
+            IN_TURN: slice(10),
+            ANY: slice(10, 11),
+        }  # ComfyUI repeats a batch of conditionings over the latents
+        return io.NodeOutput([[labels[which.get(digit) or slice(int(digit), int(digit) + 1)], {}]])
 
 
 class REGDemoLatent(io.ComfyNode):
@@ -87,9 +86,7 @@ class REGDemoDecode(io.ComfyNode):
     def execute(cls, latent, scale, columns) -> io.NodeOutput:
         samples = latent["samples"]
         if samples.ndim != 4 or samples.shape[1] != 1:
-            raise ValueError(
-                f"REGDemoDecode: want latents of shape [batch, 1, height, width], got {list(samples.shape)}"
-            )
+            raise ValueError(f"REGDemoDecode: want latents [B, 1, H, W], got {list(samples.shape)}")
         images = F.interpolate(((samples.float() + 1) / 2).clamp(0, 1), scale_factor=scale, mode="nearest")
         if columns > 0:
             framed = F.pad(images, (scale // 2,) * 4, value=0.25)  # or neighbours would run into each other

@@ -5,18 +5,7 @@ from comfy_api.latest import io
 from ..reg_core.forms import FORMS
 from ..reg_core.settings import ENGINES, Settings
 from .hooks.rectified import rectified_model
-from .schema import (
-    GUIDANCE,
-    Calibration,
-    Trace,
-    advanced,
-    check_percents,
-    choice,
-    described,
-    number,
-    percents,
-    whole,
-)
+from .schema import GUIDANCE, Calibration, Trace, advanced, choice, described, number, percents, whole
 
 
 class REGGuidance(io.ComfyNode):
@@ -45,12 +34,7 @@ class REGGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model, form, start_percent, end_percent, calibration=None, **settings) -> io.NodeOutput:
         """`settings`: strength, skip_below, data_std, engine, refresh."""
-        bounds = check_percents("REGGuidance", start_percent, end_percent)
         if form == "calibrated" and calibration is None:
-            raise ValueError(
-                "REGGuidance: form 'calibrated' needs a table: connect REG Calibrate or REG Load Calibration"
-            )
-        table = calibration if form == "calibrated" else None
-        return io.NodeOutput(
-            *rectified_model(model, Settings(form=form, calibration=table, **settings), bounds)
-        )
+            raise ValueError("REGGuidance: form 'calibrated' needs a table, from REG Calibrate or a file")
+        chosen = Settings(form=form, calibration=calibration if form == "calibrated" else None, **settings)
+        return io.NodeOutput(*rectified_model(model, chosen, (start_percent, end_percent)))

@@ -12,7 +12,7 @@ from ..reg_core.drawing.traces import AXES as TRACE_AXES
 from ..reg_core.trace import Trace as RunTrace
 from .hooks import rectified, scheduled
 from .host.noise_levels import point_at
-from .host.runs import hooks_of
+from .host.options import hooks_of
 from .schema import GUIDANCE, Trace, choice, described, number, whole
 
 
@@ -43,8 +43,6 @@ class REGTracePlot(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace, latent, axis, theme, run, image=None) -> io.NodeOutput:
-        if not isinstance(trace, RunTrace):
-            raise ValueError(f"REGTracePlot: want the trace of REG Guidance, got {type(trace).__name__}")
         chosen, title = _chosen(trace.runs, run)
         plot = to_tensor(drawing.plot_run(chosen, axis, theme, title))
         heat, remark = drawing.heat_pictures(chosen.heat if chosen else None, image, theme)
@@ -57,10 +55,8 @@ def _chosen(runs, index):
     if not runs and index in (-1, 0):
         return None, ""
     if not -len(runs) <= index < len(runs):
-        raise ValueError(
-            f"REGTracePlot: run {index} asked for, but the trace holds {len(runs)} "
-            "(-1 is the last, 0 the oldest kept)"
-        )
+        held = f"the trace holds {len(runs)} (-1 is the last, 0 the oldest kept)"
+        raise ValueError(f"REGTracePlot: run {index} asked for, but {held}")
     chosen = runs[index]
     title = f"REG {chosen.form}" + (f", strength {chosen.strength:g}" if chosen.strength != 1 else "")
     return chosen, title + (f" - run {index % len(runs) + 1} of {len(runs)}" if len(runs) > 1 else "")
@@ -87,9 +83,7 @@ class REGSchedulePlot(io.ComfyNode):
     @classmethod
     def execute(cls, model, sigmas, cfg, axis, theme) -> io.NodeOutput:
         if sigmas.ndim != 1 or len(sigmas) < 2 or not torch.isfinite(sigmas).all():
-            raise ValueError(
-                f"REGSchedulePlot: want at least two finite sigmas in a row, got {sigmas.tolist()}"
-            )
+            raise ValueError(f"REGSchedulePlot: want two or more finite sigmas, got {sigmas.tolist()}")
         if not math.isfinite(cfg):
             raise ValueError(f"REGSchedulePlot: cfg must be finite, got {cfg}")
         points, lines = schedule_points(model, sigmas.detach().float().cpu(), cfg)
@@ -98,12 +92,11 @@ class REGSchedulePlot(io.ComfyNode):
 
 
 def schedule_points(model, sigmas, cfg):
-    """([SchedulePoint a step], [what is in force, in words]) of a MODEL for SIGMAS [steps + 1] and the cfg of
-    the sampler."""
+    """([SchedulePoint a step], [what is in force, in words]) of a MODEL for SIGMAS [steps + 1] and a cfg."""
     sampling, levels = model.get_model_object("model_sampling"), scheduled.levels_of(model, sigmas)
     schedules = hooks_of(model, scheduled.KEY)
     (reg,) = hooks_of(model, rectified.KEY) or [None]
-    settings = None if reg is None else reg.settings_for(sampling)
+    settings = None if reg is None else reg.settings_for(model)
     points = []
     for sigma in sigmas[:-1]:
         in_force = cfg
@@ -114,11 +107,8 @@ def schedule_points(model, sigmas, cfg):
         if active and settings.free:
             sigma_ve = point_at(sampling, torch.zeros(1, 1), sigma).sigma_ve
             factor = 1 + settings.strength * (float(settings.free_factor(sigma_ve)) - 1)
-        points.append(
-            drawing.SchedulePoint(
-                float(sigma), levels.percent(float(sigma)), round(in_force, 9), active, factor
-            )
-        )
+        at = float(sigma), levels.percent(float(sigma))
+        points.append(drawing.SchedulePoint(*at, round(in_force, 9), active, factor))
     labels = " times ".join(hook.label for hook in schedules)
     lines = [f"cfg {cfg:g}: weight {cfg - 1:g}" + (f", times {labels}" if labels else " at every step")]
     if settings is None:

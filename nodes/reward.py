@@ -1,10 +1,11 @@
-"""Classifier guidance by a reward on the denoised prediction: REGRewardGuidance and the rewards that ship
-with the pack.
+"""Classifier guidance by a reward on the denoised prediction: REGRewardGuidance and a few rewards.
 
-A reward is any object with `log_prob(x0) -> [B]`, where x0 [B, ...] are clean latents as a VAE takes them. A
-third pack makes one by returning such an object from a REG_REWARD output."""
+A reward is any object with `log_prob(x0) -> [B]`, where x0 [B, ...] are clean latents as a VAE takes them.
+Another pack makes one by returning such an object from a REG_REWARD output.
+"""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from comfy_api.latest import io
@@ -12,7 +13,7 @@ from comfy_api.latest import io
 from ..reg_core.lab.models import load_digits_classifier
 from .hooks.rewarded import rewarded_model
 from .host.image_reward import ImageReward
-from .schema import GUIDANCE, Reward, advanced, check_percents, choice, described, number, percents, whole
+from .schema import GUIDANCE, Reward, advanced, choice, described, number, percents, whole
 
 REWARD = "REG/reward"
 
@@ -36,14 +37,11 @@ class REGRewardGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, reward, scale, rectified, start_percent, end_percent) -> io.NodeOutput:
-        bounds = check_percents("REGRewardGuidance", start_percent, end_percent)
         if not math.isfinite(scale):
             raise ValueError(f"REGRewardGuidance: scale must be finite, got {scale}")
         if not callable(getattr(reward, "log_prob", None)):
-            raise ValueError(
-                f"REGRewardGuidance: a reward needs log_prob(x0), {type(reward).__name__} has none"
-            )
-        return io.NodeOutput(rewarded_model(model, reward, scale, rectified, bounds))
+            raise ValueError(f"REGRewardGuidance: {type(reward).__name__} is no reward, without log_prob(x0)")
+        return io.NodeOutput(rewarded_model(model, reward, scale, rectified, (start_percent, end_percent)))
 
 
 class REGRewardDigit(io.ComfyNode):
@@ -69,18 +67,13 @@ class DigitReward:
 
     def __init__(self, digit: int):
         self.digit = digit
-        self.classifier = None
+        with torch.inference_mode(False):  # weights that autograd may save
+            self.classifier = load_digits_classifier()
 
     def log_prob(self, x0):
-        if self.classifier is None:
-            with torch.inference_mode(False):  # weights that autograd may save
-                self.classifier = load_digits_classifier(device=x0.device)
-        labels = (
-            torch.arange(len(x0), device=x0.device) % 10
-            if self.digit < 0
-            else x0.new_full((len(x0),), self.digit)
-        )
-        return self.classifier(x0.float()).log_softmax(1).gather(1, labels.long()[:, None])[:, 0]
+        every = torch.arange(len(x0), device=x0.device)
+        labels = every % 10 if self.digit < 0 else self.digit
+        return self.classifier.to(x0.device)(x0.float()).log_softmax(1)[every, labels]
 
 
 class REGRewardLatent(io.ComfyNode):
@@ -105,26 +98,22 @@ class REGRewardLatent(io.ComfyNode):
         return io.NodeOutput(LatentReward(target["samples"], match, tolerance))
 
 
+@dataclass(frozen=True, eq=False)
 class LatentReward:
     """-|f(x0) - f(target)|^2 / (2 tolerance^2), f the latent itself or its mean per channel."""
 
-    def __init__(self, target, match, tolerance):
-        self.target, self.match, self.tolerance = target, match, tolerance
+    target: torch.Tensor
+    match: str
+    tolerance: float
 
     def log_prob(self, x0):
         target = self.target.to(x0).clone()
-        if target.shape[1] != x0.shape[1]:
-            raise ValueError(
-                f"REGRewardLatent: the target has {target.shape[1]} channels, the model {x0.shape[1]}"
-            )
-        if self.match == "mean":
-            difference = x0.flatten(2).mean(2) - target.flatten(2).mean(2)
-        elif target.shape[2:] == x0.shape[2:]:
-            difference = x0 - target
-        else:
-            sizes = f"the target is {list(target.shape[2:])}, the model's latents {list(x0.shape[2:])}"
-            raise ValueError(f"REGRewardLatent: {sizes}; match 'mean' takes any size")
-        return -(difference**2).flatten(1).sum(1) / (2 * self.tolerance**2)
+        if self.match == "mean":  # takes any size
+            x0, target = x0.flatten(2).mean(2), target.flatten(2).mean(2)
+        if target.shape[1:] != x0.shape[1:]:
+            shapes = f"the target is {list(target.shape[1:])}, the model's latents {list(x0.shape[1:])}"
+            raise ValueError(f"REGRewardLatent: match {self.match!r}: {shapes}")
+        return -((x0 - target) ** 2).flatten(1).sum(1) / (2 * self.tolerance**2)
 
 
 class REGRewardImage(io.ComfyNode):

@@ -5,12 +5,8 @@ from comfy_api.latest import io
 from ..reg_core import presets
 from ..reg_core.presets import PRESETS, CfgSchedule
 from ..reg_core.schedule import AXES, Curve
-from .hooks.scheduled import ScheduleHook
+from .hooks.scheduled import scheduled_model
 from .schema import GUIDANCE, choice, described, number
-
-
-def _scheduled(model, schedule, label):
-    return io.NodeOutput(ScheduleHook(schedule, label).onto(model))
 
 
 class REGScheduleLinear(io.ComfyNode):
@@ -32,7 +28,7 @@ class REGScheduleLinear(io.ComfyNode):
     @classmethod
     def execute(cls, model, start, end, axis) -> io.NodeOutput:
         label = f"linear schedule {start:g} to {end:g} over {axis}"
-        return _scheduled(model, presets.linear(axis, start, end), label)
+        return io.NodeOutput(scheduled_model(model, presets.linear(axis, start, end), label))
 
 
 class REGScheduleCosine(io.ComfyNode):
@@ -52,9 +48,8 @@ class REGScheduleCosine(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, power, axis) -> io.NodeOutput:
-        return _scheduled(
-            model, presets.cosine(axis, power), f"cosine schedule of power {power:g} over {axis}"
-        )
+        label = f"cosine schedule of power {power:g} over {axis}"
+        return io.NodeOutput(scheduled_model(model, presets.cosine(axis, power), label))
 
 
 class REGScheduleInterval(io.ComfyNode):
@@ -75,9 +70,8 @@ class REGScheduleInterval(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, start, end, axis) -> io.NodeOutput:
-        return _scheduled(
-            model, presets.interval(axis, start, end), f"interval {start:g} to {end:g} over {axis}"
-        )
+        label = f"interval {start:g} to {end:g} over {axis}"
+        return io.NodeOutput(scheduled_model(model, presets.interval(axis, start, end), label))
 
 
 class REGScheduleCurve(io.ComfyNode):
@@ -98,18 +92,8 @@ class REGScheduleCurve(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, points, axis, curve=None) -> io.NodeOutput:
-        schedule, name = (Curve.parse(points), points.strip()) if curve is None else (_native(curve), "drawn")
-        return _scheduled(model, CfgSchedule(schedule, axis), f"curve {name} over {axis}")
-
-
-def _native(value):
-    """ComfyUI's CURVE (its object, or the page's raw form) as a function of x in [0, 1]."""
-    from comfy_api.input import CurveInput  # newer hosts only
-
-    curve = CurveInput.from_raw(value)
-    if not curve.points:
-        raise ValueError(f"a curve needs at least one point, got {value!r}")
-    return curve.interp
+        schedule, name = (Curve.parse(points), points.strip()) if curve is None else (curve.interp, "drawn")
+        return io.NodeOutput(scheduled_model(model, CfgSchedule(schedule, axis), f"curve {name} over {axis}"))
 
 
 def _curve_socket():

@@ -14,8 +14,7 @@ ENGLISH = json.loads(WORDS.read_text(encoding="utf-8"))
 
 
 def described(schema, *aliases):
-    """The schema with its English names and tooltips (locales/en), and search words on hosts that have
-    them."""
+    """The schema with its English words (locales/en), and with search words on hosts that have them."""
     words = ENGLISH[schema.node_id]
     schema.display_name, schema.description = words["display_name"], words["description"]
     for given in schema.inputs:
@@ -53,13 +52,5 @@ def advanced(*widgets):
 
 def percents():
     """Where a node acts, as fractions of the model's schedule."""
-    return advanced(
-        *(number(f"{name}_percent", at, 0.0, 1.0, 0.001) for name, at in (("start", 0.0), ("end", 1.0)))
-    )
-
-
-def check_percents(node: str, start: float, end: float) -> tuple[float, float]:
-    """Both, in order. Raises ValueError for a value outside of [0, 1] or an end before the start."""
-    if not 0 <= start <= end <= 1:
-        raise ValueError(f"{node}: want 0 <= start_percent <= end_percent <= 1, got {start} and {end}")
-    return start, end
+    bounds = {"start_percent": 0.0, "end_percent": 1.0}
+    return advanced(*(number(name, default, 0.0, 1.0, 0.001) for name, default in bounds.items()))

@@ -1,11 +1,10 @@
-"""REGSweep and REGGrid: the same seed at several cfg values and forms, through an ordinary sampler, on one
-labelled sheet.
+"""REGSweep and REGGrid: the same seed at several cfg values and forms, on one labelled sheet.
 
-ComfyUI runs a node once for every entry of a list. REGSweep gives lists, the sampler and the decoder follow,
-and REGGrid takes the list as a whole."""
+ComfyUI runs a node once for every entry of a list. REGSweep gives lists, an ordinary sampler and decoder
+follow, and REGGrid takes the list as a whole.
+"""
 
 import dataclasses
-import math
 import re
 
 from comfy_api.latest import io
@@ -16,7 +15,7 @@ from ..reg_core.drawing.grid import SEPARATOR
 from ..reg_core.forms import FORMS
 from ..reg_core.settings import Settings
 from .hooks.rectified import KEY, rectified_model
-from .host.runs import hooks_of
+from .host.options import hooks_of
 from .schema import GUIDANCE, Trace, choice, described, whole
 
 MOST_RUNS = 64
@@ -34,9 +33,7 @@ class REGSweep(io.ComfyNode):
                 io.String.Input("forms", default="off, row_sum, schedule"),
                 io.String.Input("strengths", default="1"),
             ],
-            outputs=[
-                *(socket.Output(is_output_list=True) for socket in (io.Model, io.Float, io.String, Trace))
-            ],
+            outputs=[kind.Output(is_output_list=True) for kind in (io.Model, io.Float, io.String, Trace)],
         )
         return described(schema, "xy plot", "grid search", "compare cfg", "cfg sweep", "parameter sweep")
 
@@ -46,14 +43,11 @@ class REGSweep(io.ComfyNode):
         for form in chosen:
             if form not in FORMS:
                 raise ValueError(f"REGSweep: forms must be out of {', '.join(FORMS)}; got {form!r}")
-        (hook,) = hooks_of(model, KEY) or [None]
-        settings, percents = (
-            (Settings(refresh=4), (0.0, 1.0)) if hook is None else (hook.settings, hook.percents)
-        )
+        settings, percents = Settings(refresh=4), (0.0, 1.0)
+        for hook in hooks_of(model, KEY):
+            settings, percents = hook.settings, hook.percents
         if "calibrated" in chosen and settings.calibration is None:
-            raise ValueError(
-                "REGSweep: form 'calibrated' needs a table: put REG Guidance with form 'calibrated' in front"
-            )
+            raise ValueError("REGSweep: form 'calibrated' needs a table: put REG Guidance with one in front")
         rows = combinations(chosen, numbers("strengths", strengths, -10.0, 10.0))
         if (count := len(rows) * len(scales)) > MOST_RUNS:
             product = f"{len(scales)} cfgs times {len(rows)} forms and strengths"
@@ -70,12 +64,9 @@ class REGSweep(io.ComfyNode):
 
 def combinations(forms, strengths):
     """[(row heading, form, strength)]: every form at every strength, `off` once."""
-    rows = []
-    for form in forms:
-        for strength in strengths if form != "off" else [1.0]:
-            plain = form == "off" or strengths == [1.0]
-            rows.append((form if plain else f"{form} x {strength:g}", form, strength))
-    return rows
+    pairs = [(form, strength) for form in forms for strength in (strengths if form != "off" else [1.0])]
+    named = strengths != [1.0]
+    return [(f"{f} x {s:g}" if named and f != "off" else f, f, s) for f, s in pairs]
 
 
 def numbers(name, text, low, high) -> list[float]:
@@ -85,10 +76,8 @@ def numbers(name, text, low, high) -> list[float]:
         try:
             value = float(piece)
         except ValueError:
-            raise ValueError(
-                f"REGSweep: {name}: cannot read {piece!r} as a number; write '2, 4, 8'"
-            ) from None
-        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"REGSweep: {name}: {piece!r} is no number; write '2, 4, 8'") from None
+        if not low <= value <= high:
             raise ValueError(f"REGSweep: {name} must be between {low:g} and {high:g}, got {piece}")
         values.append(value)
     return _once(name, values)
@@ -119,7 +108,6 @@ class REGGrid(io.ComfyNode):
                 io.String.Input("labels", force_input=True),
                 whole("columns", 0, 0, 64),
                 choice("theme", THEMES, "dark"),
-                Trace.Input("trace", optional=True),
             ],
             outputs=[io.Image.Output()],
             is_input_list=True,
@@ -127,15 +115,5 @@ class REGGrid(io.ComfyNode):
         return described(schema, "xy plot", "image grid", "contact sheet", "comparison sheet")
 
     @classmethod
-    def execute(cls, images, labels, columns, theme, trace=None) -> io.NodeOutput:
-        if trace and len(labels) == len(images) != len(trace):
-            mismatch = f"{len(trace)} traces for {len(images)} images"
-            raise ValueError(f"REGGrid: {mismatch}: take images, labels and traces from the same sweep")
-        captions = [caption(one) for one in trace or []]
-        return io.NodeOutput(drawing.labelled_grid(images, labels, columns[0], theme[0], captions))
-
-
-def caption(trace) -> str:
-    """The effective cfg of a trace's last run; nothing where nothing was rectified."""
-    value = trace.last.effective_cfg if trace.last is not None else math.nan
-    return f"effective cfg {value:.2f}" if math.isfinite(value) else ""
+    def execute(cls, images, labels, columns, theme) -> io.NodeOutput:
+        return io.NodeOutput(drawing.labelled_grid(images, labels, columns[0], theme[0]))

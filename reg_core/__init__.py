@@ -1,16 +1,4 @@
-"""REG, Rectified Gradient Guidance (ICML 2025, arXiv 2501.18865), for any denoiser. Needs torch only.
-
->>> import torch, reg_core
->>> def cond(x, sigma):  # any denoiser (x, sigma) -> D; here the exact one of N(1, 0.5^2)
-...     return 1 + (x - 1) * 0.25 / (0.25 + reg_core.expand(sigma, x) ** 2)
->>> def uncond(x, sigma):
-...     return x / (1 + reg_core.expand(sigma, x) ** 2)
->>> sigmas = reg_core.karras_sigmas(20, 0.02, 20.0)
->>> guided = reg_core.Guided(cond, uncond, weight=2.0, settings=reg_core.Settings(form="row_sum"))
->>> images = reg_core.sample_heun(guided, 20.0 * torch.randn(4, 3, 8, 8), sigmas)
->>> len(guided.trace.last.rows)
-39
-"""
+"""REG, Rectified Gradient Guidance (ICML 2025, arXiv 2501.18865), for any denoiser. Begin with `Guided`."""
 
 from .branches import Branches
 from .calibration import Calibration, Measurement
@@ -20,7 +8,7 @@ from .guided import Guidance, Guided, calibrate
 from .jacobian import JacobianError, finite_difference, forward, reverse
 from .point import Point
 from .rectifier import Prediction, Rectifier
-from .sampling import flow_sigmas, karras_sigmas, sample_ddpm, sample_euler, sample_heun
+from .sampling import karras_sigmas, sample_ddpm, sample_euler, sample_heun
 from .schedule import AXES, Band, Cosine, Curve, Linear, sigma_position, step_position
 from .settings import ENGINES, Settings
 from .space import FLOW, VE, VP, Space, as_batch, expand, from_denoised, to_denoised
@@ -29,10 +17,10 @@ from .trace import Row, Run, Trace
 __version__ = "0.1.0"
 
 __all__ = [
-    "AXES", "ENGINES", "FLOW", "FORMS", "VE", "VP",
-    "Band", "Branches", "Calibration", "Cosine", "Curve", "Guidance", "Guided", "JacobianError", "Linear",
-    "Measurement", "Point", "Prediction", "Rectified", "Rectifier", "Row", "Run", "Settings", "Space", "Trace",
-    "as_batch", "blend", "calibrate", "carry", "classifier_guidance", "expand", "finite_difference", "flow_sigmas",
-    "forward", "from_denoised", "karras_sigmas", "rectify", "rectify_by_factor", "reverse", "sample_ddpm",
-    "sample_euler", "sample_heun", "schedule_factor", "sigma_position", "step_position", "to_denoised",
+    "AXES", "ENGINES", "FLOW", "FORMS", "VE", "VP", "Band", "Branches", "Calibration", "Cosine", "Curve",
+    "Guidance", "Guided", "JacobianError", "Linear", "Measurement", "Point", "Prediction", "Rectified",
+    "Rectifier", "Row", "Run", "Settings", "Space", "Trace", "as_batch", "blend", "calibrate", "carry",
+    "classifier_guidance", "expand", "finite_difference", "forward", "from_denoised", "karras_sigmas",
+    "rectify", "rectify_by_factor", "reverse", "sample_ddpm", "sample_euler", "sample_heun",
+    "schedule_factor", "sigma_position", "step_position", "to_denoised",
 ]  # fmt: skip

@@ -1,7 +1,5 @@
 """The two predictions that guidance is the difference of."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -13,13 +11,12 @@ from .point import Point
 class Branches:
     """D_c and D_ref, each a denoiser (x [B, ...], sigma [B]) -> D in x's shape.
 
-    - Classifier-free guidance (Ho & Salimans 2022): the reference is the unconditional prediction.
-    - Autoguidance (Karras et al. 2024): it is a worse model of the same conditioning.
+    The reference is the unconditional prediction for classifier-free guidance (Ho & Salimans 2022), a worse
+    model for autoguidance (Karras et al. 2024). A host overrides methods to evaluate rows together and to
+    differentiate.
+    """
 
-    A host overrides the methods to evaluate several rows in one model call, and to prepare its model for a
-    derivative."""
-
-    cached = False  # True when `both` may answer from a cache: a difference then needs a fresh prediction at x as well
+    cached = False  # `both` may answer from a cache: a difference then needs a fresh prediction at x
     notes: tuple[str, ...] | list[str] = ()  # what a backward pass had to do to fit into memory
 
     def __init__(self, cond: Denoiser, reference: Denoiser):

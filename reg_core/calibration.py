@@ -1,9 +1,8 @@
 """A correction measured once: c(sigma) as a small table, free at use.
 
-R g is replaced by c(sigma_ve) g. Here c is the multiple of v = D_c - D_ref nearest to R v over all samples
-seen at that noise level (least squares): c = sum <R v, v> / sum <v, v>."""
-
-from __future__ import annotations
+R g is replaced by c(sigma_ve) g. Here c is the multiple of v = D_c - D_ref nearest to R v over all samples of
+that noise level (least squares): c = sum <R v, v> / sum <v, v>.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from .forms import PRODUCT_FORMS, carries
 from .space import flat
 
 FORMAT = "reg-calibration-1"
+TENSORS = ("sigma", "factor", "error")
 NAMES = ("form", "prediction", "latent", "model")
 
 
@@ -24,10 +24,8 @@ NAMES = ("form", "prediction", "latent", "model")
 class Calibration:
     """c over sigma_ve = s / alpha, with where it came from.
 
-    - `sigma` [K]: noise levels, increasing, > 0. `factor` [K]: c there. `error` [K]: its standard error.
-    - `form`: what was measured.
-    - `prediction` and `latent`: the kind of model the table belongs to ("" = any). `model` is for people.
-
+    `sigma` [K]: noise levels, increasing, > 0. `factor` [K]: c there. `error` [K]: its standard error.
+    `form`: what was measured. `prediction` and `latent`: the kind of model ("" = any). `model` is for people.
     Raises ValueError for a table that makes no sense.
     """
 
@@ -45,20 +43,15 @@ class Calibration:
         if self.sigma.ndim != 1 or len(self.sigma) == 0 or len(set(shapes)) != 1:
             raise ValueError(f"calibration: want sigma, factor and error of one shape [K], got {shapes}")
         if self.form not in PRODUCT_FORMS:
-            raise ValueError(
-                f"calibration: form must be one of {', '.join(PRODUCT_FORMS)}, got {self.form!r}"
-            )
-        rising = (self.sigma > 0).all() and (self.sigma.diff() > 0).all()
-        if not rising or not torch.isfinite(self.sigma).all():
-            raise ValueError(
-                f"calibration: sigma must be finite, > 0 and increasing, got {self.sigma.tolist()}"
-            )
+            raise ValueError(f"calibration: want a form out of {', '.join(PRODUCT_FORMS)}, got {self.form!r}")
+        levels = [0.0, *self.sigma.tolist(), math.inf]
+        if any(not low < high for low, high in zip(levels, levels[1:], strict=False)):
+            raise ValueError(f"calibration: sigma must be finite, > 0 and increasing, got {levels[1:-1]}")
         if not torch.isfinite(self.factor).all():
             raise ValueError(f"calibration: factor must be finite, got {self.factor.tolist()}")
 
     def __call__(self, sigma_ve: Tensor) -> Tensor:
-        """c [B] at sigma_ve [B]: linear in log sigma; below the table its first value, above it odds fall as
-        1/sigma^2."""
+        """c [B] at sigma_ve [B], linear in log sigma; below the table constant, above odds as 1/sigma^2."""
         sigma_ve = sigma_ve.to(torch.promote_types(sigma_ve.dtype, torch.float32))
         grid, table = self.sigma.to(sigma_ve), self.factor.to(sigma_ve)
         inside = sigma_ve.clamp(grid[0], grid[-1])
@@ -73,15 +66,11 @@ class Calibration:
 
     def check(self, prediction: str, latent: str) -> None:
         """Raises ValueError unless the table was measured on this kind of model."""
-        for what, ours, theirs in (
-            ("prediction", self.prediction, prediction),
-            ("latent", self.latent, latent),
-        ):
+        for what, theirs in (("prediction", prediction), ("latent", latent)):
+            ours = getattr(self, what)
             if ours and theirs and ours != theirs:
-                raise ValueError(
-                    f"this calibration was measured with {what} {ours!r}, the model has {theirs!r}: "
-                    "measure it on this model"
-                )
+                kinds = f"was measured with {what} {ours!r}, the model has {theirs!r}"
+                raise ValueError(f"this calibration {kinds}: measure it on this model")
 
     def save(self, path) -> Path:
         """Write a .safetensors file with its metadata."""
@@ -89,17 +78,14 @@ class Calibration:
 
         metadata = {"format": FORMAT, **{k: str(v) for k, v in self.notes.items()}}
         metadata |= {name: getattr(self, name) for name in NAMES}
-        tensors = {
-            name: getattr(self, name).float().cpu().contiguous() for name in ("sigma", "factor", "error")
-        }
+        tensors = {name: getattr(self, name).float().cpu().contiguous() for name in TENSORS}
         with whole_file(path) as partial:
             save_file(tensors, partial, metadata)
         return Path(path)
 
     @classmethod
-    def load(cls, path) -> Calibration:
-        """Read what `save` wrote. Raises ValueError with the file's name for anything else, or
-        FileNotFoundError."""
+    def load(cls, path) -> "Calibration":
+        """Read what `save` wrote. Raises FileNotFoundError, or ValueError with the name of another file."""
         from safetensors import SafetensorError, safe_open
 
         path = Path(path)
@@ -111,26 +97,21 @@ class Calibration:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path} is no .safetensors file: {error}") from None
-        if metadata.pop("format", None) != FORMAT or not {"sigma", "factor", "error"} <= tensors.keys():
+        if metadata.pop("format", None) != FORMAT or not set(TENSORS) <= tensors.keys():
             held = ", ".join(sorted(tensors)) or "nothing"
             raise ValueError(f"{path} is no REG calibration table (it holds {held})")
         known = {name: metadata.pop(name, "") for name in NAMES}
         try:
-            return cls(tensors["sigma"], tensors["factor"], tensors["error"], **known, notes=metadata)
+            return cls(*(tensors[name] for name in TENSORS), **known, notes=metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def summary(self) -> str:
         """One line for people."""
-        first, last = (
-            f"{self.factor[0]:.3f} at {self.sigma[0]:.3g}",
-            f"{self.factor[-1]:.3f} at sigma {self.sigma[-1]:.3g}",
-        )
+        ends = " to ".join(f"{self.factor[i]:.3f} at sigma {self.sigma[i]:.3g}" for i in (-1, 0))
         worst = self.error.nan_to_num(math.inf).max()
-        name = self.model or "a model"
-        return (
-            f"calibration of {name} ({self.form}): c from {last} to {first}, standard error up to {worst:.3f}"
-        )
+        name = f"calibration of {self.model or 'a model'} ({self.form})"
+        return f"{name}: c from {ends}, standard error up to {worst:.3f}"
 
 
 class Measurement:
@@ -147,9 +128,7 @@ class Measurement:
     def table(self, form: str, **about) -> Calibration:
         """The Calibration; `about` are its further fields. Raises ValueError when nothing usable was seen."""
         if not self._seen:
-            raise ValueError(
-                "calibration: no guided model call was seen (cfg 1, or a guider that REG does not reach)"
-            )
+            raise ValueError("calibration: no guided call was seen (cfg 1, or a guider without REG)")
         sigma, dot, norm = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         usable = torch.isfinite(sigma) & (sigma > 0) & torch.isfinite(dot + norm) & (norm > 0)
         sigma, dot, norm = sigma[usable], dot[usable], norm[usable]

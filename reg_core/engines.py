@@ -1,13 +1,8 @@
-"""Both predictions and a product with J = alpha dD_c/dx, in two ways; and the way back from one to the
-other."""
-
-from __future__ import annotations
+"""Both predictions and a product with J = alpha dD_c/dx, by a difference or by a backward pass."""
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,18 +11,14 @@ from . import jacobian
 from .branches import Branches
 from .jacobian import HALF, JacobianError
 from .point import Point
+from .space import expand
 
 log = logging.getLogger(__name__)
 
-# A derivative is believed when v^T J v agrees with a finite difference to this much of v^T v plus this much
-# of itself.
+# A derivative is believed when v^T J v is a finite difference to this much of v^T v plus this much of itself.
 CHECK = {torch.float64: (1e-3, 0.02), torch.float32: (0.02, 0.10)}
 CHECK_HALF = (0.10, 0.25)
-CHECK_SMALL = (
-    0.2  # v^T J v / v^T v below which agreement proves little: the check is made again at half the noise
-)
-
-T = TypeVar("T")
+CHECK_SMALL = 0.2  # v^T J v / v^T v below which agreement proves little: checked again at half the noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +39,14 @@ class Evaluated:
 class Difference:
     """J 1 or J v by a finite difference: one more model row, any network.
 
-    `row_sum` evaluates all three rows together. `product` has no sum that averages rounding away: in half
-    precision its difference is central, one row more."""
+    `row_sum` evaluates three rows together. In half precision that of `product` is central, one row more.
+    """
 
     def product(self, branches: Branches, point: Point, form: str) -> Evaluated:
         dtype = branches.compute_dtype(point.x)
         extra = 1 + branches.cached
         if form == "row_sum":
-            h = jacobian.ones_step(point, dtype)
+            h = expand(point.s * jacobian.PROBE_ONES.get(dtype, 0.4), point.x)
             denoised, reference, probe = branches.both_and_probe(point, h)
             product, name = jacobian.difference(probe, denoised, h, point), "J 1"
         else:
@@ -72,15 +63,13 @@ class Difference:
 
 
 class Reverse:
-    """J^T 1 or J^T v by a backward pass. Kernels without a derivative can be silent: the first products are
-    checked."""
+    """J^T 1 or J^T v by a backward pass. A wrong derivative can be silent: the first products are checked."""
 
     def __init__(self):
         self._check_below = math.inf  # sigma under which the next check is due; 0: all is well
 
     def product(self, branches: Branches, point: Point, form: str) -> Evaluated:
-        # From a cache the pair is taken together, as without us: a fresh and a remembered prediction have no
-        # difference.
+        # A fresh and a remembered prediction have no difference: from a cache both are taken together.
         pair = branches.both(point) if branches.cached else None
         reference = branches.reference(point.x, point.sigma) if pair is None else pair[1]
         if form == "row_sum":
@@ -112,9 +101,8 @@ class Reverse:
         self._check_below = 0.0 if size >= CHECK_SMALL * norm else float(point.sigma.max()) / 2
         # A nan of ours fails. A probe that is no number itself proves nothing.
         if abs(probe) < math.inf and not abs(ours - probe) <= absolute * norm + relative * size:
-            raise JacobianError(
-                f"self-check: v^T J v is {ours:.5g} by reverse mode but {probe:.5g} by finite differences"
-            )
+            values = f"{ours:.5g} by reverse mode but {probe:.5g} by finite differences"
+            raise JacobianError(f"self-check: v^T J v is {values}")
 
 
 class FallBack:
@@ -126,22 +114,19 @@ class FallBack:
     def __init__(self, engine: str, fatal: tuple = ()):
         self.engine = "finite_difference" if engine == "auto" else engine
         self.fatal = fatal
+        self.notes: list[str] = []
 
-    def __call__(
-        self, exact: Callable[[], T], approximate: Callable[[], T], tell: Callable[[str], None]
-    ) -> T:
-        """exact(), or approximate() after a failure; `tell` is given the reason once."""
+    def __call__(self, exact, approximate):
+        """exact(), or approximate() after a failure; `notes` say why."""
         if self.engine == "reverse":
             try:
                 return exact()
             except self.fatal:
                 raise
             except RuntimeError as error:  # out of memory is one of them
-                first_line = str(error).strip().split("\n")[0][:200]
-                reason = f"engine reverse failed ({type(error).__name__}: {first_line}): finite differences from here on"
+                said = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                reason = f"engine reverse failed ({said}): finite differences from here on"
             self.engine = "finite_difference"
             log.warning("REG: %s", reason)
-            tell(reason)
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()  # what the failed pass held
+            self.notes.append(reason)
         return approximate()

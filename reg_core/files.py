@@ -1,16 +1,12 @@
 """Files that are either whole or absent."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A path to write to; the file appears under `path` when the block ends without an error. Makes the
-    folder."""
+def whole_file(path: str | Path):
+    """A path to write to. The file appears as `path` when the block ends well. Makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

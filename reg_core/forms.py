@@ -1,11 +1,10 @@
 """REG on one page: the forms of the rectified guidance R g (Rectified Gradient Guidance, arXiv 2501.18865).
 
 Scaling a conditional model by p(y | x)^w is valid for the joint of the whole chain, not for the marginal of
-each noise level. The guidance that belongs to the joint is grad log E_t of the reward at x0. By the chain
-rule the familiar difference g = w (D_c - D_ref) then has to pass through J = alpha dD_c/dx (section 3 and Eq.
-21). R is linear, so this file rectifies v = D_c - D_ref, and R g = w R v for every weight w."""
-
-from __future__ import annotations
+each noise level. The guidance of the joint is grad log E_t of the reward at x0. By the chain rule the
+familiar difference g = w (D_c - D_ref) then has to pass through J = alpha dD_c/dx (section 3 and Eq. 21). R
+is linear: this file rectifies v = D_c - D_ref, and R g = w R v for every weight w.
+"""
 
 from dataclasses import dataclass
 
@@ -23,8 +22,9 @@ FORMS = (*PRODUCT_FORMS, *FREE_FORMS, "off")
 class Rectified:
     """R v [B, ...] and its `factor`: what v is multiplied by, [B, ...] or one number a sample [B, 1, ...].
 
-    For `product`, which is no multiple of v, the factor is <R v, v> / <v, v>. `bad` [B]: samples whose
-    correction was no finite number; they keep plain guidance, R = 1."""
+    For `product`, which is no multiple of v, it is <R v, v> / <v, v>. `bad` [B]: samples whose correction was
+    no finite number; they keep plain guidance, R = 1.
+    """
 
     vector: Tensor
     factor: Tensor
@@ -46,12 +46,8 @@ def rectify(form: str, v: Tensor, product: Tensor) -> Rectified:
     elif form == "product":
         vector, factor = product, projection(product, v)  # J^T g: the chain rule itself
     else:
-        raise ValueError(
-            f"form must be one of {', '.join(PRODUCT_FORMS)} to take a product with J, got {form!r}"
-        )
-    bad = ~torch.isfinite(flat(vector)).all(
-        1
-    )  # decided on the device: nothing waits, and no image turns black
+        raise ValueError(f"only {', '.join(PRODUCT_FORMS)} take a product with J, got form {form!r}")
+    bad = ~torch.isfinite(flat(vector)).all(1)  # on the device: nothing waits, and no image turns black
     vector = torch.where(expand(bad, v), v, vector)
     return Rectified(vector, torch.where(expand(bad, v), 1, factor), bad)
 
@@ -79,8 +75,9 @@ def blend(v: Tensor, full: Rectified, strength: float) -> Rectified:
 def carry(factor: Tensor, ratio: Tensor) -> Tensor:
     """The factor at another noise level, whose sigma_ve is `ratio` [B] times the one it was taken at.
 
-    J of Gaussian data is c = V / (V + sigma_ve^2), so its odds c / (1 - c) go as 1 / sigma_ve^2. No Gaussian
-    has a factor outside (0, 1): such factors stay what they are."""
+    J of Gaussian data is c = V / (V + sigma_ve^2), so its odds c / (1 - c) go as 1 / sigma_ve^2. A factor
+    outside (0, 1), which no Gaussian has, stays what it is.
+    """
     square = expand(ratio.to(factor.dtype).square(), factor)
     moved = factor / torch.lerp(square, torch.ones_like(square), factor)  # c / (c + (1 - c) ratio^2)
     return torch.where(carries(factor), moved, factor)

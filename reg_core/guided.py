@@ -1,8 +1,7 @@
 """Guidance for any sampler of (x, sigma) -> D: the five-line door to REG."""
 
-from __future__ import annotations
-
 import math
+from copy import copy
 from numbers import Real
 
 import torch
@@ -20,8 +19,7 @@ from .trace import Trace
 
 
 class Guidance:
-    """What the doors for libraries share: one Rectifier a sampling run, and plain guidance where REG does not
-    act.
+    """What the doors for libraries share: a Rectifier for each run, plain guidance where REG does not act.
 
     `trace.last` tells what happened. A run ends when noise goes up by more than a step, or with `reset()`.
     Raises ValueError for what are no settings and no space.
@@ -29,8 +27,7 @@ class Guidance:
 
     def __init__(self, settings: Settings | None = None, space: Space = VE, observe=None):
         if not isinstance(settings, (Settings, type(None))) or not isinstance(space, Space):
-            want = "settings=reg_core.Settings(...) and space=reg_core.VE, VP or FLOW"
-            raise ValueError(f"want {want}, got {settings!r} and {space!r}")
+            raise ValueError(f"want Settings and a Space (VE, VP or FLOW), got {settings!r} and {space!r}")
         self.settings = settings or Settings()
         self.space = space
         self.observe = observe
@@ -70,15 +67,12 @@ class Guidance:
 class Guided(Guidance):
     """A guided denoiser (x [B, ...], sigma) -> D_c + w R (D_c - D_ref).
 
-    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape. The reference is the
-    unconditional model for classifier-free guidance, a worse model for autoguidance. `weight`: w = cfg - 1, a
-    number or a function of sigma (a float) -> w. `settings`: see settings.Settings. `observe`: called as
-    observe(sigma_ve [B], v, R v) with every correction that is computed. Raises ValueError for arguments of
-    another kind."""
+    `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape; see Branches. `weight`: w = cfg
+    - 1, a number or a function of sigma (a float). `observe`: see Rectifier. Raises ValueError for other
+    arguments.
+    """
 
-    def __init__(
-        self, cond: Denoiser, reference: Denoiser, weight=1.0, settings=None, space: Space = VE, observe=None
-    ):
+    def __init__(self, cond, reference, weight=1.0, settings=None, space: Space = VE, observe=None):
         for name, value in (("cond", cond), ("reference", reference)):
             if not callable(value):
                 raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {value!r}")
@@ -96,18 +90,11 @@ class Guided(Guidance):
 def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     """The table of form `calibrated` for a guided denoiser: one Heun run over `sigmas` from each of `noises`.
 
-    `guided`: with the form, the weight and the engine to measure; the runs follow its rectified guidance.
     `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further fields of Calibration (model, notes,
-    ...)."""
-    measurement = Measurement()
-    measured = Guided(
-        guided.branches.cond,
-        guided.branches.reference,
-        guided.weight,
-        guided.settings,
-        guided.space,
-        measurement,
-    )
+    ...).
+    """
+    measurement, measured = Measurement(), copy(guided)
+    measured.observe, measured.trace = measurement, Trace()
     for noise in noises:
         measured.reset()
         sample_heun(measured, noise, sigmas)

@@ -1,20 +1,14 @@
-"""Schedules of cfg over an axis of the user's choice, or as each of the REG authors' three code bases defines
-its own.
+"""Schedules of cfg over an axis of the user's choice, or as each of the REG authors' code bases has them.
 
-All three say "linear" and "cosine" and mean different variables (w0, w1: their weights at both ends, w = cfg
-- 1):
+Their "linear" and "cosine" (coefficient (1 - cos(pi p^s)) / 2) run over three variables:
 
-| preset | linear                                             | cosine, coefficient (1 - cos(pi p^s)) / 2 |
-|--------|----------------------------------------------------|-------------------------------------------|
-| edm2   | straight in sigma, from w0 at the run's first sigma to w1 at its last | p = 1 - sigma / first sigma |
-| dit    | k t + w0, k = (w1 - w0) / (0 - 1000): from 2 w0 - w1 to w0            | p = 1 - t / 1000            |
-| t2i    | straight in t, from w0 at the run's first timestep to w1 at its last  | p = (t - t_first) / (t_last - t_first) |
+- edm2: sigma. Linear between those of the run, cosine over p = 1 - sigma / first sigma.
+- dit: p = 1 - t / 1000. Linear is k t + w0 with k = (w1 - w0) / -1000, which runs from 2 w0 - w1 to w0.
+- t2i: the timestep, between those of the run.
 
-With REG all of them start from the conditional prediction, D_c + w g. So do their baselines without REG, but
-for DiT's cosine and both of t2i. Those start from the unconditional one, D_u + w (D_c - D_u), and schedule
-cfg itself: the presets that end in `_plain`."""
-
-from __future__ import annotations
+With REG all start from the conditional prediction, D_c + w g. DiT's cosine and both of t2i have baselines
+that start from the unconditional one and so schedule cfg itself: the presets that end in `_plain`.
+"""
 
 import math
 from collections.abc import Callable
@@ -30,10 +24,10 @@ LAST_TIMESTEP = 999  # timesteps of training count from 0
 
 @dataclass(frozen=True)
 class Levels:
-    """Noise levels, from which positions on an axis are read.
+    """Noise levels, from which positions are read.
 
-    `sigmas`: of the run, decreasing and > 0; empty where no run is known, and the model's whole range stands
-    in. `sigma_max`: of the model. `percent`: sigma -> the model's training time, 0 at pure noise and 1 clean.
+    `sigmas`: of the run, decreasing and > 0; empty: the model's whole range is meant. `sigma_max`: of the
+    model. `percent`: sigma -> the model's training time, 0 at pure noise and 1 clean.
     """
 
     sigmas: tuple[float, ...]
@@ -46,6 +40,7 @@ class Levels:
 
     def position(self, variable: str, sigma: float) -> float:
         """What a schedule over `variable` is called with at `sigma`."""
+        first, last = (self.sigmas[0], self.sigmas[-1]) if self.sigmas else (self.sigma_max, 0.0)
         if variable == "step" and self.sigmas:
             return step_position(sigma, self.sigmas)
         if variable == "sigma":
@@ -53,36 +48,28 @@ class Levels:
         if variable == "sigma itself":
             return sigma
         if variable == "timestep itself":
-            return round(
-                self.timestep(sigma), 3
-            )  # it comes from a float32 sigma, which gives it to about 1e-5
+            return round(self.timestep(sigma), 3)  # a float32 sigma gives it to about 1e-5
         if variable == "sigma of the run, from 0":
-            return sigma_position(sigma, self.sigmas[0] if self.sigmas else self.sigma_max)
+            return sigma_position(sigma, first)
         if variable == "sigma of the run":
-            return (
-                _between(sigma, self.sigmas[0], self.sigmas[-1])
-                if self.sigmas
-                else sigma_position(sigma, self.sigma_max)
-            )
+            return _between(sigma, first, last)
         if variable == "t / 1000":
             return 1 - self.timestep(sigma) / 1000
         if variable == "timestep of the run" and self.sigmas:
-            return _between(*(self.timestep(level) for level in (sigma, self.sigmas[0], self.sigmas[-1])))
+            return _between(*(self.timestep(level) for level in (sigma, first, last)))
         return self.percent(sigma)  # "timestep", and what asks for a run where none is known
 
 
 @dataclass(frozen=True)
 class CfgSchedule:
-    """A schedule and the variable it runs over. `of_cfg`: it multiplies cfg itself, not the weight cfg -
-    1."""
+    """A schedule and the variable it runs over. `of_cfg`: it multiplies cfg itself, not cfg - 1."""
 
     schedule: Schedule
     variable: str
     of_cfg: bool = False
 
     def cfg(self, cfg: float, sigma: float, levels: Levels) -> float:
-        """The cfg to sample with at `sigma`, where the sampler was given `cfg`. Raises ValueError for an
-        infinite one."""
+        """The cfg in force at `sigma`; the sampler was given `cfg`. Raises ValueError for an infinite one."""
         multiplier = float(self.schedule(levels.position(self.variable, sigma)))
         if not math.isfinite(multiplier):
             raise ValueError(f"the schedule's multiplier must be finite, got {multiplier} at sigma {sigma}")
@@ -90,44 +77,40 @@ class CfgSchedule:
 
 
 def linear(axis: str, start: float, end: float) -> CfgSchedule:
-    """`start`, `end`: multipliers of the weight cfg - 1 at both ends; the authors' two weights over it for a
-    preset."""
-    if axis in AXES:
-        return CfgSchedule(Linear(start, end), axis)
-    if axis == "edm2":
-        return CfgSchedule(Linear(start, end), "sigma of the run")
-    if axis == "dit":
-        return CfgSchedule(Linear(2 * start - end, start), "t / 1000")
-    if axis in ("t2i", "t2i_plain"):
-        return CfgSchedule(Linear(start, end), "timestep of the run", axis == "t2i_plain")
-    raise _unknown(axis, LINEAR_PRESETS)
+    """Multipliers of the weight cfg - 1 at both ends; for a preset the authors' two weights over it."""
+    line = Linear(2 * start - end, start) if axis == "dit" else Linear(start, end)
+    return _over(axis, LINEAR_PRESETS, line, "sigma of the run")
 
 
 def cosine(axis: str, power: float) -> CfgSchedule:
-    """The weight cfg - 1 times (1 - cos(pi p^power)) / 2; cfg itself for the presets that end in `_plain`."""
-    variables = {"edm2": "sigma of the run, from 0", "dit": "t / 1000", "t2i": "timestep of the run"}
-    if axis not in (*AXES, *COSINE_PRESETS):
-        raise _unknown(axis, COSINE_PRESETS)
-    preset = axis.removesuffix("_plain")
-    return CfgSchedule(Cosine(power), variables.get(preset, axis), axis != preset)
+    """The weight cfg - 1 times (1 - cos(pi p^power)) / 2."""
+    return _over(axis, COSINE_PRESETS, Cosine(power), "sigma of the run, from 0")
 
 
 def interval(axis: str, start: float, end: float) -> CfgSchedule:
-    """Guidance between `start` (noisy) and `end` (clean), both inside.
+    """Guidance between `start` (noisy) and `end` (clean), both included.
 
     Positions from 0 to 1 for `step` and `timestep`, noise levels for `sigma` and `edm2`, timesteps 0 to 999
-    for `dit`. Raises ValueError for bounds in the wrong order or out of range."""
-    names = f"start={start}, end={end} over {axis}"
-    if axis in ("step", "timestep"):
-        if not 0 <= start <= end <= 1:
-            raise ValueError(f"want 0 <= start <= end <= 1, got {names}")
-        return CfgSchedule(Band(start, end), axis)
+    for `dit`. Raises ValueError for bounds in the wrong order or out of range.
+    """
     variables = {"sigma": "sigma itself", "edm2": "sigma itself", "dit": "timestep itself"}
-    if axis not in variables:
+    if axis in ("step", "timestep"):
+        want, bounds = "0 <= start <= end <= 1", (0, start, end, 1)
+    elif axis in variables:
+        want, bounds = "start >= end >= 0, since noise falls", (0, end, start, math.inf)
+    else:
         raise _unknown(axis, ("edm2", "dit"))
-    if not start >= end >= 0:
-        raise ValueError(f"want start >= end >= 0, since noise falls, got {names}")
-    return CfgSchedule(Band(end, start), variables[axis])
+    if not bounds[0] <= bounds[1] <= bounds[2] <= bounds[3]:
+        raise ValueError(f"an interval over {axis} wants {want}, got start={start}, end={end}")
+    return CfgSchedule(Band(*bounds[1:3]), variables.get(axis, axis))
+
+
+def _over(axis, presets, schedule, edm2) -> CfgSchedule:
+    variables = {"edm2": edm2, "dit": "t / 1000", "t2i": "timestep of the run"}
+    preset = axis.removesuffix("_plain")
+    if axis not in (*AXES, *presets):
+        raise _unknown(axis, presets)
+    return CfgSchedule(schedule, variables.get(preset, axis), axis != preset)
 
 
 def _unknown(axis, presets) -> ValueError:

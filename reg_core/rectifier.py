@@ -1,7 +1,5 @@
 """One sampling run with REG, call by call: skip guidance, reuse a correction, or compute one."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass
@@ -49,13 +47,11 @@ class Rectifier:
         self._needs_level = settings.skip_below > 0 or (settings.refresh > 1 and not settings.free)
         self._call = 0
 
-    def __call__(
-        self, branches: Branches, point: Point, weight: float = 1.0, may_skip: bool = True
-    ) -> Prediction:
+    def __call__(self, branches: Branches, point: Point, weight: float = 1.0, may_skip=True) -> Prediction:
         """Evaluate both branches at `point` and rectify their difference.
 
-        `weight` (w = cfg - 1) is for the trace and for skipping: R is linear. `may_skip`: False where
-        somebody needs the reference whatever it is multiplied by."""
+        `weight` (w = cfg - 1) is for the trace and for skipping. `may_skip`: nobody else needs D_ref.
+        """
         begin, self._call = time.perf_counter(), self._call + 1
         level = float(point.sigma_ve.max()) if self._needs_level else math.nan
         if may_skip and self._skipping.skips(level, weight):
@@ -72,8 +68,7 @@ class Rectifier:
             rectified = blend(v, full, self.settings.strength)
             self.run.rectified(row, point.sigma, v, rectified, error)
             prediction = Prediction(denoised, reference, rectified.vector)
-        if point.x.device.type == "cpu":
-            row.seconds = time.perf_counter() - begin
+        row.seconds = time.perf_counter() - begin if point.x.device.type == "cpu" else math.nan
         return prediction
 
     def _full(self, branches, point, level, row) -> tuple[Tensor, Tensor, Rectified, Tensor | None]:
@@ -91,14 +86,13 @@ class Rectifier:
         return self._computed(branches, point, level, row)
 
     def _computed(self, branches, point, level, row):
-        form, notes = self.settings.form, []
-        found = self._fall_back(
+        form, fall_back = self.settings.form, self._fall_back
+        found = fall_back(
             lambda: self._reverse.product(branches, point, form),
             lambda: self._difference.product(branches, point, form),
-            notes.append,
         )
-        row.note = "; ".join(note for note in [*notes, *branches.notes] if self.run.remark(note))
-        row.engine, row.product, row.fresh = self._fall_back.engine, found.product_name, True
+        row.note = "; ".join(n for n in [*fall_back.notes, *branches.notes] if self.run.remark(n))
+        row.engine, row.product, row.fresh = fall_back.engine, found.product_name, True
         row.extra_rows = found.extra_rows
         v = found.denoised - found.reference
         full = rectify(form, v, found.product)

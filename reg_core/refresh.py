@@ -1,10 +1,8 @@
 """When a correction is computed anew, and how one that is kept is used at another noise level.
 
 A correction changes slowly from call to call, and mostly as it does for Gaussian data: with the noise level,
-by `forms.carry`. So it is computed at every k-th call. Where it has nearly become plain guidance it is kept
-for longer: with less noise it only comes nearer to it."""
-
-from __future__ import annotations
+by `forms.carry`. So it is computed at every k-th call, and less often once it is nearly plain guidance.
+"""
 
 import math
 from dataclasses import dataclass
@@ -22,8 +20,7 @@ LONGEST = 16  # calls that a correction is used for at most
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """A correction, the product that it was made of, and where: the call, sigma_ve [B] and its largest
-    value."""
+    """A correction, and where it was taken: the call, sigma_ve [B] and its largest value."""
 
     factor: Tensor
     displacement: Tensor | None  # (R v - v) / |v| of `product`, which is no multiple of v
@@ -56,9 +53,7 @@ class Refresh:
     def usable(self, call: int, x: Tensor, level: float) -> bool:
         """True when this call may use the correction that is kept. `level`: its largest sigma_ve."""
         kept = self.kept
-        if (
-            kept is None or not kept.fits(x) or level > kept.level * 1.0001
-        ):  # more noise: sampling has restarted
+        if kept is None or not kept.fits(x) or level > kept.level * 1.0001:  # more noise: a restart
             return False
         age = call - kept.call
         return age < self.every or (age < LONGEST and kept.settled(level))
@@ -77,9 +72,7 @@ class Refresh:
         shrink = torch.where(away.abs() > 1e-6, (1 - factor) / away, 1)
         return Rectified(v + shrink * kept.displacement * _norm(v), factor, good)
 
-    def keep(
-        self, call: int, level: float, sigma_ve: Tensor, v: Tensor, fresh: Rectified, product_name: str
-    ) -> None:
+    def keep(self, call: int, level: float, sigma_ve: Tensor, v: Tensor, fresh: Rectified, name: str) -> None:
         """Remember a correction that was computed in this call."""
         if self.every == 1:
             return
@@ -87,14 +80,13 @@ class Refresh:
         away, inside = fresh.vector - v, carries(fresh.factor)
         parts = torch.stack([(away * part).norm() for part in (inside, ~inside)]) / v.norm().clamp_min(1e-12)
         displacement = away / _norm(v).clamp_min(1e-12) if self.directed else None
-        self.kept = Kept(fresh.factor, displacement, parts, sigma_ve, level, call, product_name)
+        self.kept = Kept(fresh.factor, displacement, parts, sigma_ve, level, call, name)
 
 
 def carried_share(share: float, ratio: float) -> float:
     """`forms.carry` of one number."""
-    return float(
-        carry(torch.tensor([share], dtype=torch.float64), torch.tensor([ratio], dtype=torch.float64))
-    )
+    numbers = (torch.tensor([number], dtype=torch.float64) for number in (share, ratio))
+    return float(carry(*numbers))
 
 
 def _norm(v: Tensor) -> Tensor:

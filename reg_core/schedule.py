@@ -1,31 +1,24 @@
 """The guidance weight as a function of the noise level: w(t) = w * multiplier.
 
 A schedule maps a position p in [0, 1] (0 = pure noise, 1 = clean) to a multiplier of the weight w = cfg - 1.
-The axis is the variable that p is linear in, and it matters: the REG authors' three code bases use three
-different ones.
-
-- `step`: the index in the list of noise levels, i / (n - 1).
-- `timestep`: the model's training time, 1 - t/T (what ComfyUI calls percent).
-- `sigma`: the noise level itself, 1 - sigma / sigma_max.
-
-presets.py has the authors' own variables, which differ from these by their ends.
+The axis is the variable that p is linear in: `step`, i / (n - 1) in the list of noise levels; `timestep`, the
+model's training time 1 - t/T (ComfyUI's percent); `sigma`, 1 - sigma / sigma_max. presets.py has those of the
+authors, which differ from these by their ends.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 AXES = ("step", "timestep", "sigma")
+Schedule = Callable[[float], float]  # one of the classes below, or any other function
 
 
 @dataclass(frozen=True)
 class Linear:
-    """multiplier = start + (end - start) p. The default 0 -> 2 keeps the mean weight (Wang et al. 2024,
-    section 4)."""
+    """multiplier = start + (end - start) p. 0 to 2 keeps the mean weight (Wang et al. 2024, section 4)."""
 
     start: float = 0.0
     end: float = 2.0
@@ -39,8 +32,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """multiplier = (1 - cos(pi p^power)) / 2, from 0 to 1 (powered cosine: Gao et al. 2023, MDT; REG,
-    appendix)."""
+    """multiplier = (1 - cos(pi p^power)) / 2, from 0 to 1 (powered cosine: Gao et al. 2023, MDT)."""
 
     power: float = 1.0
 
@@ -77,63 +69,47 @@ class Curve:
     def __post_init__(self):
         if not self.points:
             raise ValueError("a curve needs at least one point")
+        positions = [p for p, _ in self.points]
         for p, value in self.points:
             _finite(position=p, multiplier=value)
             if not 0 <= p <= 1:
                 raise ValueError(f"positions run from 0 (noise) to 1 (clean), got {p}")
-        positions = [p for p, _ in self.points]
-        if any(b <= a for a, b in zip(positions, positions[1:], strict=False)):
+        if sorted(set(positions)) != positions:
             raise ValueError(f"positions must increase, got {positions}")
 
     @classmethod
-    def parse(cls, text: str) -> Curve:
+    def parse(cls, text: str) -> "Curve":
         """ "0:0, 0.5:1.5, 1:1" -> Curve. Raises ValueError with the piece that could not be read."""
         points = []
-        for piece in text.replace(";", ",").replace("\n", ",").split(","):
-            if not piece.strip():
-                continue
+        for piece in filter(str.strip, text.replace(";", ",").replace("\n", ",").split(",")):
             try:
-                p, value = piece.split(":")
-                points.append((float(p), float(value)))
+                p, value = map(float, piece.split(":"))
             except ValueError:
-                raise ValueError(
-                    f"cannot read the curve point {piece.strip()!r}; write 'position:multiplier, ...'"
-                ) from None
+                want = "write 'position:multiplier, ...'"
+                raise ValueError(f"cannot read the curve point {piece.strip()!r}; {want}") from None
+            points.append((p, value))
         return cls(tuple(points))
 
     def __call__(self, p: float) -> float:
-        left = self.points[0]
-        for right in self.points:
-            if p <= right[0]:
-                span = right[0] - left[0]
-                return right[1] if span == 0 else left[1] + (right[1] - left[1]) * (p - left[0]) / span
-            left = right
-        return left[1]
-
-
-Schedule = Callable[[float], float]  # position -> multiplier: one of these, or any other
+        return float(np.interp(p, *zip(*self.points, strict=True)))
 
 
 def within(value: float, low: float, high: float) -> bool:
     """low <= value <= high after rounding all three to float32, in which samplers hold their sigmas."""
-    value, low, high = torch.tensor([value, low, high], dtype=torch.float64).float().tolist()
-    return low <= value <= high
+    return bool(np.float32(low) <= np.float32(value) <= np.float32(high))
 
 
 def step_position(sigma: float, levels: Sequence[float]) -> float:
-    """Position of `sigma` in a decreasing list of noise levels (a closing 0 does not count), by interpolation
-    in [0, 1].
+    """Position of `sigma` in a decreasing list of noise levels, in [0, 1]; a closing 0 does not count.
 
-    A sampler of second order also asks between two levels, or at the next one; the position then follows
-    sigma."""
-    levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
-    if len(levels) < 2 or sigma >= levels[0]:
-        return 0.0
-    for i, (high, low) in enumerate(zip(levels, levels[1:], strict=False)):
-        if low <= sigma <= high:
-            part = 0.0 if high == low else (high - sigma) / (high - low)
-            return (i + part) / (len(levels) - 1)
-    return 1.0
+    A sampler of second order also asks between two levels: the position is interpolated there.
+    """
+    levels = [level for level in levels if level > 0]
+    return (
+        float(np.interp(-sigma, np.negative(levels), np.linspace(0, 1, len(levels))))
+        if len(levels) > 1
+        else 0.0
+    )
 
 
 def sigma_position(sigma: float, sigma_max: float) -> float:

@@ -1,7 +1,5 @@
 """What to rectify and how: checked once, here."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 
@@ -18,21 +16,16 @@ ENGINES = ("auto", "finite_difference", "reverse")
 class Settings:
     """One choice of REG.
 
-    - `form`: `row_sum` (J^T 1) * g, the paper's Eq. 21; `product` J^T g; `scalar` (v^T J v / v^T v) g with v
-      = D_c - D_ref; `schedule` c(sigma) g with c = V / (V + sigma_ve^2); `calibrated` c(sigma) g with c from
-      a table that was measured once; `off`.
-    - `engine`: how a product with J is computed. `auto` takes finite differences: one more model row, any
-      model.
+    - `form`: `row_sum` (J^T 1) * g, the paper's Eq. 21; `product` J^T g; `scalar` (v^T J v / v^T v) g, where
+      v = D_c - D_ref; `schedule` V / (V + sigma_ve^2) g; `calibrated` c(sigma) g, c measured; `off`.
+    - `engine`: how a product with J is computed. `auto` takes finite differences, for any model.
     - `strength`: 0 = plain guidance, 1 = REG, linear between and beyond.
-    - `refresh`: compute the correction at every k-th model call and reuse it in between, adapted to the noise
-      level. Where it is within 5 % of plain guidance, as at low noise, it is reused for up to 16 calls. 1:
-      always fresh.
-    - `skip_below`: no guidance and one model row only, where the effect of |R g| on the image is below this
-      share of the largest |g| of the run so far. 0: never.
+    - `refresh`: compute the correction at every k-th model call, reuse it in between (refresh.py). 1: always.
+    - `skip_below`: no guidance, and one model row only, where the effect of |R g| on the image is below this
+      share of the largest |g| of the run so far (skipping.py). 0: never.
     - `data_std`: sqrt(V) of `schedule`, in the units of the sampler's latents.
     - `calibration`: the table of `calibrated`.
     - `sigma_start` >= sigma >= `sigma_end`: where to rectify (closed interval, rounded to float32).
-
     Raises ValueError with the offending value.
     """
 

@@ -1,10 +1,9 @@
 """Calls without guidance, where it would not be seen in the image.
 
-In noise R leaves little of guidance, and the steps after it pass on even less: for Gaussian data a change at
-noise level sigma_ve reaches the image times sqrt(V / (V + sigma_ve^2)), the root of the share of v that J
-keeps. At the end both predictions tend to x, and guidance fades by itself."""
-
-from __future__ import annotations
+In noise R leaves little of guidance, and the steps after it pass on even less. For Gaussian data a change at
+sigma_ve reaches the image times sqrt(V / (V + sigma_ve^2)), the root of the share of v that J keeps. At the
+end both predictions tend to x, and guidance fades by itself.
+"""
 
 import math
 
@@ -18,8 +17,7 @@ REACH = 8.0  # a measured share tells little about noise levels further away tha
 
 
 class Skipping:
-    """What one sampling run knows of its guidance. A level is a call's largest sigma_ve, a share is |R v| /
-    |v|."""
+    """What one run knows of its guidance. A level is a call's largest sigma_ve, a share is |R v| / |v|."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -28,19 +26,14 @@ class Skipping:
         self._largest = 0.0  # |w| rms(v) of the run so far
 
     def skips(self, level: float, weight: float) -> bool:
-        """True where |R g| does less to the image than `skip_below` times the largest |g| of the run so
-        far."""
+        """True where |R g| does less to the image than `skip_below` times the largest |g| so far."""
         if not self.settings.skip_below > 0:
             return False
-        # A weight that is nan does not skip.
-        return (
-            self._effect(self._expected_share(level)) * self._expected_size(level, weight)
-            < self.settings.skip_below
-        )
+        effect = self._effect(self._expected_share(level)) * self._expected_size(level, weight)
+        return effect < self.settings.skip_below  # False of a weight that is nan
 
     def saw(self, level: float, weight: float, v: Tensor, fresh: Tensor | None) -> None:
-        """Remember the guidance v [B, ...] of a call, and R v at strength 1 if it was computed in that
-        call."""
+        """Remember the guidance v [B, ...] of a call, and R v at strength 1 if it was computed there."""
         if not self.settings.skip_below > 0:
             return
         if fresh is not None:
@@ -52,8 +45,8 @@ class Skipping:
     def _effect(self, share: float | None) -> float:
         """|R g| / |g| as it counts in the image, at most.
 
-        What `strength` leaves of plain guidance is not reduced by later steps: it adds up over many calls in
-        noise."""
+        What `strength` leaves of plain guidance is not reduced by later steps: it adds up over many calls.
+        """
         strength = self.settings.strength
         if share is None:
             return max(1.0, abs(1 - strength))
@@ -71,13 +64,11 @@ class Skipping:
         if restarted or not (math.isfinite(then) and math.isfinite(share)):
             return None
         expected = carried_share(share, level / then)
-        return (
-            None if level < then / REACH and expected < 0.5 else expected
-        )  # far off, unless it nears 1, where all end
+        far = level < then / REACH and expected < 0.5  # near 1, where all shares end, nothing is far
+        return None if far else expected
 
     def _expected_size(self, level: float, weight: float) -> float:
-        """|g| here over the largest |g| so far, at most: v as it was seen last, since with less noise it
-        becomes smaller."""
+        """|g| here over the largest |g| so far, at most: with less noise v becomes smaller than seen last."""
         then, rms = self._size
         known = math.isfinite(then) and level <= then * 1.0001 and self._largest > 0
         return min(1.0, abs(weight) * rms / self._largest) if known else 1.0

@@ -1,10 +1,7 @@
 """The space a sampler works in: x = alpha(sigma) x0 + s(sigma) noise, and the ways a network predicts x0.
 
-Everything in reg_core speaks of the denoised prediction D(x, sigma) ~ E[x0 | x]. This module says what
-`alpha` and `s` are, and converts what a network puts out (noise, velocity, clean sample) to D and back.
+Everything in reg_core speaks of the denoised prediction D(x, sigma) ~ E[x0 | x].
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -18,8 +15,7 @@ PREDICTIONS = ("eps", "v", "x0", "flow")
 class Space:
     """A noising process, by name.
 
-    - `ve`: alpha = 1, s = sigma. EDM, k-diffusion and ComfyUI's eps, v and EDM models (their x is already
-      unscaled).
+    - `ve`: alpha = 1, s = sigma. EDM, k-diffusion, and ComfyUI's eps, v and EDM models.
     - `flow`: alpha = 1 - sigma, s = sigma, sigma in [0, 1]. Rectified flow: SD3, Flux, Wan, ...
     - `vp`: alpha = sqrt(abar), s = sqrt(1 - abar) with sigma = s / alpha. DDPM and the paper's own notation.
     """
@@ -49,20 +45,12 @@ VE, FLOW, VP = Space("ve"), Space("flow"), Space("vp")
 
 
 def as_batch(sigma, x: Tensor) -> Tensor:
-    """`sigma` as a tensor [B] in at least float32 on x's device; a number or a 0-d/1-element tensor is
-    repeated.
-
-    Raises ValueError when its length is neither 1 nor B.
-    """
+    """`sigma`, a number or [1] or [B], as [B] in float32 at least. Raises ValueError for another length."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     sigma = torch.as_tensor(sigma, device=x.device, dtype=dtype).reshape(-1)
-    if sigma.numel() == 1:
-        return sigma.expand(x.shape[0])
-    if sigma.numel() != x.shape[0]:
-        raise ValueError(
-            f"sigma has {sigma.numel()} values for a batch of {x.shape[0]}; want 1 or {x.shape[0]}"
-        )
-    return sigma
+    if len(sigma) not in (1, len(x)):
+        raise ValueError(f"sigma has {len(sigma)} values for a batch of {len(x)}; want 1 or {len(x)}")
+    return sigma.expand(len(x))
 
 
 def expand(v: Tensor, x: Tensor) -> Tensor:
@@ -76,34 +64,30 @@ def flat(x: Tensor) -> Tensor:
 
 
 def to_denoised(prediction: str, output: Tensor, x: Tensor, sigma: Tensor, space: Space = VE) -> Tensor:
-    """Network output -> denoised prediction D, same shape as x.
+    """Network output -> denoised prediction D, same shape as x, in every space.
 
-    `prediction`: "eps" (noise), "v" (Salimans & Ho 2022, section 4: v = alpha' noise - s' x0 with alpha'^2 +
-    s'^2 = 1), "x0" (D itself), "flow" (velocity noise - x0). Holds in every space. Raises ValueError for
-    another name."""
-    a, s = expand(space.alpha(sigma), x), expand(space.s(sigma), x)
-    if prediction == "eps":
-        return (x - s * output) / a
-    if prediction == "v":
-        r = a**2 + s**2
-        return x * a / r - output * s / r.sqrt()
-    if prediction == "x0":
-        return output
-    if prediction == "flow":
-        return (x - s * output) / (a + s)
-    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+    `prediction`: "eps" (noise), "v" (alpha' noise - s' x0 with alpha'^2 + s'^2 = 1: Salimans & Ho 2022,
+    section 4), "x0" (D itself), "flow" (noise - x0). Raises ValueError for another name.
+    """
+    of_x, of_output = _affine(prediction, x, sigma, space)
+    return of_x * x + of_output * output
 
 
 def from_denoised(prediction: str, denoised: Tensor, x: Tensor, sigma: Tensor, space: Space = VE) -> Tensor:
     """The inverse of `to_denoised`: what the network would have put out, same shape as x (sigma > 0)."""
+    of_x, of_output = _affine(prediction, x, sigma, space)
+    return (denoised - of_x * x) / of_output
+
+
+def _affine(prediction, x, sigma, space):
+    """p and q [B, 1, ...] of D = p x + q output."""
     a, s = expand(space.alpha(sigma), x), expand(space.s(sigma), x)
     if prediction == "eps":
-        return (x - a * denoised) / s
+        return 1 / a, -s / a
     if prediction == "v":
-        r = a**2 + s**2
-        return (x * a / r - denoised) * r.sqrt() / s
-    if prediction == "x0":
-        return denoised
+        return a / (a**2 + s**2), -s / (a**2 + s**2).sqrt()
     if prediction == "flow":
-        return (x - (a + s) * denoised) / s
+        return 1 / (a + s), -s / (a + s)
+    if prediction == "x0":
+        return torch.zeros_like(a), torch.ones_like(a)
     raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")

@@ -1,9 +1,7 @@
 """What a sampling run did, a row a model call.
 
-Each call leaves one small tensor of numbers, made on its device. It becomes floats when somebody reads the
-rows, so that no call waits for it."""
-
-from __future__ import annotations
+Each call leaves a small tensor of numbers on its device; it becomes floats when somebody reads the rows.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -14,9 +12,7 @@ from torch import Tensor
 from .forms import Rectified
 
 QUANTILES = (0.05, 0.95)
-SAMPLE = (
-    1 << 12
-)  # elements that quantiles are taken of: sorting a whole latent would cost more than a call may
+SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
 
 
 @dataclass
@@ -25,11 +21,10 @@ class Row:
 
     - `guidance_norm`, `rectified_norm`: |g| and |R g|, root mean square per element.
     - `correction_*`: mean, minimum, maximum, 5 % and 95 % quantile of R's factor (forms.Rectified).
-    - `nonfinite`: samples whose correction was no number and was left out.
-    - `error`: of a finite difference by rounding, relative (jacobian.rounding_error).
-    - `fresh`: the correction was computed in this call, not reused. `skipped`: the call ran without guidance.
+    - `nonfinite`: samples without a finite correction. `error`: see jacobian.rounding_error.
+    - `fresh`: the correction was computed in this call, not reused. `skipped`: there was no guidance.
     - `extra_rows`: model rows beyond plain guidance, per sample; -1 where the reference was not evaluated.
-    - `seconds`: of the whole call; nan on a GPU, where a clock would only tell when kernels were launched.
+    - `seconds`: of a rectified call; nan on a GPU, where a clock only tells when kernels were launched.
     """
 
     sigma: float = math.nan
@@ -48,7 +43,7 @@ class Row:
     product: str = ""
     fresh: bool = False
     extra_rows: int = 0
-    seconds: float = math.nan
+    seconds: float = 0.0
     skipped: bool = False
     note: str = ""
     _numbers: Tensor | None = field(default=None, repr=False)
@@ -58,38 +53,28 @@ class Row:
         """True where guidance was rectified."""
         return self.engine != "none"
 
-    def read(self) -> Row:
+    def read(self) -> "Row":
         """Take the numbers from the device, once."""
-        if self._numbers is None:
-            return self
-        for name, value in zip(Row.__dataclass_fields__, self._numbers.tolist(), strict=False):
-            setattr(self, name, value)
-        self._numbers = None
-        if self.nonfinite:
-            bad = f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there"
-            self.note = "; ".join(filter(None, [self.note, bad]))
+        if self._numbers is not None:
+            for name, value in zip(Row.__dataclass_fields__, self._numbers.tolist(), strict=False):
+                setattr(self, name, value)
+            self._numbers = None
+            if self.nonfinite:
+                bad = f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there"
+                self.note = "; ".join(filter(None, [self.note, bad]))
         return self
 
 
 def measured(sigma: Tensor, v: Tensor, rectified: Rectified, weight: float, error: Tensor | None) -> Tensor:
-    """The numbers of a call, in the order of Row: sigma [B], v [B, ...], w = cfg - 1, `error` 0-d."""
+    """The numbers of a call, in the order of Row. sigma [B], v [B, ...], w = cfg - 1, `error` 0-d."""
     wide = torch.promote_types(v.dtype, torch.float32)
     factor = rectified.factor.to(wide).flatten()
     ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
     low, high = (ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
-    numbers = [
-        sigma.max(),
-        *(
-            abs(weight) * torch.linalg.vector_norm(t, dtype=wide) / v.numel() ** 0.5
-            for t in (v, rectified.vector)
-        ),
-        factor.mean(),
-        *factor.aminmax(),
-        low,
-        high,
-        rectified.bad.sum(),
-        torch.full_like(low, math.nan) if error is None else error,
-    ]
+    norms = [torch.linalg.vector_norm(t, dtype=wide) / t.numel() ** 0.5 for t in (v, rectified.vector)]
+    error = torch.full_like(low, math.nan) if error is None else error
+    numbers = [sigma.max(), *(abs(weight) * norm for norm in norms), factor.mean(), *factor.aminmax()]
+    numbers += [low, high, rectified.bad.sum(), error]
     return torch.stack([number.to(wide) for number in numbers])
 
 
@@ -110,24 +95,15 @@ class Run:
         self._rows.append(Row(cfg=cfg, note=note, _numbers=sigma.detach().max()[None], **more))
         return self._rows[-1]
 
-    def rectified(
-        self, row: Row, sigma: Tensor, v: Tensor, rectified: Rectified, error: Tensor | None = None
-    ) -> None:
+    def rectified(self, row: Row, sigma: Tensor, v: Tensor, rectified: Rectified, error=None) -> None:
         """Add a call whose guidance v [B, ...] became `rectified`; `row.cfg` is the scale in force."""
         row._numbers = measured(sigma, v, rectified, row.cfg - 1, error)
         self._rows.append(row)
         factor = rectified.factor
-        if factor.ndim < 3 or factor[0, 0].numel() == 1:
-            return  # a number a sample has no place in the image
-        layer = factor.mean(1).float()
-        same = self._heat is not None and self._heat.shape == layer.shape
-        self._heat, self._heated = (self._heat + layer, self._heated + 1) if same else (layer, 1)
-
-    @property
-    def heat(self) -> Tensor | None:
-        """Mean factor over the active calls and the channels [B, *spatial], or None if none was
-        elementwise."""
-        return None if self._heat is None else self._heat / self._heated
+        if factor.ndim > 2 and factor[0, 0].numel() > 1:  # a number a sample has no place in the image
+            layer = factor.mean(1).float()
+            same = self._heat is not None and self._heat.shape == layer.shape
+            self._heat, self._heated = (self._heat + layer, self._heated + 1) if same else (layer, 1)
 
     def remark(self, note: str) -> bool:
         """Keep a note about the run; True the first time, so that it is logged once."""
@@ -145,28 +121,25 @@ class Run:
         return [row for row in self.rows if row.active]
 
     @property
-    def skipped(self) -> int:
-        """Calls that ran without guidance because its effect was negligible."""
-        return sum(row.skipped for row in self._rows)
+    def heat(self) -> Tensor | None:
+        """Mean factor over active calls and channels [B, *spatial], or None if none was elementwise."""
+        return None if self._heat is None else self._heat / self._heated
 
     @property
     def effective_cfg(self) -> float:
-        """1 + (cfg - 1) |R g| / |g|, averaged over the active calls with the weight |g|: the cfg of equal
-        size without REG.
+        """1 + (cfg - 1) |R g| / |g|, averaged over the active calls with the weight |g|.
 
         Calls without guidance (skipped, cfg 1) are not in the mean: their |g| was never computed.
         """
         rows = [r for r in self.active if math.isfinite(r.cfg) and r.guidance_norm > 0]
         total = sum(r.guidance_norm for r in rows)
-        return (
-            sum(r.guidance_norm + (r.cfg - 1) * r.rectified_norm for r in rows) / total if total else math.nan
-        )
+        size = sum(r.guidance_norm + (r.cfg - 1) * r.rectified_norm for r in rows)
+        return size / total if total else math.nan
 
     @property
     def seconds(self) -> float:
-        """Of all calls; nan where they were not timed."""
-        timed = [row.seconds for row in self._rows if math.isfinite(row.seconds)]
-        return sum(timed) if timed else math.nan
+        """Of all rectified calls; nan on a GPU."""
+        return sum(row.seconds for row in self._rows)
 
     @property
     def extra_rows(self) -> int:
@@ -176,17 +149,17 @@ class Run:
     def summary(self) -> str:
         """One line: form, engine, active calls of total, mean correction, effective cfg, cost."""
         rows, active = self.rows, self.active
-        if not rows:
-            return f"form {self.form}: nothing sampled yet"
         if not active:
-            return f"form {self.form}: did nothing in {len(rows)} model calls"
+            done = f"did nothing in {len(rows)} model calls" if rows else "nothing sampled yet"
+            return f"form {self.form}: {done}"
         engines = dict.fromkeys(f"{r.engine} ({r.product})" if r.product else r.engine for r in active)
+        mean, skipped = sum(r.correction_mean for r in active) / len(active), sum(r.skipped for r in rows)
         worst = max((r.error for r in active if math.isfinite(r.error)), default=0.0)
-        mean = sum(r.correction_mean for r in active) / len(active)
         parts = [
-            f"form {self.form}, engine {'+'.join(engines)}, active in {len(active)} of {len(rows)} model calls",
+            f"form {self.form}, engine {'+'.join(engines)}",
+            f"active in {len(active)} of {len(rows)} model calls",
             f"mean correction {mean:.3f}, effective cfg {self.effective_cfg:.2f}",
-            f"{self.skipped} skipped" if self.skipped else "",
+            f"{skipped} skipped" if skipped else "",
             f"probe error up to {100 * worst:.0f} %" if worst > 0.1 else "",
             f"{self.extra_rows} extra rows",
             f"{self.seconds:.2f} s" if math.isfinite(self.seconds) else "",
@@ -194,16 +167,14 @@ class Run:
         return ", ".join(filter(None, parts))
 
     def table(self) -> str:
-        """The rows as aligned text: |g| and |Rg|, mean, min and max of the factor, extra model rows,
-        seconds."""
-        head = "call     sigma    cfg       |g|      |Rg|    mean     min     max rows      s  engine"
-        lines = [head]
+        """The rows as aligned text; mean, min and max are those of the factor."""
+        lines = ["call     sigma    cfg       |g|      |Rg|    mean     min     max rows      s  engine"]
         for i, r in enumerate(self.rows):
             numbers = f"{i:>4} {r.sigma:>9.4g} {r.cfg:>6.3g} {r.guidance_norm:>9.3g} {r.rectified_norm:>9.3g}"
-            numbers += f" {r.correction_mean:>7.3f} {r.correction_min:>7.3f} {r.correction_max:>7.3f} {r.extra_rows:>4}"
-            seconds = f"{r.seconds:>6.3f}" if math.isfinite(r.seconds) else 6 * " "
+            numbers += f" {r.correction_mean:>7.3f} {r.correction_min:>7.3f} {r.correction_max:>7.3f}"
+            cost = f"{r.extra_rows:>4}" + (f" {r.seconds:>6.3f}" if math.isfinite(r.seconds) else 7 * " ")
             engine = f"{r.engine} {r.product}".strip() + ("" if r.fresh or not r.active else " reused")
-            lines.append(f"{numbers} {seconds}  {engine}" + (f"  [{r.note}]" if r.note else ""))
+            lines.append(f"{numbers} {cost}  {engine}" + (f"  [{r.note}]" if r.note else ""))
         return "\n".join(lines)
 
     def __str__(self) -> str:

@@ -1,13 +1,9 @@
 """The repeated blocks of a network, found by its structure alone."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
 from torch.nn import Module, ModuleList, Sequential
 
 
-def blocks(root: Module) -> Iterator[Module]:
+def blocks(root: Module):
     """The innermost children of ModuleLists that are more than a layer."""
     for child in root.children():
         if isinstance(child, ModuleList):
@@ -25,9 +21,7 @@ def _unit(item):
             yield from _unit(child)
     elif _has_list_of_blocks(item):
         yield from blocks(item)
-    elif (
-        sum(1 for m in item.modules() if next(m.children(), None) is None) > 1
-    ):  # a single layer keeps only its weight
+    elif sum(not any(m.children()) for m in item.modules()) > 1:  # a single layer keeps only its weight
         yield item
 
 

@@ -1,17 +1,16 @@
-"""Blocks of a network whose activations are dropped after the forward pass and computed again in the backward
-pass.
+"""Blocks of a network whose activations are dropped after the forward pass and computed again.
 
-torch.utils.checkpoint does not serve here. Networks that add in place to what they saved (Flux, HunyuanVideo,
-ControlNet) need copies on the second pass as well. A block must see the options of its call as they were. And
-a second pass that differs from the first (a patch that counts calls) must be seen."""
-
-from __future__ import annotations
+torch.utils.checkpoint is not enough. Networks that add in place to what they saved (Flux, HunyuanVideo,
+ControlNet) need copies in the second pass too. A block must see the options of its call as they were. And a
+second pass that differs from the first (a patch that counts calls) must be noticed.
+"""
 
 import weakref
 from contextlib import contextmanager
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .thaw import PLAIN, private_copy
 
@@ -22,13 +21,13 @@ class Recompute:
     """One differentiated pass.
 
     `weights`: addresses of storages that are never dropped. `copies`: copy what may be written to in place.
-    `verify`: compare the second pass of each block with its first. `tick` is called once a block and may
-    raise. Afterwards `activations` are the bytes that a pass without recomputation would have kept in blocks.
+    `verify`: compare each block's second pass with its first. `tick` is called once a block and may raise.
+    Afterwards `activations` are the bytes that a pass without recomputation would have kept in blocks.
     """
 
     def __init__(self, weights=frozenset(), copies=False, verify=False, tick=lambda: None):
         self.weights, self.copies, self.verify, self.tick = weights, copies, verify, tick
-        self.activations = self.recomputed = 0
+        self.activations = 0
         self.running = False  # inside of a block, or of its second pass
         self._clones = {}  # of arguments without gradient: (id, version) -> (it, its copy)
         self.compared = []  # fingerprints of tensors in first and second passes
@@ -51,8 +50,8 @@ class Recompute:
     def _guarded(self, forward):
         def call(*args, **kwargs):
             self.tick()
-            given = _tensors([*args, *kwargs.values()])
-            if self.running or not torch.is_grad_enabled() or not any(t.requires_grad for t in given):
+            grad = any(getattr(leaf, "requires_grad", False) for leaf in tree_leaves((args, kwargs)))
+            if self.running or not (grad and torch.is_grad_enabled()):
                 return forward(*args, **kwargs)
             return _Block(self, forward, args, kwargs).first(args, kwargs)
 
@@ -60,28 +59,22 @@ class Recompute:
 
     def mismatch(self) -> float:
         """Largest relative difference between first and second passes (one device synchronisation)."""
-        if not self.compared:
-            return 0.0
         first, second = (torch.stack(column) for column in zip(*self.compared, strict=True))
         return float(((first - second).abs() / first.abs().clamp_min(1e-12)).nan_to_num(0).max())
 
     def is_weight(self, tensor) -> bool:
         return type(tensor) not in PLAIN or tensor.untyped_storage().data_ptr() in self.weights
 
-    def held(self, value):
-        """An argument as it is now, for the second pass. With copies on it is safe from writes."""
-        if isinstance(value, torch.Tensor):
-            if not self.copies:
-                return value
-            if value.requires_grad:
-                return value.clone()
-            state = id(value), value._version
-            if state not in self._clones:  # blocks share rotary tables
-                self._clones[state] = value, value.clone()
-            return self._clones[state][1]
-        if type(value) is dict:
-            return value.copy()  # networks write the block's number into their options as they go
-        return type(value)(self.held(v) for v in value) if type(value) in (list, tuple) else value
+    def held(self, tensor):
+        """An argument of a block as it is now, for the second pass. With copies on it is safe from writes."""
+        if not self.copies or tensor.is_inference():  # nobody may write to those here
+            return tensor
+        if tensor.requires_grad:
+            return tensor.clone()
+        state = id(tensor), tensor._version
+        if state not in self._clones:  # blocks share rotary tables
+            self._clones[state] = tensor, tensor.clone()
+        return self._clones[state][1]
 
 
 class _Place:
@@ -94,8 +87,7 @@ class _Place:
 
 
 class _Enough(BaseException):
-    """Ends a second pass at the last tensor that is wanted. No Exception: blocks that catch those must
-    not."""
+    """Ends a second pass at the last tensor that is wanted. No Exception: blocks may catch those."""
 
 
 class _Block:
@@ -103,13 +95,22 @@ class _Block:
 
     def __init__(self, owner, forward, args, kwargs):
         self.owner, self.forward = owner, forward
-        self.args, self.kwargs = owner.held(args), {k: owner.held(v) for k, v in kwargs.items()}
-        self.versions = [(t, t._version) for t in _tensors([*self.args, *self.kwargs.values()])]
+        # Dicts are copied: networks write the block's number into their options as they go.
+        self.given = tree_map_only(torch.Tensor, owner.held, (args, kwargs))
+        tensors = [leaf for leaf in tree_leaves(self.given) if isinstance(leaf, torch.Tensor)]
+        self.versions = [(t, t._version) for t in tensors if not t.is_inference()]
         self.places, self.found = [], weakref.WeakKeyDictionary()
 
     def first(self, args, kwargs):
-        with self._running(), saved_tensors_hooks(self._drop, self._bring_back):
-            return self.forward(*args, **kwargs)
+        return self._run(args, kwargs, self._drop, self._bring_back)
+
+    def _run(self, args, kwargs, pack, unpack):
+        self.owner.running = True
+        try:
+            with torch.enable_grad(), saved_tensors_hooks(pack, unpack):
+                return self.forward(*args, **kwargs)
+        finally:
+            self.owner.running = False
 
     def _drop(self, tensor):
         if self.owner.is_weight(tensor):
@@ -148,56 +149,24 @@ class _Block:
             return None
 
         owner.tick()
-        owner.recomputed += 1
         if any(t._version != version for t, version in self.versions):
             raise RuntimeError(f"an argument of a block has been {IN_PLACE}")
-        args, kwargs = self.args, self.kwargs
-        if (
-            owner.copies
-        ):  # the second pass may write into them, and those without gradient belong to other blocks as well
-            args, kwargs = _private(args), {k: _private(v) for k, v in kwargs.items()}
+        args, kwargs = self.given
+        if owner.copies:  # the second pass may write into arguments that other blocks share
+            private = lambda t: t if t.requires_grad else t.clone()  # noqa: E731
+            args, kwargs = tree_map_only(torch.Tensor, private, self.given)
         try:
-            with self._running(), torch.enable_grad(), saved_tensors_hooks(collect, lambda packed: packed):
-                self.forward(*args, **kwargs)
+            self._run(args, kwargs, collect, lambda packed: packed)
         except _Enough:
             return
-        raise RuntimeError(
-            f"a block saved {len(self.places)} tensors in its first pass and {count} in its second"
-        )
-
-    @contextmanager
-    def _running(self):
-        before, self.owner.running = self.owner.running, True
-        try:
-            yield
-        finally:
-            self.owner.running = before
-
-
-def _tensors(value):
-    """Tensors among arguments. Dicts are options and stay closed."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif type(value) in (list, tuple):
-        for inner in value:
-            yield from _tensors(inner)
-
-
-def _private(value):
-    if isinstance(value, torch.Tensor):
-        return value if value.requires_grad else value.clone()
-    return type(value)(_private(v) for v in value) if type(value) in (list, tuple) else value
+        raise RuntimeError(f"a block saved {len(self.places)} tensors, and {count} in its second pass")
 
 
 def _bytes(tensor):
-    return min(
-        tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    )  # expanded tensors take less
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())  # expanded: less
 
 
 def _fingerprint(tensor):
-    return (
-        torch.linalg.vector_norm(tensor.detach(), 1, dtype=torch.float32)
-        if tensor.is_floating_point()
-        else None
-    )
+    if tensor.is_floating_point():
+        return torch.linalg.vector_norm(tensor.detach(), 1, dtype=torch.float32)
+    return None

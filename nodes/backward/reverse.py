@@ -1,7 +1,4 @@
-"""A backward pass through a host's network that fits into memory: all activations kept, or blocks computed
-twice."""
-
-from __future__ import annotations
+"""A backward pass that fits into memory: all activations are kept, or blocks are computed twice."""
 
 import logging
 import re
@@ -19,33 +16,24 @@ from .thaw import Thaw, private_saved_tensors
 
 log = logging.getLogger("ComfyUI-REG")
 
-FREE_SHARE = (
-    0.7  # of the free memory that activations may take; the rest is for fragments and for what we cannot see
-)
-PASS_NEEDS = 3.0  # a backward pass through one block, in terms of what the host says a forward pass needs
+FREE_SHARE = 0.5  # of the free memory that activations may take; the rest is for the pass itself
+VERIFIED = 1e-2  # relative difference of a block's second pass: kernels may sum in another order
 MEMORY_WORDS = "out of memory|can't allocate memory"
-VERIFIED = (
-    1e-2  # relative difference between a block's first and second pass; kernels may sum in another order
-)
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
     """What a backward pass needs to know of the host's network.
 
-    - `denoise`: (x, sigma) -> D_c, made of operators that have a derivative.
-    - `modules`: whose weights it reads. `attributes`: further names under which layers keep weights.
-    - `paged`: weights are taken back when a layer has run.
-    - `free()`, `required()`: bytes that are free, and those that a forward pass takes by the host's estimate.
-    - `tick()` is called once a block and may raise.
+    `denoise`: (x, sigma) -> D_c, of operators with a derivative. `modules`: whose weights it reads. `paged`:
+    names of further weights, where those are taken back once a layer has run. `free()`: bytes of memory.
+    `tick()` is called once a block and may raise.
     """
 
     denoise: jacobian.Denoiser
     modules: tuple
-    attributes: tuple
-    paged: bool
+    paged: tuple
     free: Callable[[], float]
-    required: Callable[[], float]
     tick: Callable[[], None]
 
 
@@ -57,18 +45,14 @@ class BackwardPass:
     """What one sampling run has learned about its backward passes.
 
     `mode`: keep all activations ("resident"), those between blocks ("checkpoint"), or what fits ("auto").
-
-    An error that another way would cure is met by it, with a word in `notes`; every other error is raised.
+    Where another way helps against an error it is taken; `notes` say so. Every other error is raised.
     """
 
     def __init__(self, mode: str = "auto"):
         self.mode = mode
         self.notes: list[str] = []
         self._copies = False  # the network adds in place to what autograd has saved
-        self._verified, self._repeatable = (
-            False,
-            True,
-        )  # blocks give the same in a second pass: seen, not yet refuted
+        self._verified, self._repeatable = False, True  # second passes gave the same: seen, not refuted
         self._per_sample = None  # bytes of activations
         self._thaw = None
         self._blocks = None  # (modules, their repeated blocks)
@@ -81,13 +65,11 @@ class BackwardPass:
             except RuntimeError as error:
                 if not self._has_another_way(error):
                     raise
-            if torch.cuda.is_initialized():  # out of the handler, whose traceback holds the failed pass
-                torch.cuda.empty_cache()
 
     def _pass(self, network, point, cotangent):
         if self._thaw is None or network.paged:
-            self._thaw = Thaw(network.attributes)
-        copies, recompute = self._copies or network.paged, None
+            self._thaw = Thaw(network.paged)
+        copies, recompute = self._copies or bool(network.paged), None
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             weights = stack.enter_context(self._thaw.over(network.modules))
@@ -105,7 +87,7 @@ class BackwardPass:
         """True where all activations are kept."""
         if self.mode != "auto" or self._per_sample is None:
             return self.mode == "resident"
-        return samples * self._per_sample <= FREE_SHARE * network.free() - PASS_NEEDS * network.required()
+        return samples * self._per_sample <= FREE_SHARE * network.free()
 
     def _blocks_of(self, modules):
         if self._blocks is None or self._blocks[0] != modules:
@@ -114,28 +96,27 @@ class BackwardPass:
 
     def _learn(self, recompute, samples) -> None:
         self._per_sample = recompute.activations / samples
-        if recompute.verify and recompute.recomputed:
+        if recompute.compared:
             if not (difference := recompute.mismatch()) <= VERIFIED:
                 raise NotRepeatable(f"a block's second pass differs by {difference:.2g} from its first")
             self._verified = True
 
     def _has_another_way(self, error) -> bool:
         """Change something so that the pass may work; False when there is nothing left to change."""
-        out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError) or re.search(
-            MEMORY_WORDS, str(error).lower()
-        )
+        out_of_memory = re.search(MEMORY_WORDS, str(error).lower())
         if IN_PLACE in str(error) and not self._copies:
             self._copies = True  # costs a little memory and no accuracy: nothing to tell
-        elif isinstance(error, NotRepeatable):
+            return True
+        if isinstance(error, NotRepeatable):
             self.mode, self._repeatable = "resident", False
-            self._note(f"reverse mode keeps all activations: {error}")
+            note = f"reverse mode keeps all activations: {error}"
         elif out_of_memory and self._repeatable and self.mode != "checkpoint":
-            self.mode = "checkpoint"
-            self._note("reverse mode ran out of memory: blocks are computed twice from here on")
+            self.mode, note = (
+                "checkpoint",
+                "reverse mode ran out of memory: blocks are computed twice from here on",
+            )
         else:
             return False
+        self.notes.append(note)
+        log.warning("REG: %s", note)
         return True
-
-    def _note(self, text):
-        self.notes.append(text)
-        log.warning("REG: %s", text)

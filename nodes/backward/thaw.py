@@ -1,7 +1,4 @@
-"""Weights that were made in inference mode, as tensors that autograd may save; and copies of what it
-saves."""
-
-from __future__ import annotations
+"""Weights that were made in inference mode as tensors that autograd may save, and copies of what it saves."""
 
 from contextlib import contextmanager
 
@@ -12,24 +9,22 @@ PADDING = 16  # elements that PyTorch may append to a row of a mask, and one mor
 
 
 class Thaw:
-    """Parameters and buffers as ordinary tensors without gradient, sharing memory, for the length of a `with`
-    block.
+    """Parameters and buffers as ordinary tensors without gradient, for the length of a `with` block.
 
     Loaders create weights in inference mode, and autograd refuses to save such tensors. An alias of the same
-    storage is an ordinary tensor and costs nothing. The search through a network takes time, so aliases are
-    made once, and again when a weight is another one or elsewhere. `attributes`: further names under which
-    layers keep weights."""
+    storage is an ordinary tensor and costs nothing. The search for weights takes time: it is done once, and
+    again when a weight is another one or elsewhere. `further`: names of more weights in layers.
+    """
 
-    def __init__(self, attributes: tuple[str, ...] = ()):
-        self.attributes = attributes
+    def __init__(self, further: tuple[str, ...] = ()):
+        self.further = further
         self.storages: frozenset[int] = frozenset()
         self._modules: tuple = ()
         self._found = []  # (dict that holds it, name, tensor, its address, alias or None)
 
     @contextmanager
     def over(self, modules):
-        """Within it the weights of `modules` are ordinary; enter outside of inference mode. Yields their
-        storages."""
+        """Enter outside of inference mode. Yields the addresses of the weights' storages."""
         modules = tuple(modules)
         if not self._holds(modules):
             self._look(modules)
@@ -44,28 +39,20 @@ class Thaw:
 
     def _holds(self, modules) -> bool:
         """True while every weight is the one that was found, where it was found."""
-        if len(modules) != len(self._modules) or any(
-            a is not b for a, b in zip(modules, self._modules, strict=True)
-        ):
-            return False
-        return all(
-            owner.get(name) is t and t.data_ptr() == address for owner, name, t, address, _ in self._found
-        )
+        same = [id(module) for module in modules] == [id(module) for module in self._modules]
+        return same and all(d.get(name) is t and t.data_ptr() == at for d, name, t, at, _ in self._found)
 
     def _look(self, modules):
         self._modules, self._found, storages = modules, [], set()
         for module in {id(m): m for root in modules for m in root.modules()}.values():
-            for owner in (module._parameters, module._buffers):
-                storages |= {t.untyped_storage().data_ptr() for t in owner.values() if type(t) in PLAIN}
-            further = [name for name in self.attributes if name in vars(module)]
-            for owner, names in (
-                (module._parameters, [*module._parameters]),
-                (module._buffers, [*module._buffers]),
-                (vars(module), further),
-            ):
-                for name in names:
-                    if type(tensor := owner[name]) in PLAIN:
-                        self._found.append((owner, name, tensor, tensor.data_ptr(), _alias(tensor)))
+            held = [(module._parameters, name) for name in module._parameters]
+            held += [(module._buffers, name) for name in module._buffers]
+            held += [(vars(module), name) for name in self.further if name in vars(module)]
+            for owner, name in held:
+                if type(tensor := owner[name]) in PLAIN:
+                    self._found.append((owner, name, tensor, tensor.data_ptr(), _alias(tensor)))
+                    if owner is not vars(module):  # those may be taken back: never counted on
+                        storages.add(tensor.untyped_storage().data_ptr())
         self.storages = frozenset(storages)
 
 
@@ -78,8 +65,7 @@ def _alias(tensor):
 
 
 def private_saved_tensors(storages):
-    """Within it autograd saves copies: several networks (Flux, ControlNet) add in place to tensors saved
-    before.
+    """Autograd saves copies: several networks (Flux, ControlNet) add in place to tensors saved before.
 
     Weights, whose `storages` are given, are never written to and stay as they are; so do quantised ones.
     """
@@ -94,8 +80,8 @@ def private_saved_tensors(storages):
 def private_copy(tensor):
     """A copy with the tensor's layout where rows are padded or elements repeated.
 
-    On CUDA the backward pass of attention counts on rows of a mask that start aligned; and a mask that is
-    expanded over heads need not grow by it."""
+    On CUDA attention's backward pass counts on aligned rows of a mask. An expanded mask need not grow.
+    """
     if tensor.ndim < 2 or tensor.is_contiguous() or tensor.numel() == 0:
         return tensor.clone()
     span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))

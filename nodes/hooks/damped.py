@@ -1,7 +1,4 @@
-"""A worse version of a model, for autoguidance: its blocks damped for the time of a pass, its weights
-shared."""
-
-from __future__ import annotations
+"""A worse version of a model, for autoguidance: its blocks are damped, its weights are shared."""
 
 import torch
 
@@ -11,59 +8,47 @@ KEY = "reg_damped"
 
 
 def damped_model(model, damping: float):
-    """A MODEL that shares the weights and runs with every block's layers damped: out -> bias + (1 - damping)
-    (out - bias).
+    """A MODEL whose block layers put out bias + (1 - damping) (out - bias). It takes no memory.
 
-    Costs no memory: forward hooks for the time of the pass, on the layers of repeated blocks; the layers that
-    read and write latents stay as they are. Raises ValueError for a model without such layers."""
-    if not any(True for _ in _block_layers(model.model.diffusion_model)):
-        raise ValueError(
-            f"REGWeakModel: {type(model.model.diffusion_model).__name__} has no repeated blocks of linear or convolution layers"
-        )
-    patched = model.clone()
+    Layers outside of repeated blocks stay as they are. Raises ValueError for a model without such blocks.
+    """
+    network = model.model.diffusion_model
+    if not _block_layers(network):
+        raise ValueError(f"REGWeakModel: {type(network).__name__} has no repeated blocks of linear layers")
+    patched, factor = model.clone(), 1 - damping
     patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
-    if damping == 0:
-        return patched
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _Damped(1 - damping))
-    return patched
 
+    def damp(layer, inputs, out):
+        bias = getattr(layer, "bias", None)
+        if bias is None:
+            return factor * out
+        bias = bias.to(out)
+        bias = bias.reshape(-1, *[1] * (out.ndim - 2)) if layer.weight.ndim > 2 else bias
+        return bias + factor * (out - bias)
 
-class _Damped:
-    def __init__(self, factor):
-        self.factor = factor
-
-    def __call__(self, executor, *args, **kwargs):
-        handles = [
-            layer.register_forward_hook(self._damp)
-            for layer in _block_layers(executor.class_obj.diffusion_model)
-        ]
+    def apply_model(executor, *args, **kwargs):
+        layers = _block_layers(executor.class_obj.diffusion_model)
+        handles = [layer.register_forward_hook(damp) for layer in layers]
         try:
             return executor(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _damp(self, layer, inputs, out):
-        bias = getattr(layer, "bias", None)
-        if bias is None:
-            return self.factor * out
-        bias = bias.to(out).reshape(-1, *[1] * (out.ndim - 2)) if layer.weight.ndim > 2 else bias.to(out)
-        return bias + self.factor * (out - bias)
+    if damping > 0:
+        patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model)
+    return patched
 
 
 def _block_layers(network):
     """Linear and convolution layers inside ModuleLists, each once, without those as narrow as latents."""
-    seen = set()  # lists are nested: a UNet's transformer blocks are in two
-    for parent in network.modules():
-        if isinstance(parent, torch.nn.ModuleList):
-            for layer in parent.modules():
-                weight = getattr(layer, "weight", None)
-                if (
-                    id(layer) in seen
-                    or not isinstance(weight, torch.Tensor)
-                    or isinstance(layer, torch.nn.Embedding)
-                ):
-                    continue
-                if weight.ndim >= 2 and min(weight.shape[:2]) >= 12:
-                    seen.add(id(layer))
-                    yield layer
+    lists = (parent for parent in network.modules() if isinstance(parent, torch.nn.ModuleList))
+    layers = {id(layer): layer for parent in lists for layer in parent.modules()}  # lists are nested
+    return [layer for layer in layers.values() if _is_wide(layer)]
+
+
+def _is_wide(layer):
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, torch.Tensor) or isinstance(layer, torch.nn.Embedding):
+        return False
+    return weight.ndim >= 2 and min(weight.shape[:2]) >= 12

@@ -1,14 +1,13 @@
 """REG in a sampling run.
 
-In each model call ComfyUI makes the conditional and the unconditional prediction d and u in one slot of
-model_options. There we return [d, d - R (d - u)]. So every cfg function computes d + (cfg - 1) R (d - u), and
-what follows composes."""
-
-from __future__ import annotations
+In each model call ComfyUI makes the conditional and the unconditional prediction, d and u, in one slot. There
+we return [d, d - R (d - u)]: every cfg function then computes d + (cfg - 1) R (d - u).
+"""
 
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...reg_core.rectifier import Rectifier
@@ -17,8 +16,7 @@ from ...reg_core.trace import Run, Trace
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
 from ..host.noise_levels import model_kind, point_at, sigma_bounds
-from ..host.options import PAIR, POST_CFG, Interrupted, caches, clone_options
-from .run_hook import RunHook
+from ..host.options import PAIR, POST_CFG, Interrupted, caches, calls_through, clone_options, hooked
 
 KEY = "reg"
 log = logging.getLogger("ComfyUI-REG")
@@ -32,55 +30,60 @@ def rectified_model(model, settings: Settings, percents=(0.0, 1.0), observe=None
     """
     if settings.calibration is not None:
         settings.calibration.check(*model_kind(model))
-    hook = RectifyHook(settings, percents, observe, memory)
-    plain = hook.without(model)
-    return (hook.onto(plain) if settings.enabled else plain), hook.trace
+    hook = RectifyHook(settings, percents, observe, memory, Trace())
+    hook.settings_for(model)  # refuses wrong percents now
+    return hooked(model, KEY, hook.outer_sample if settings.enabled else None), hook.trace
+
+
+@dataclass(frozen=True, eq=False)
+class RectifyHook:
+    """See `rectified_model`. Holds settings only; what belongs to a run is in a RunState."""
+
+    settings: Settings
+    percents: tuple[float, float]
+    observe: Callable | None
+    memory: str
+    trace: Trace
+
+    def settings_for(self, model) -> Settings:
+        """The settings with the bounds in units of MODEL's sigma."""
+        high, low = sigma_bounds(model, *self.percents)
+        return dataclasses.replace(self.settings, sigma_start=high, sigma_end=low)
+
+    def outer_sample(self, executor, *args, **kwargs):
+        guider = executor.class_obj
+        settings = self.settings_for(guider.model_patcher)
+        run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
+        rectifier = Rectifier(settings, run, (Interrupted,), self.observe)
+        state = RunState(guider, rectifier, BackwardPass(self.memory))
+        with calls_through(guider, KEY, state.predict_noise):
+            result = executor(*args, **kwargs)
+        state.report()
+        return result
 
 
 @dataclass(frozen=True, eq=False)
 class RunState:
-    """Of one sampling run."""
+    """One sampling run."""
 
+    guider: object
     rectifier: Rectifier
     backward: BackwardPass
 
-
-class RectifyHook(RunHook):
-    """See `rectified_model`."""
-
-    key = KEY
-
-    def __init__(self, settings, percents, observe, memory):
-        self.settings = settings
-        self.percents = percents
-        self.observe = observe
-        self.memory = memory
-        self.trace = Trace()
-
-    def settings_for(self, sampling) -> Settings:
-        """The settings with the bounds in units of sigma."""
-        high, low = sigma_bounds(sampling, *self.percents)
-        return dataclasses.replace(self.settings, sigma_start=high, sigma_end=low)
-
-    def begin(self, guider, sigmas) -> RunState:
-        settings = self.settings_for(guider.model_patcher.get_model_object("model_sampling"))
-        run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
-        rectifier = Rectifier(settings, run, (Interrupted,), self.observe)
-        return RunState(rectifier, BackwardPass(self.memory))
-
-    def call(self, state, guider, executor, x, timestep, model_options, seed):
-        pair = RectifiedPair(state, guider, model_options)
+    def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
+        model_options = model_options or {}
+        pair = RectifiedPair(self, model_options)
         result = executor(x, timestep, pair.options(), seed)
         if not pair.reached:
             kept = " or ".join(caches(model_options))
-            bypassed = f"{type(guider).__name__} does not ask for the conditional and unconditional pair"
+            bypassed = f"{type(self.guider).__name__} does not ask for the conditional and unconditional pair"
             why = f"{kept} answered from memory" if kept else bypassed
-            state.rectifier.run.plain(timestep, math.nan, why)
+            self.rectifier.run.plain(timestep, math.nan, why)
         return result
 
-    def end(self, state, guider):
+    def report(self):
         """One line a run, and a warning when REG did nothing or found no number."""
-        run = state.rectifier.run
+        run = self.rectifier.run
         if run.active:
             log.info("REG: %s", run.summary())
             bad = sum(row.nonfinite > 0 for row in run.active)
@@ -88,24 +91,21 @@ class RectifyHook(RunHook):
             if bad and run.remark(note):
                 log.warning("REG: %s", note)
             return
-        why = (
-            "; ".join(dict.fromkeys(row.note for row in run.rows if row.note)) or "the model was never called"
-        )
+        reasons = dict.fromkeys(row.note for row in run.rows if row.note)
+        why = "; ".join(reasons) or "the model was never called"
         if run.remark(f"did nothing: {why}"):
-            name, cfg = type(guider).__name__, getattr(guider, "cfg", "?")
+            name, cfg = type(self.guider).__name__, getattr(self.guider, "cfg", "?")
             log.warning("REG did nothing with %s (cfg %s): %s", name, cfg, why)
 
 
+@dataclass(eq=False)
 class RectifiedPair:
-    """The pair of predictions of one model call, made in place of ComfyUI's. `given`: model_options without
-    us."""
+    """The pair of predictions of one model call. `given`: model_options without us."""
 
-    def __init__(self, state: RunState, guider, given):
-        self.state = state
-        self.guider = guider
-        self.given = given
-        self.reached = False
-        self.uncond = None
+    state: RunState
+    given: dict
+    reached: bool = False
+    uncond: object = None
 
     def options(self):
         options = clone_options(self.given)
@@ -117,7 +117,7 @@ class RectifiedPair:
     def calc_cond_batch(self, args):
         self.reached = True
         model, conds, x, sigma = args["model"], args["conds"], args["input"], args["sigma"]
-        rectifier, cfg = self.state.rectifier, float(getattr(self.guider, "cfg", math.nan))
+        rectifier, cfg = self.state.rectifier, float(getattr(self.state.guider, "cfg", math.nan))
         branches = ModelBranches(model, conds, self.given, self.state.backward)
         why = rectifier.settings.why_plain(cfg - 1, sigma)
         if not why and (len(conds) != 2 or conds[0] is None or conds[1] is None):
@@ -133,15 +133,11 @@ class RectifiedPair:
         return [made.denoised, (made.denoised - made.rectified).to(made.denoised.dtype)]
 
     def _with_true_uncond(self, post_cfg):
-        """CFG++ samplers and others read the unconditional prediction after cfg: give them the model's
-        own."""
-        return lambda args: post_cfg(
-            args if self.uncond is None else {**args, "uncond_denoised": self.uncond}
-        )
+        """CFG++ samplers and others read the unconditional prediction here: give them the model's own."""
+        return lambda args: post_cfg(args | ({} if self.uncond is None else {"uncond_denoised": self.uncond}))
 
 
 def options_without_us(model_options):
-    """model_options as they were before this call was rectified: an extra pass of ours is nobody's
-    guidance."""
+    """model_options as they were before REG: an extra pass of ours is nobody's guidance."""
     hooked = getattr(model_options.get(PAIR), "__self__", None)
     return hooked.given if isinstance(hooked, RectifiedPair) else model_options

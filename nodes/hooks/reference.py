@@ -1,15 +1,16 @@
 """A second MODEL for the reference prediction: autoguidance, or a separate network for the negative prompt.
 
-Both models stay loaded for the whole run. The pair (D_cond, D_reference) is made in the slot that sampling
-asks for it. So every sampler, every cfg function, schedules and REG work on it as on plain CFG."""
-
-from __future__ import annotations
+Both models stay loaded for the whole run. The pair (D_cond, D_reference) is made in ComfyUI's slot for it, so
+samplers, cfg functions, schedules and REG work on it as on plain CFG.
+"""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from ..host.options import PAIR, WrappersMP, sample_arguments
+from ..host.options import PAIR, hooked, sample_arguments
 from ..host.second_model import SecondModel, calc_cond_batch, check_same_space, shares_weights
 
 KEY = "reg_reference"
@@ -19,54 +20,41 @@ log = logging.getLogger("ComfyUI-REG")
 def with_reference(model, reference_model, weights: tuple[float, float] | None = None):
     """A clone of MODEL under which the negative pass runs on `reference_model`.
 
-    With `weights` (w_r, w_n) the reference is instead the mean, in their ratio, of `reference_model` on the
-    *positive* conds (autoguidance, Karras et al. 2024) and of this model on the negative ones. Sampled at cfg
-    = 1 + w_r + w_n that gives D_c + w_r (D_c - D_weak) + w_n (D_c - D_negative). Raises ValueError when the
-    two models do not share latents, or their weights cannot be loaded side by side."""
+    With `weights` (w_r, w_n) the reference is a mean, in their ratio: of `reference_model` on the *positive*
+    conds (autoguidance, Karras et al. 2024) and of this model on the negative ones. Sampled at cfg = 1 + w_r
+    + w_n that gives D_c + w_r (D_c - D_weak) + w_n (D_c - D_negative). Raises ValueError when the models do
+    not share latents, or cannot be loaded side by side.
+    """
     check_same_space(model, reference_model)
     shared = shares_weights(model, reference_model)
-    patched = model.clone()
-    patched.set_additional_models(KEY, [] if shared else [reference_model])
-    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    hook = ReferenceHook(reference_model if shared else None, weights)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, hook.outer_sample)
-    return patched
 
-
-class ReferenceHook:
-    """`shared`: the reference where it has the sampled model's weights, else None."""
-
-    def __init__(self, shared, weights):
-        self.shared = shared
-        self.weights = weights
-
-    def outer_sample(self, executor, *args, **kwargs):
-        guider, prompt = executor.class_obj, "negative" if self.weights is None else "positive"
+    def outer_sample(executor, *args, **kwargs):
+        guider, prompt = executor.class_obj, "negative" if weights is None else "positive"
         conds = guider.conds.get(prompt)
         if conds is None:
-            log.warning(
-                "REG: %s has no %s prompt: the reference model is not used", type(guider).__name__, prompt
-            )
+            log.warning("REG: %s has no %s prompt: no reference model", type(guider).__name__, prompt)
             return executor(*args, **kwargs)
-        patcher = self.shared or guider.model_patcher.get_additional_models_with_key(KEY)[0]
-        second = SecondModel(patcher, guider, conds, sample_arguments(args, kwargs))
+        other = reference_model if shared else guider.model_patcher.get_additional_models_with_key(KEY)[0]
+        second = SecondModel(other, guider, conds, sample_arguments(args, kwargs))
         options = guider.model_options  # the guider's private copy
-        before = options.get(PAIR)
-        options[PAIR] = ReferencePair(second, self.weights, before).calc_cond_batch
+        options[PAIR] = ReferencePair(second, weights, options.get(PAIR)).calc_cond_batch
         try:
             return executor(*args, **kwargs)
         finally:
             second.stop()
-            options.pop(PAIR) if before is None else options.update({PAIR: before})
+
+    patched = hooked(model, KEY, outer_sample)
+    patched.set_additional_models(KEY, [] if shared else [reference_model])
+    return patched
 
 
+@dataclass(frozen=True, eq=False)
 class ReferencePair:
     """[D_cond of this model, the reference] in place of ComfyUI's pair, for one run."""
 
-    def __init__(self, second, weights, previous):
-        self.second = second
-        self.weights = weights
-        self.previous = previous
+    second: SecondModel
+    weights: tuple[float, float] | None
+    previous: Callable | None
 
     def calc_cond_batch(self, args):
         cond, negative = args["conds"] if len(args["conds"]) == 2 else (None, None)

@@ -1,8 +1,7 @@
 """Rewards: classifier guidance on the denoised prediction."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,85 +13,76 @@ from ...reg_core.space import expand, flat
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
 from ..host.noise_levels import point_at, sigma_bounds
-from ..host.options import POST_CFG, Interrupted, clone_options
+from ..host.options import POST_CFG, Interrupted, calls_through, clone_options, hooked
 from .rectified import options_without_us
-from .run_hook import RunHook
 
+KEY = "reg_reward"
 LARGEST_SIGMA = 20.0  # beyond it nothing is known of the image, and a real model's J is noise
 
 
 def rewarded_model(model, reward, scale: float, rectified: bool, percents: tuple[float, float]):
-    """A clone of MODEL whose denoised prediction is moved by scale * sigma_ve^2 * (J^T) grad
-    log_prob(D_cond)."""
+    """A clone of MODEL whose prediction D_c is moved by scale * sigma_ve^2 * (J^T) grad log_prob(D_c)."""
+    sigma_bounds(model, *percents)  # refuses wrong percents now
     if scale == 0:
         return model.clone()
-    patched = RewardHook(reward, scale, rectified, percents).onto(model)
+
+    def outer_sample(executor, *args, **kwargs):
+        guider = executor.class_obj
+        run = RewardRun(reward, scale, rectified, sigma_bounds(guider.model_patcher, *percents))
+
+        def predict_noise(executor, x, timestep, model_options=None, seed=None):
+            options = clone_options(model_options or {})
+            options[POST_CFG] = [*options.get(POST_CFG, []), run.moved]
+            return executor(x, timestep, options, seed)
+
+        with calls_through(guider, KEY, predict_noise):
+            return executor(*args, **kwargs)
+
+    patched = hooked(model, KEY, outer_sample, alone=False)
     if hasattr(reward, "models"):
-        patched.set_additional_models(f"reg_reward_{id(reward)}", reward.models())
+        patched.set_additional_models(f"{KEY}_{id(reward)}", reward.models())
     return patched
 
 
 @dataclass(frozen=True, eq=False)
 class RewardRun:
-    """Of one sampling run; `bounds`: highest and lowest sigma that is guided."""
+    """One sampling run. `bounds`: highest and lowest sigma where the reward guides."""
 
-    fall_back: FallBack
-    backward: BackwardPass
+    reward: object
+    scale: float
+    rectified: bool
     bounds: tuple[float, float]
+    fall_back: FallBack = field(default_factory=lambda: FallBack("reverse", (Interrupted,)))
+    backward: BackwardPass = field(default_factory=BackwardPass)
 
-
-class RewardHook(RunHook):
-    """`percents`: where the reward guides, in ComfyUI's percent."""
-
-    key = "reg_reward"
-
-    def __init__(self, reward, scale, rectified, percents):
-        self.reward = reward
-        self.scale = scale
-        self.rectified = rectified
-        self.percents = percents
-
-    def begin(self, guider, sigmas) -> RewardRun:
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        return RewardRun(
-            FallBack("reverse", (Interrupted,)), BackwardPass(), sigma_bounds(sampling, *self.percents)
-        )
-
-    def call(self, state, guider, executor, x, timestep, model_options, seed):
-        options = clone_options(model_options)
-        options[POST_CFG] = [*options.get(POST_CFG, []), lambda args: self.moved(state, args)]
-        return executor(x, timestep, options, seed)
-
-    def moved(self, state, args):
+    def moved(self, args):
         """The denoised prediction after this reward, from what a post-cfg function is given."""
         model, x, sigma, denoised = args["model"], args["input"], args["sigma"], args["denoised"]
-        high, low = state.bounds
-        if self.percents != (0.0, 1.0) and not within(float(sigma.max()), low, high):
+        high, low = self.bounds
+        if (high, low) != (math.inf, 0.0) and not within(float(sigma.max()), low, high):
             return denoised
         point = point_at(model.model_sampling, x, sigma)
         sigma_ve = (point.s / point.alpha.clamp_min(1e-9)).clamp_max(LARGEST_SIGMA)
 
         def slope_of_log_prob(prediction):
-            # Latent formats are affine per element, with tensors that autograd may not save: their slope by
-            # hand.
+            # Latent formats are affine, with tensors that autograd may not save: their slope by hand.
             out = model.process_latent_out
             slope = out(torch.ones_like(prediction)) - out(torch.zeros_like(prediction))
             return gradient(self.reward.log_prob, out(prediction)) * slope
 
         if self.rectified:
-            direction = self._through_denoiser(state, args, point, slope_of_log_prob)
+            direction = self._through_denoiser(args, point, slope_of_log_prob)
         else:
             direction = slope_of_log_prob(args["cond_denoised"])
         shift = self.scale * expand(sigma_ve**2, x) * direction
         good = torch.isfinite(flat(shift)).all(1)
         return denoised + torch.where(expand(good, x), shift, 0).to(denoised.dtype)
 
-    def _through_denoiser(self, state, args, point, slope):
+    def _through_denoiser(self, args, point, slope):
         """J^T slope; where there is no backward pass J slope, since J is symmetric in theory."""
         options, known = options_without_us(args["model_options"]), args["cond_denoised"]
-        branches = ModelBranches(args["model"], [args["cond"], None], options, state.backward)
-        return state.fall_back(
+        branches = ModelBranches(args["model"], [args["cond"], None], options, self.backward)
+        return self.fall_back(
             lambda: branches.reverse(point, slope)[1],
             lambda: jacobian.finite_difference(branches.cond, point, slope(known), known)[1],
-            lambda reason: None,
         )

@@ -1,60 +1,64 @@
-"""Schedules: cfg as a function of the noise level, through the guider, so that every sampler and every pack
-sees it."""
-
-from __future__ import annotations
+"""Schedules: cfg as a function of the noise level, through the guider, so that every sampler sees it."""
 
 import logging
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 from ...reg_core.presets import CfgSchedule, Levels
 from ..host.noise_levels import percent_of
-from .run_hook import RunHook
+from ..host.options import calls_through, hooked, sample_arguments
 
 KEY = "reg_schedule"
 log = logging.getLogger("ComfyUI-REG")
 
 
-class ScheduleHook(RunHook):
-    """The guider's cfg becomes `schedule.cfg(cfg, sigma, levels)` in every model call. Several schedules
-    multiply."""
+def scheduled_model(model, schedule: CfgSchedule, label: str):
+    """A clone of MODEL whose sampler's cfg becomes `schedule.cfg(...)` at every call. Several multiply."""
+    return hooked(model, KEY, ScheduleHook(schedule, label).outer_sample, alone=False)
 
-    key = KEY
 
-    def __init__(self, schedule: CfgSchedule, label: str):
-        self.schedule = schedule
-        self.label = label
+@dataclass(frozen=True)
+class ScheduleHook:
+    """Holds settings only; positions belong to a run."""
 
-    def begin(self, guider, sigmas) -> Levels:
-        return levels_of(guider.model_patcher, sigmas)
+    schedule: CfgSchedule
+    label: str
 
-    def announce(self, state, guider):
+    def outer_sample(self, executor, *args, **kwargs):
+        guider = executor.class_obj
+        if not hasattr(guider, "cfg"):
+            log.warning("REG: %s has no effect: %s has no cfg", self.label, type(guider).__name__)
+            return executor(*args, **kwargs)
+        levels = levels_of(guider.model_patcher, sample_arguments(args, kwargs)["sigmas"])
+        self._announce(guider, levels)
+
+        def predict_noise(executor, x, timestep, model_options=None, seed=None):
+            cfg = guider.cfg
+            guider.cfg = self.schedule.cfg(cfg, float(timestep.max()), levels)
+            try:
+                return executor(x, timestep, model_options or {}, seed)
+            finally:
+                guider.cfg = cfg
+
+        with calls_through(guider, KEY, predict_noise):
+            return executor(*args, **kwargs)
+
+    def _announce(self, guider, levels):
         """Tells where guidance acts. The positions of all steps are known from here on."""
-        base = float(getattr(guider, "cfg", math.nan))
-        cfgs = [self.schedule.cfg(base, sigma, state) for sigma in state.sigmas]
+        base = float(guider.cfg)
+        cfgs = [self.schedule.cfg(base, sigma, levels) for sigma in levels.sigmas]
         on = [i + 1 for i, cfg in enumerate(cfgs) if not math.isclose(cfg, 1.0)]
         if on:
             steps = f"steps {on[0]} to {on[-1]} ({len(on)}) of {len(cfgs)}"
             log.info("REG: %s guides in %s, cfg %.3g to %.3g", self.label, steps, min(cfgs), max(cfgs))
         elif cfgs:
-            why = f"cfg is {base}" if math.isclose(base, 1.0) else "it guides in no step"
-            log.warning("REG: %s has no effect: %s", self.label, why)
-
-    def call(self, state, guider, executor, x, timestep, model_options, seed):
-        cfg = getattr(guider, "cfg", None)
-        if cfg is None:
-            return executor(x, timestep, model_options, seed)
-        guider.cfg = self.schedule.cfg(cfg, float(timestep.max()), state)
-        try:
-            return executor(x, timestep, model_options, seed)
-        finally:
-            guider.cfg = cfg
+            log.warning("REG: %s has no effect: it guides in no step at cfg %s", self.label, base)
 
 
 def levels_of(model, sigmas) -> Levels:
-    """The noise levels of a run of MODEL over `sigmas` (None: not known); each position is looked up once."""
+    """The noise levels of a run of MODEL over `sigmas`; each position is looked up once."""
     sampling = model.get_model_object("model_sampling")
-    levels = () if sigmas is None else tuple(level for level in sigmas.tolist() if level > 0)
-    return Levels(
-        levels, float(sampling.sigma_max), lru_cache(None)(lambda sigma: percent_of(sampling, sigma))
-    )
+    levels = tuple(level for level in sigmas.tolist() if level > 0)
+    percent = lru_cache(None)(lambda sigma: percent_of(sampling, sigma))
+    return Levels(levels, float(sampling.sigma_max), percent)

@@ -1,19 +1,16 @@
 """The conditional and the unconditional prediction of a ComfyUI model, evaluated as ComfyUI does."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.samplers
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 
 from ...reg_core.branches import Branches
-from ...reg_core.jacobian import JacobianError
+from ...reg_core.jacobian import PROBE, JacobianError
 from ..backward.reverse import BackwardPass, Network
-from .attention import differentiable_attention
 from .conds import networks_of, thawed_cond
-from .draws import Draws
 from .options import CACHES, MULTIGPU, OPAQUE, PAIR, caches, quiet, with_shifted_rows
 
 PAGED_WEIGHTS = ("_v_weight", "_v_bias")  # where newer hosts keep what they have paged in
@@ -28,23 +25,35 @@ class ModelBranches(Branches):
         self.options = model_options
         self.backward = BackwardPass() if backward is None else backward
         self.cached = bool(caches(model_options))
-        self._draws = Draws()
+        self._random = None  # states of the generators before the first pass
 
     def evaluate(self, conds, x, sigma, options=None):
         """One prediction for each cond list; zeros for None."""
         comfy.model_management.throw_exception_if_processing_interrupted()  # older hosts ask once a step only
         options = self.options if options is None else options
-        with self._draws.repeated(x.device):
+        with self._same_draws(x.device):
             if self.options.get(PAIR) is not None:
-                args = {
-                    "conds": conds,
-                    "input": x,
-                    "sigma": sigma,
-                    "model": self.model,
-                    "model_options": options,
-                }
-                return self.options[PAIR](args)
+                given = {"conds": conds, "input": x, "sigma": sigma, "model_options": options}
+                return self.options[PAIR]({**given, "model": self.model})
             return comfy.samplers.calc_cond_batch(self.model, conds, x, sigma, options)
+
+    @contextmanager
+    def _same_draws(self, device):
+        """Networks draw random numbers (HyperTile, token merging). Later passes repeat those of the first
+        one.
+
+        Otherwise a difference would compare two networks, and our passes would change the sampler's noise.
+        """
+        cuda = [device] if device.type == "cuda" else []
+        if self._random is None:
+            self._random = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in cuda]
+            yield
+            return
+        with torch.random.fork_rng(devices=cuda):
+            torch.set_rng_state(self._random[0])
+            for d, state in zip(cuda, self._random[1], strict=True):
+                torch.cuda.set_rng_state(state, d)
+            yield
 
     def both(self, point):
         denoised, reference = self.evaluate(self.conds, point.x, point.sigma)
@@ -60,8 +69,7 @@ class ModelBranches(Branches):
         return self.evaluate([self.conds[0], None], x, sigma, quiet(self.options))[0]
 
     def both_and_probe(self, point, step):
-        """One call for three: cond, uncond and cond at x + step, in ComfyUI's own batching (areas, masks,
-        memory)."""
+        """One call for three, in ComfyUI's own batching (areas, masks, memory)."""
         if self._may_join():
             conds, options = [*self.conds, self.conds[0]], with_shifted_rows(self.options, step)
             denoised, reference, probe = self.evaluate(conds, point.x, point.sigma, options)
@@ -73,19 +81,14 @@ class ModelBranches(Branches):
         return denoised, reference, probe
 
     def _may_join(self) -> bool:
-        # A control net's output was computed for x, a chained function expects two conds, workers hold other
-        # models.
+        # A control net's output is for x, a chained function expects two conds, workers hold other models.
         controlled = any(c.get("control") is not None for cond in self.conds for c in cond)
         parallel = any(self.options.get(key) for key in MULTIGPU)
         return not (controlled or parallel or self.cached or self.options.get(PAIR) is not None)
 
     def compute_dtype(self, x):
         dtype = self.model.manual_cast_dtype or self.model.get_dtype()
-        return (
-            dtype
-            if dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-            else torch.bfloat16
-        )
+        return dtype if dtype in PROBE else torch.bfloat16
 
     @property
     def notes(self):
@@ -99,46 +102,36 @@ class ModelBranches(Branches):
 
         def denoise(x, sigma):
             options = quiet(self.options, CACHES + OPAQUE)
-            options["transformer_options"]["optimized_attention_override"] = differentiable_attention
+            options["transformer_options"]["optimized_attention_override"] = _with_derivative
             return self.evaluate([[thawed_cond(c) for c in positive], None], x, sigma, options)[0]
 
         network = Network(
             denoise,
             modules=(self.model, *networks_of(positive)),
-            attributes=PAGED_WEIGHTS,
-            paged=bool(getattr(self.model.current_patcher, "is_dynamic", bool)()),
+            paged=PAGED_WEIGHTS if getattr(self.model.current_patcher, "is_dynamic", bool)() else (),
             free=lambda: comfy.model_management.get_free_memory(point.x.device),
-            required=lambda: self.model.memory_required(list(point.x.shape)),
             tick=comfy.model_management.throw_exception_if_processing_interrupted,
         )
-        with _plain_kernels(), _no_offload_streams():
+        with _settings_for_a_derivative():
             return self.backward.product(network, point, cotangent)
 
 
-@contextmanager
-def _plain_kernels():
-    """Newer hosts replace fused kernels, which have no derivative, by plain ones while `in_training` is
-    set."""
-    management = comfy.model_management
-    if not hasattr(management, "in_training"):
-        yield
-        return
-    before, management.in_training = management.in_training, True
-    try:
-        yield
-    finally:
-        management.in_training = before
+def _with_derivative(attention, *args, **kwargs):
+    """PyTorch's attention in place of `attention`, which may be a kernel without derivative."""
+    return attention_pytorch(*args, **kwargs)
 
 
 @contextmanager
-def _no_offload_streams():
-    """Weights left in main memory come to the device on the stream that computes.
+def _settings_for_a_derivative():
+    """Plain kernels in place of fused ones, which have no derivative; no streams for offloaded weights.
 
-    On streams of its own ComfyUI takes their memory back once a layer has run, and a backward pass reads them
-    later."""
-    management = comfy.model_management
-    before, management.NUM_STREAMS = getattr(management, "NUM_STREAMS", 0), 0
+    ComfyUI takes a weight's memory back once its stream has used it, and a backward pass reads it later.
+    """
+    settings = vars(comfy.model_management)
+    wanted = {name: value for name, value in (("in_training", True), ("NUM_STREAMS", 0)) if name in settings}
+    before = {name: settings[name] for name in wanted}
+    settings.update(wanted)
     try:
         yield
     finally:
-        management.NUM_STREAMS = before
+        settings.update(before)

@@ -25,9 +25,7 @@ def networks_of(conds) -> list[torch.nn.Module]:
             found.append(cond["gligen"][1].model)
         control = cond.get("control")
         while control is not None:
-            values = (
-                getattr(v, "model", v) for v in vars(control).values()
-            )  # a ModelPatcher holds its module so
-            found += [module for module in values if isinstance(module, torch.nn.Module)]
+            held = [getattr(value, "model", value) for value in vars(control).values()]  # or a ModelPatcher's
+            found += [module for module in held if isinstance(module, torch.nn.Module)]
             control = getattr(control, "previous_controlnet", None)
     return found

@@ -1,7 +1,5 @@
 """The demo model as a MODEL of ComfyUI."""
 
-from __future__ import annotations
-
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -17,9 +15,7 @@ def demo_model(denoiser, sigma_min: float, sigma_max: float):
     offload = comfy.model_management.unet_offload_device()
     model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EDM, device=offload)
     model.diffusion_model = _DigitsNetwork(denoiser.net)
-    return comfy.model_patcher.ModelPatcher(
-        model.to(offload).eval(), load_device=device, offload_device=offload
-    )
+    return comfy.model_patcher.ModelPatcher(model.to(offload).eval(), device, offload)
 
 
 class _DigitsLatent(comfy.latent_formats.LatentFormat):
@@ -34,16 +30,12 @@ class _DigitsConfig(comfy.supported_models_base.BASE):
 
     def __init__(self, denoiser, sigma_min, sigma_max):
         super().__init__({"disable_unet_model_creation": True})
-        self.sampling_settings = {
-            "sigma_min": sigma_min,
-            "sigma_max": sigma_max,
-            "sigma_data": denoiser.sigma_data,
-        }
+        levels = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+        self.sampling_settings = {"sigma_data": denoiser.sigma_data, **levels}
 
 
 class _DigitsNetwork(torch.nn.Module):
-    """The raw network behind ComfyUI's signature. The context is a label row [B, tokens, 10], zeros for
-    unconditional."""
+    """The raw network. The context holds labels [B, tokens, 10], zeros where there is no condition."""
 
     def __init__(self, net):
         super().__init__()

@@ -1,7 +1,5 @@
 """A reward in the eyes of CLIP vision, through the VAE decoder."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 
@@ -9,8 +7,7 @@ from ..backward.thaw import Thaw, private_saved_tensors
 
 
 class ImageReward:
-    """Cosine similarity of CLIP vision embeddings / temperature; sample by sample, decoded at a bounded
-    size."""
+    """Cosine similarity of CLIP vision embeddings / temperature, decoded at a bounded size."""
 
     def __init__(self, clip_vision, vae, image, temperature: float, max_latent_size: int):
         self.clip, self.vae, self.temperature, self.size = clip_vision, vae, temperature, max_latent_size

@@ -1,7 +1,5 @@
 """Noise levels: what ComfyUI's sampling classes say of x = alpha x0 + s noise, for any prediction type."""
 
-from __future__ import annotations
-
 import math
 
 import comfy.model_sampling
@@ -11,28 +9,32 @@ from ...reg_core.point import Point
 
 
 def point_at(sampling, x, sigma) -> Point:
-    """Where the model is evaluated, by the sampling class's own `noise_scaling`. x [B, ...], sigma one number
-    or [B]."""
+    """Where the model is evaluated, by the sampling class's `noise_scaling`: x [B, ...], sigma [1] or [B]."""
     count = x.shape[0]
     sigma = sigma.reshape(-1).expand(count).to(torch.promote_types(x.dtype, torch.float32))
-    latent = torch.zeros(
-        2 * count, dtype=sigma.dtype, device=sigma.device
-    )  # fresh: noise_scaling adds in place
+    latent = sigma.new_zeros(2 * count)  # not expanded: noise_scaling adds in place
     latent[:count] = 1
     scaled = sampling.noise_scaling(sigma.repeat(2), 1 - latent, latent)
     alpha, s = scaled.reshape(-1).expand(2 * count).split(count)
     return Point(x, sigma, alpha, s)
 
 
-def sigma_bounds(sampling, start_percent: float, end_percent: float) -> tuple[float, float]:
-    """(highest, lowest) sigma of an interval in ComfyUI's percent; without a bound at its ends."""
-    high = math.inf if start_percent <= 0 else float(sampling.percent_to_sigma(start_percent))
-    return high, 0.0 if end_percent >= 1 else float(sampling.percent_to_sigma(end_percent))
+def sigma_bounds(model, start_percent: float, end_percent: float) -> tuple[float, float]:
+    """(highest, lowest) sigma of an interval in ComfyUI's percent of a MODEL; no bound at either end.
+
+    Raises ValueError for a value outside of [0, 1] or an end before the start.
+    """
+    if not 0 <= start_percent <= end_percent <= 1:
+        raise ValueError(
+            f"want 0 <= start_percent <= end_percent <= 1, got {start_percent} and {end_percent}"
+        )
+    sampling = model.get_model_object("model_sampling")
+    high = math.inf if start_percent == 0 else float(sampling.percent_to_sigma(start_percent))
+    return high, 0.0 if end_percent == 1 else float(sampling.percent_to_sigma(end_percent))
 
 
 def percent_of(sampling, sigma: float) -> float:
-    """The inverse of ComfyUI's `percent_to_sigma`, by bisection: 0 at pure noise, 1 clean, for every sampling
-    class."""
+    """The inverse of `percent_to_sigma`, by bisection: 0 at pure noise, 1 clean, for every sampling class."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -42,15 +44,10 @@ def percent_of(sampling, sigma: float) -> float:
 
 def prediction_type(sampling) -> str:
     """eps, v, edm, x0 or flow: which quantity the network predicts."""
-    kinds = {
-        "flow": "CONST",
-        "x0": "X0",
-        "edm": "EDM",
-        "v": "V_PREDICTION",
-        "eps": "EPS",
-    }  # children before parents
-    found = (k for k, name in kinds.items() if isinstance(sampling, getattr(comfy.model_sampling, name, ())))
-    return next(found, type(sampling).__name__)
+    for kind in ("CONST", "X0", "EDM", "V_PREDICTION", "EPS"):  # children before parents
+        if isinstance(sampling, getattr(comfy.model_sampling, kind, ())):
+            return {"CONST": "flow", "V_PREDICTION": "v"}.get(kind, kind.lower())
+    return type(sampling).__name__
 
 
 def model_kind(model) -> tuple[str, str]:

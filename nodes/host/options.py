@@ -1,6 +1,6 @@
 """model_options, and how ComfyUI's wrappers are called."""
 
-from __future__ import annotations
+from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.model_patcher
@@ -11,7 +11,7 @@ WrappersMP = comfy.patcher_extension.WrappersMP
 Interrupted = comfy.model_management.InterruptProcessingException
 clone_options = comfy.model_patcher.create_model_options_clone
 
-PAIR = "sampler_calc_cond_batch_function"  # the slot where the conditional and the unconditional prediction are made
+PAIR = "sampler_calc_cond_batch_function"  # the slot where both predictions are made
 POST_CFG = "sampler_post_cfg_function"
 # Caches see a probe as one more step and would answer it from memory; compiled graphs may have no derivative.
 CACHES = ("easycache", "lazycache")
@@ -36,17 +36,15 @@ def quiet(model_options, dropped=CACHES):
 
 
 def with_shifted_rows(model_options, step):
-    """model_options under which the rows of cond list 2 are evaluated at x + `step`, as rows of cond list
-    0."""
+    """model_options under which the rows of cond list 2 are those of cond list 0 at x + `step`."""
     options = clone_options(model_options)
     previous = options.get("model_function_wrapper")
 
     def call(apply_model, args):
         x, which = args["input"], args["cond_or_uncond"]
         rows = x.shape[0] // len(which)
-        shift = torch.cat(
-            [(step if i == 2 else torch.zeros_like(step)).expand(rows, *step.shape[1:]) for i in which]
-        )
+        parts = [step if i == 2 else torch.zeros_like(step) for i in which]
+        shift = torch.cat([part.expand(rows, *step.shape[1:]) for part in parts])
         seen = [0 if i == 2 else i for i in which]
         c = {**args["c"], "transformer_options": {**args["c"]["transformer_options"], "cond_or_uncond": seen}}
         args = {**args, "input": (x + shift.to(x.device)).to(x.dtype), "c": c, "cond_or_uncond": seen}
@@ -54,6 +52,35 @@ def with_shifted_rows(model_options, step):
 
     options["model_function_wrapper"] = call
     return options
+
+
+def hooked(model, key: str, outer_sample, alone: bool = True):
+    """A clone of MODEL whose sampling runs go through the wrapper `outer_sample` (None: through none).
+
+    `alone`: in place of earlier ones under `key`.
+    """
+    patched = model.clone()
+    if alone:
+        patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
+    if outer_sample is not None:
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, outer_sample)
+    return patched
+
+
+def hooks_of(model, key: str) -> list:
+    """The objects whose methods are the wrappers of `hooked`, outermost first."""
+    return [wrapper.__self__ for wrapper in model.get_wrappers(WrappersMP.OUTER_SAMPLE, key)]
+
+
+@contextmanager
+def calls_through(guider, key: str, predict_noise):
+    """Within it, which is one run, the guider's model calls go through the wrapper `predict_noise`."""
+    options = guider.model_options  # the guider's private copy for this run
+    comfy.patcher_extension.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, predict_noise, options, True)
+    try:
+        yield
+    finally:
+        options["transformer_options"]["wrappers"][WrappersMP.PREDICT_NOISE][key].remove(predict_noise)
 
 
 def sample_arguments(args, kwargs) -> dict:

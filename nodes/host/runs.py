@@ -1,33 +1,20 @@
 """Whole sampling runs."""
 
-from __future__ import annotations
-
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-
-from .options import WrappersMP
 
 SAMPLERS = list(comfy.samplers.KSampler.SAMPLERS)
 SCHEDULERS = list(comfy.samplers.KSampler.SCHEDULERS)
 
 
 def sample_once(model, positive, negative, latent: dict, seed: int, callback, **options):
-    """One KSampler run over a LATENT; `callback` (step, denoised, x, total). `options`: steps, cfg,
-    sampler_name, scheduler."""
+    """One KSampler run over a LATENT. `options`: steps, cfg, sampler_name, scheduler."""
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    return comfy.sample.sample(
-        model,
-        comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
-        positive=positive,
-        negative=negative,
-        latent_image=samples,
-        noise_mask=latent.get("noise_mask"),
-        callback=callback,
-        disable_pbar=True,
-        seed=seed,
-        **options,
-    )
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    options |= {"latent_image": samples, "noise_mask": latent.get("noise_mask"), "disable_pbar": True}
+    conds = {"positive": positive, "negative": negative}
+    return comfy.sample.sample(model, noise, **conds, callback=callback, seed=seed, **options)
 
 
 def step_counter(total: int):
@@ -42,8 +29,3 @@ def cfg_guider(model, positive, negative, cfg):
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
-
-
-def hooks_of(model, key: str) -> list:
-    """The objects whose methods wrap PREDICT_NOISE of a MODEL under `key`, outermost first."""
-    return [wrapper.__self__ for wrapper in model.get_wrappers(WrappersMP.PREDICT_NOISE, key)]

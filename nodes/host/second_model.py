@@ -1,45 +1,36 @@
 """A further MODEL, loaded beside the sampled one."""
 
-from __future__ import annotations
-
 import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
+from .noise_levels import prediction_type
 from .options import MULTIGPU, clone_options
 
 
 def check_same_space(model, other) -> None:
     """Raises ValueError unless both models denoise the same latents in the same coordinates."""
     ours, theirs = (m.get_model_object("model_sampling") for m in (model, other))
-    flow = [isinstance(sampling, comfy.model_sampling.CONST) for sampling in (ours, theirs)]
-    if flow[0] != flow[1]:
-        names = " and ".join(type(sampling).__mro__[2].__name__ for sampling in (ours, theirs))
-        raise ValueError(f"the models sample in different coordinates: {names}")
+    if isinstance(ours, comfy.model_sampling.CONST) != isinstance(theirs, comfy.model_sampling.CONST):
+        kinds = " and ".join(prediction_type(sampling) for sampling in (ours, theirs))
+        raise ValueError(f"the models sample in different coordinates: {kinds}")
     formats = [m.model.latent_format for m in (model, other)]
-    if formats[0].latent_channels != formats[1].latent_channels or type(formats[0]) is not type(formats[1]):
-        raise ValueError(
-            f"the models have different latents: {' and '.join(type(f).__name__ for f in formats)}"
-        )
+    if len({(type(f), f.latent_channels) for f in formats}) > 1:
+        names = " and ".join(type(f).__name__ for f in formats)
+        raise ValueError(f"the models have different latents: {names}")
 
 
 def shares_weights(model, other) -> bool:
-    """True when `other` is a clone that differs by options only. Raises ValueError when it differs by patched
-    weights."""
-    if model.model is not other.model:
-        return False
-    if model.patches_uuid != other.patches_uuid:
-        raise ValueError(
-            "both models are the same file with different weight patches (LoRA): load it by a second loader, "
-            "or use REG Weak Model"
-        )
-    return True
+    """True when `other` is a clone with the same weights. Raises ValueError for one with other weights."""
+    if model.model is other.model and model.patches_uuid != other.patches_uuid:
+        cure = "load it by a second loader, or use REG Weak Model"
+        raise ValueError(f"both models are the same file with different weight patches (LoRA): {cure}")
+    return model.model is other.model
 
 
 class SecondModel:
-    """A MODEL that denoises with conds of its own. `run`: what the guider's outer_sample was called with, by
-    name."""
+    """A MODEL with conds. `run`: what the guider's outer_sample was called with, by name."""
 
     def __init__(self, patcher, guider, conds, run: dict):
         self.patcher = patcher
@@ -69,9 +60,8 @@ class SecondModel:
         extra = {}
         if run.get("latent_shapes") is not None:  # hosts since packed latents
             extra["latent_shapes"] = model.latent_shapes = run["latent_shapes"]
-        self.conds = comfy.samplers.process_conds(
-            model, noise, {"reference": self.conds}, device, latent, mask, run.get("seed"), **extra
-        )["reference"]
+        given = model, noise, {"reference": self.conds}, device, latent, mask, run.get("seed")
+        self.conds = comfy.samplers.process_conds(*given, **extra)["reference"]
 
     def stop(self):
         """Undo what the run changed on this MODEL."""

@@ -1,7 +1,5 @@
 """Calibration tables on disk, in ComfyUI's folders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import folder_paths
@@ -26,15 +24,13 @@ def calibration_file(name: str) -> Path:
     _register()
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
-        raise FileNotFoundError(
-            f"no calibration table {name!r} in {', '.join(folder_paths.get_folder_paths(FOLDER))}"
-        )
+        folders = ", ".join(folder_paths.get_folder_paths(FOLDER))
+        raise FileNotFoundError(f"no calibration table {name!r} in {folders}")
     return Path(path)
 
 
 def new_calibration_file(prefix: str) -> Path:
     """A numbered path in the output folder that does not exist yet."""
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory()
-    )
+    output = folder_paths.get_output_directory()
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
     return Path(folder) / f"{name}_{counter:05}_.safetensors"

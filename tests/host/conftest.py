@@ -144,7 +144,7 @@ class _Messages(logging.Handler):
 def pack(host) -> SimpleNamespace:
     """This repository, loaded by ComfyUI's own loader.
 
-    pack.nodes: {node_id: class}; pack.module: the pack's top module; pack.import_("nodes.host"): a submodule of it,
+    pack.nodes: {node_id: class}; pack.module: the pack's top module; pack.import_("nodes.host.branches"): a submodule of it,
     the very one the nodes use; pack.warnings: what was logged while loading.
     """
     try:

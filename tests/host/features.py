@@ -12,7 +12,7 @@ import torch
 
 from . import reg, tiny
 
-ENGINES = ("finite_difference", "forward", "reverse")
+ENGINES = ("finite_difference", "reverse")
 GROUPS = ("conditioning", "weights", "neighbour", "guider")
 
 

@@ -19,7 +19,7 @@ PAGE = REPO / "docs" / "compatibility.md"
 CELLS = "REG_MATRIX_CELLS"  # where the test below writes
 PARTS = ("families", "features")
 ATTENTIONS = ("sub_quad", "pytorch")
-ENGINES = ("finite_difference", "forward", "reverse")
+ENGINES = ("finite_difference", "reverse")
 STEPS = 2
 HEAD = f"""# Compatibility
 

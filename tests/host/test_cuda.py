@@ -18,7 +18,7 @@ from . import reg, tiny, tiny_engines
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available() or comfy.model_management.get_torch_device().type != "cuda", reason="needs REG_TEST_DEVICE=cuda")
 
-ENGINES = {"finite_difference": "row_sum", "forward": "scalar", "reverse": "scalar"}
+ENGINES = {"finite_difference": "row_sum", "reverse": "scalar"}
 # Latents after 3 steps against the CPU's in the same dtype: this much, and this many times what plain guidance loses by the dtype.
 CLOSE, TIMES = {torch.float32: 2e-3, torch.float16: 0.03, torch.bfloat16: 0.1}, 4
 _built = {}
@@ -58,7 +58,7 @@ def complaints(run, engine):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_dot_products_agree(host, pack, family):
-    """<u, J v> = <J^T u, v> between forward and reverse mode, and J v = central differences."""
+    """<u, J v> = <J^T u, v> between torch.func.jvp and reverse mode, and J v = central differences."""
     t = built(family)
     assert t.patcher.model.device.type == "cuda"
     found = tiny_engines.products(pack, t)

@@ -24,7 +24,7 @@ def built(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dot_products_agree(host, pack, family):
-    """<u, J v> = <J^T u, v> between forward and reverse mode, and J v = central differences."""
+    """<u, J v> = <J^T u, v> between torch.func.jvp and reverse mode, and J v = central differences."""
     found = tiny_engines.products(pack, built(family))
     assert found.agree, found
 
@@ -38,10 +38,9 @@ def test_every_form_and_engine_samples(host, pack, family, form, engine):
 
 
 @pytest.mark.parametrize("family", ["pixart_sigma", "hunyuan_dit", "auraflow"])
-@pytest.mark.parametrize("engine", ["forward", "reverse"])
-def test_host_that_chooses_the_attention_kernel(host, pack, monkeypatch, family, engine):
-    """ComfyUI on some CUDA machines asks for flash attention itself, over any choice from outside; it has no tangent. And
-    PixArt and Hunyuan-DiT call attention without transformer_options, so that the override cannot reach them."""
+def test_host_that_chooses_the_attention_kernel(host, pack, monkeypatch, family):
+    """ComfyUI on some CUDA machines asks for flash attention itself, over any choice from outside. And PixArt and
+    Hunyuan-DiT call attention without transformer_options, so that the override cannot reach them."""
     if host.attention != "pytorch":
         pytest.skip("only PyTorch's attention has kernels to choose from")
     if "set_priority" not in inspect.signature(sdpa_kernel).parameters:
@@ -52,21 +51,20 @@ def test_host_that_chooses_the_attention_kernel(host, pack, monkeypatch, family,
             return torch.nn.functional.scaled_dot_product_attention(*args, **kwargs)
 
     monkeypatch.setattr(comfy.ops, "scaled_dot_product_attention", own_choice)
-    found = tiny_engines.sampled(pack, built(family), "scalar", engine, steps=2)
-    assert found.served_by(engine), found
+    found = tiny_engines.sampled(pack, built(family), "scalar", "reverse", steps=2)
+    assert found.served_by("reverse"), found
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("engine", ["forward", "reverse"])
-def test_a_wrong_derivative_is_noticed(host, pack, monkeypatch, family, engine):
+def test_a_wrong_derivative_is_noticed(host, pack, monkeypatch, family):
     """Twice the true product: the self-check must see it wherever J is not 0, also on flow models, which start where it is."""
     jacobian = pack.import_("reg_core.jacobian")
-    right = getattr(jacobian, engine)
+    right = jacobian.reverse
 
     def wrong(*args):
         denoised, product = right(*args)
         return denoised, 2 * product
 
-    monkeypatch.setattr(jacobian, engine, wrong)
-    found = tiny_engines.sampled(pack, tiny.build(family), "scalar", engine, steps=4)
+    monkeypatch.setattr(jacobian, "reverse", wrong)
+    found = tiny_engines.sampled(pack, tiny.build(family), "scalar", "reverse", steps=4)
     assert "self-check" in " ".join(found.notes), found.engines

@@ -65,7 +65,7 @@ def test_conditions_with_areas_masks_and_ranges(host, pack, sd3):
         out = tiny.sample(sd3, reg.apply(pack, sd3.patcher)[0], positive=positive, batch=2)
         want = tiny.sample(sd3, reg.oracle_model(sd3.patcher, flow=True), positive=positive, batch=2)
         assert reg.relative(out, want) < 0.02 < reg.relative(tiny.sample(sd3, positive=positive, batch=2), want)
-        for engine in ("forward", "reverse"):
+        for engine in ("reverse",):
             model, trace = reg.apply(pack, sd3.patcher, "scalar", engine)
             tiny.sample(sd3, model, positive=positive)
             assert {r.engine for r in trace.last.rows} == {engine}, trace
@@ -206,9 +206,10 @@ def test_controlnet_is_asked_again_at_the_probe(host, pack, sd15, form):
     conds = dict(zip(("positive", "negative"), conds, strict=True))
 
     def look(guider, x, sigma, options):
-        module, core = pack.import_("nodes.host"), pack.import_("reg_core")
+        module, core = pack.import_("nodes.host.branches"), pack.import_("reg_core")
         both = [guider.conds["positive"], guider.conds["negative"]]
-        result = core.Rectifier(core.Settings(form=form))(module.ModelBranches(guider.inner_model, both, options), x, sigma)
+        branches = module.ModelBranches(guider.inner_model, both, options)
+        result = core.Rectifier(core.Settings(form=form))(branches, core.Point.of(x, sigma))
         h = 0.01 * sigma.reshape(-1, 1, 1, 1)
         v = result.denoised - result.reference
         direction = torch.ones_like(x) if form == "row_sum" else v
@@ -231,7 +232,7 @@ def test_attention_kernels_without_derivative_are_replaced_not_feared(host, pack
 
     model = sd15.patcher.clone()
     model.model_options["transformer_options"]["optimized_attention_override"] = fused
-    for engine in ("reverse", "forward"):
+    for engine in ("reverse",):
         used.clear()
         patched, trace = reg.apply(pack, model, "scalar", engine)
         out = tiny.sample(sd15, patched)
@@ -311,46 +312,3 @@ def _wants_nested(guider):
     import inspect
 
     return "nested" in inspect.signature(guider.set_cfg).parameters
-
-
-def test_a_probe_that_would_need_much_memory_goes_alone(host, pack, sd3, monkeypatch):
-    """Peak memory is bounded: three batches join where the host's own estimate says that it costs little, else two and one."""
-    joined, separate = [], []
-    model, _ = reg.apply(pack, sd3.patcher)
-    small = _rows_of_calls(sd3, model, joined)
-    monkeypatch.setattr(pack.import_("nodes.host"), "plentiful", lambda x: False)
-    monkeypatch.setattr(type(sd3.patcher.model), "memory_required", lambda self, shape, *a, **k: shape[0] * 1e9)
-    large = _rows_of_calls(sd3, model, separate)
-    assert set(joined) == {6} and set(separate) == {4, 2}
-    assert reg.relative(large, small) < 1e-4
-
-
-@pytest.mark.parametrize(("refresh", "share", "joins"), [(1, 0.17, True), (1, 0.18, False), (4, 0.11, True), (4, 0.13, False), (4, 0.17, False)])
-def test_more_memory_is_given_where_every_call_has_a_probe(host, pack, sd3, monkeypatch, refresh, share, joins):
-    """Oracle: by hand. The host's estimate is made to say that a third batch adds `share` of weights and the other two."""
-    weights = sd3.patcher.model_size()
-    third = share * weights / (1 - 2 * share)  # third / (weights + 2 third) = share
-    monkeypatch.setattr(pack.import_("nodes.host"), "plentiful", lambda x: False)
-    monkeypatch.setattr(pack.import_("nodes.host"), "JOIN_ALWAYS", 0)
-    monkeypatch.setattr(type(sd3.patcher.model), "memory_required", lambda self, shape, *a, **k: shape[0] / 2 * third)
-    seen = []
-    model, _ = reg.apply(pack, sd3.patcher, refresh=refresh)
-    _rows_of_calls(sd3, model, seen)
-    assert (6 in seen) == joins and (2 in seen) != joins
-
-
-def test_a_probe_of_many_samples_goes_alone_also_in_main_memory(host, pack, sd15, monkeypatch):
-    """A call of two or more rows for each of many samples keeps a CPU busy: the third would only take memory."""
-    seen = []
-    monkeypatch.setattr(type(sd15.patcher.model), "memory_required", lambda self, shape, *a, **k: shape[0] * 1e8)
-    model, _ = reg.apply(pack, sd15.patcher)
-    _rows_of_calls(sd15, model, seen, batch=12)
-    assert set(seen) == {24, 12}
-
-
-def _rows_of_calls(t, model, seen, batch=2):
-    handle = t.patcher.model.diffusion_model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(len(args[0])), with_kwargs=True)
-    try:
-        return tiny.sample(t, model, batch=batch)
-    finally:
-        handle.remove()

@@ -173,9 +173,9 @@ def test_bad_input_is_named(pack, weak, bad, match):
 
 def test_targets_that_do_not_fit_are_named(pack):
     latent = pack.nodes["REGRewardLatent"]
-    with pytest.raises(ValueError, match="4 channels"):
+    with pytest.raises(ValueError, match=r"\[4\], the model's latents \[16\]"):
         latent.execute({"samples": torch.zeros(1, 4, 8, 8)}, "mean", 0.5).result[0].log_prob(torch.zeros(1, 16, 8, 8))
-    with pytest.raises(ValueError, match=r"\[8, 8\]"):
+    with pytest.raises(ValueError, match=r"\[4, 8, 8\]"):
         latent.execute({"samples": torch.zeros(1, 4, 8, 8)}, "latent", 0.5).result[0].log_prob(torch.zeros(1, 4, 16, 16))
     for node, value, match in (("REGRewardLatent", ({"samples": torch.zeros(1, 4, 8, 8)}, "mean", 0.0), "0.0"), ("REGRewardDigit", (11,), "11")):
         with pytest.raises(ValueError, match=match):

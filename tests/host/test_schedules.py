@@ -51,7 +51,7 @@ def test_linear_and_cosine_follow_their_formula(host, pack, sd15, axis):
 
 
 def test_interval_skips_the_unconditional_pass(host, pack, sd15):
-    model = execute(pack, "REGScheduleInterval", sd15.patcher, start=0.3, end=0.7, axis="step", sigma_start=5.0, sigma_end=0.28)
+    model = execute(pack, "REGScheduleInterval", sd15.patcher, start=0.3, end=0.7, axis="step")
     seen = seen_cfg(sd15, model, steps=11)
     active = [i for i, (_, cfg) in enumerate(seen) if cfg == 5.0]
     assert active == [3, 4, 5, 6, 7] and all(cfg in (1.0, 5.0) for _, cfg in seen)
@@ -65,7 +65,7 @@ def test_interval_skips_the_unconditional_pass(host, pack, sd15):
 
 def test_interval_in_sigma_is_closed(host, pack, sd15):
     levels = [s for s, _ in seen_cfg(sd15, sd15.patcher)]
-    model = execute(pack, "REGScheduleInterval", sd15.patcher, start=0.0, end=1.0, axis="sigma", sigma_start=levels[1], sigma_end=levels[3])
+    model = execute(pack, "REGScheduleInterval", sd15.patcher, start=levels[1], end=levels[3], axis="sigma")
     assert [cfg for _, cfg in seen_cfg(sd15, model)] == [1, 5, 5, 5, 1, 1]
 
 
@@ -82,7 +82,7 @@ def test_curve_and_second_order_samplers(host, pack, sd15):
 def test_schedules_multiply_and_commute_with_reg(host, pack, sd15):
     def scheduled(model):
         model = execute(pack, "REGScheduleLinear", model, start=0.0, end=2.0, axis="step")
-        return execute(pack, "REGScheduleInterval", model, start=0.3, end=1.0, axis="step", sigma_start=5.0, sigma_end=0.28)
+        return execute(pack, "REGScheduleInterval", model, start=0.3, end=1.0, axis="step")
 
     assert [cfg for _, cfg in seen_cfg(sd15, scheduled(sd15.patcher))] == pytest.approx([1, 1, 4.2, 5.8, 7.4, 9])
     before, trace = reg.apply(pack, scheduled(sd15.patcher))
@@ -105,11 +105,11 @@ def test_the_guiders_cfg_is_given_back(host, pack, sd15):
 
 
 def test_the_log_says_which_steps_are_active(host, pack, sd15, caplog):
-    model = execute(pack, "REGScheduleInterval", sd15.patcher, start=0.3, end=0.7, axis="step", sigma_start=5.0, sigma_end=0.28)
+    model = execute(pack, "REGScheduleInterval", sd15.patcher, start=0.3, end=0.7, axis="step")
     with caplog.at_level(logging.INFO):
         tiny.sample(sd15, model, steps=11)
     assert any("steps 4 to 8 (5) of 11" in m for m in caplog.messages)
-    nowhere = execute(pack, "REGScheduleInterval", sd15.patcher, start=0.0, end=1.0, axis="sigma", sigma_start=900.0, sigma_end=800.0)
+    nowhere = execute(pack, "REGScheduleInterval", sd15.patcher, start=900.0, end=800.0, axis="sigma")
     with caplog.at_level(logging.WARNING):
         tiny.sample(sd15, nowhere)
     assert any("no effect" in m for m in caplog.messages)
@@ -118,7 +118,7 @@ def test_the_log_says_which_steps_are_active(host, pack, sd15, caplog):
 @pytest.mark.parametrize(
     "name,values,match",
     [
-        ("REGScheduleInterval", dict(start=0.8, end=0.2, axis="step", sigma_start=5.0, sigma_end=0.28), "0.8"),
+        ("REGScheduleInterval", dict(start=0.8, end=0.2, axis="step"), "0.8"),
         ("REGScheduleInterval", dict(start=0.2, end=0.8, axis="sigma", sigma_start=0.1, sigma_end=0.28), "0.28"),
         ("REGScheduleCurve", dict(points="0:1, banana", axis="step"), "banana"),
         ("REGScheduleCosine", dict(power=0.0, axis="step"), "0.0"),

@@ -2,20 +2,22 @@
 
 from dataclasses import dataclass
 
+import comfy.patcher_extension
+import comfy.samplers
 import torch
 
 from . import reg, tiny
 
 FORMS = ("row_sum", "scalar", "product")
-ENGINES = ("finite_difference", "forward", "reverse")
+ENGINES = ("finite_difference", "reverse")
 
 
 @dataclass(frozen=True)
 class Products:
     """Errors of J v and J^T u at one noise level, relative to what they should equal."""
 
-    adjoint: float  # <u, J v> by forward mode against <J^T u, v> by reverse mode
-    difference: float  # J v by forward mode against central differences
+    adjoint: float  # <u, J v> by torch.func.jvp against <J^T u, v> by reverse mode
+    difference: float  # J v by torch.func.jvp against central differences
     denoised: float  # the prediction that comes along, against a plain call
     untouched: bool  # the MODEL afterwards
 
@@ -27,18 +29,25 @@ class Products:
 
 def products(pack, t, positive=None, negative=None) -> Products:
     """Inside a real sampling run, at batch 2, in whatever mode the caller is in (inference mode, as ComfyUI)."""
-    jacobian, host = pack.import_("reg_core.jacobian"), pack.import_("nodes.host")
+    jacobian, host = pack.import_("reg_core.jacobian"), pack.import_("nodes.host.branches")
+    levels = pack.import_("nodes.host.noise_levels")
 
     def look(guider, x, sigma, options):
-        branches = host.ModelBranches(guider.inner_model, [guider.conds["positive"], guider.conds["negative"]], options)
-        alpha, s = host.alpha_and_s(guider.inner_model.model_sampling, sigma, x)
+        conds = [guider.conds["positive"], guider.conds["negative"]]
+        branches = host.ModelBranches(guider.inner_model, conds, options)
+        point = levels.point_at(guider.inner_model.model_sampling, x, sigma)
+        plain_attention = comfy.patcher_extension.copy_nested_dicts(options)
+        plain_attention["transformer_options"]["optimized_attention_override"] = host._with_derivative
+
+        def denoise(z, level):
+            return comfy.samplers.calc_cond_batch(guider.inner_model, conds[:1], z, level, plain_attention)[0]
+
         g = torch.Generator().manual_seed(1)
         u, v = (torch.randn(x.shape, generator=g).to(x.device) for _ in range(2))
-        with branches.differentiable("reverse"):
-            d_reverse, jt_u = jacobian.reverse(branches.cond, x, sigma, alpha, u)
-        with branches.differentiable("forward"):
-            d_forward, j_v = jacobian.forward(branches.cond, x, sigma, alpha, v)
-        _, j_v_fd = jacobian.finite_difference(branches.cond, x, sigma, alpha, v, s, relative=3e-3, central=True)
+        d_reverse, jt_u = branches.reverse(point, u)
+        with host._settings_for_a_derivative():
+            d_forward, j_v = jacobian.forward(denoise, point, v)
+        _, j_v_fd = jacobian.finite_difference(branches.cond, point, v, relative=3e-3, central=True)
         plain = branches.cond(x, sigma)
         adjoint = ((u * j_v).sum() - (jt_u * v).sum()).abs() / (j_v.norm() * j_v.numel() ** 0.5)
         return float(adjoint), reg.relative(j_v_fd, j_v), max(reg.relative(d, plain) for d in (d_reverse, d_forward))
