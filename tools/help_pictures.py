@@ -243,7 +243,7 @@ def main() -> None:
     save("REGSchedulePlot", pictures.schedule())
     save("REGSweep", graph({"model loader": (0, 0), "REG Sweep": (1, 0), "KSampler": (2, 0), "VAE Decode": (2, 1), "REG Grid": (1, 1)},
          [("model loader", "REG Sweep"), ("REG Sweep", "KSampler"), ("KSampler", "VAE Decode"), ("REG Sweep", "REG Grid"), ("VAE Decode", "REG Grid")],
-         {"KSampler": "model, cfg", "REG Grid": "images, labels, trace"}))  # fmt: skip
+         {"KSampler": "model, cfg", "REG Grid": "images, labels"}))  # fmt: skip
     save("REGGrid", sheet())
     save("REGDemoModel", strips([("digits, cfg 3", digits("digits", ten)), ("digits_weak, cfg 3", digits("digits_weak", ten))]))
     save("REGDemoPrompt", strips([("3", digits(labels=torch.full((10,), 3))), ("0 to 9 in turn", digits(labels=ten)), ("any digit", digits(cfg=1.0))]))

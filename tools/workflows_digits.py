@@ -95,7 +95,7 @@ def sweep(g: Graph) -> None:
     text = (
         "## A grid of forms and cfg\n\n**REG Sweep** gives lists; KSampler and the decoder run once for every entry, all from the same seed; **REG Grid** "
         "collects them on one labelled sheet. Cancel ends them all.\n\n`off` is plain CFG, `schedule` the free baseline. Compare pictures of equal strength, "
-        "not of equal cfg: the *effective cfg* is written below each, here REG at 8 is close to CFG at 2.\n\n"
+        "not of equal cfg: the log tells the *effective cfg* of each run. Here REG at 8 is close to CFG at 2.\n\n"
         "The other settings of the runs, such as *data_std*, are those of **REG Guidance** in front.\n\n"
         "For another model replace the four nodes called REG Demo by your loader, prompts, latent and VAE Decode."
     )
@@ -105,7 +105,7 @@ def sweep(g: Graph) -> None:
     inputs = dict(model=(runs, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
     sampler = sampled(g, 2, "Sample, once for every entry", (runs, 1, 8.0), **inputs)
     image = g.add("REGDemoDecode", 2, scale=4, columns=5, latent=(sampler, 0))
-    grid = g.add("REGGrid", 2, images=(image, 0), labels=(runs, 2), trace=(runs, 3))
+    grid = g.add("REGGrid", 2, images=(image, 0), labels=(runs, 2))
     g.add("SaveImage", 3, "The sheet", size=(700, 700), filename_prefix="REG/sweep", images=(grid, 0))
 
 

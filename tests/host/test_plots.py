@@ -78,8 +78,6 @@ def test_which_run(pack, demo):
     for run in (2, -3):
         with pytest.raises(ValueError, match=f"run {run} asked for, but the trace holds 2"):
             plot(pack, trace, latent, run=run)
-    with pytest.raises(ValueError, match="got str"):
-        plot(pack, "trace", latent)
 
 
 def test_a_run_that_did_nothing(pack, demo):
@@ -185,7 +183,7 @@ def test_calibrated_models_and_models_without_reg(host, pack, demo):
 
 @pytest.mark.parametrize("sigmas", [torch.zeros(0), torch.tensor([1.0]), torch.tensor([1.0, math.nan]), torch.zeros(2, 2)])
 def test_bad_sigmas_are_shown(pack, demo, sigmas):
-    with pytest.raises(ValueError, match="want at least two finite sigmas"):
+    with pytest.raises(ValueError, match="want two or more finite sigmas"):
         pack.nodes["REGSchedulePlot"].execute(demo.patcher, sigmas, 4.0, "step", "dark")
     with pytest.raises(ValueError, match="cfg must be finite, got nan"):
         pack.nodes["REGSchedulePlot"].execute(demo.patcher, torch.tensor([1.0, 0.0]), math.nan, "step", "dark")

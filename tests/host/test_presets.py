@@ -120,9 +120,9 @@ def test_axes_of_each_node(pack):
     [
         ("REGScheduleLinear", dict(start=0.0, end=2.0, axis="edm3"), "edm3"),
         ("REGScheduleCosine", dict(power=-1.0, axis="dit"), "-1.0"),
-        ("REGScheduleInterval", dict(start=0.28, end=5.0, axis="sigma"), "start >= end >= 0, since noise falls, got start=0.28, end=5.0 over sigma"),
-        ("REGScheduleInterval", dict(start=100, end=300, axis="dit"), "end=300 over dit"),
-        ("REGScheduleInterval", dict(start=0.8, end=0.2, axis="step"), "0 <= start <= end <= 1, got start=0.8, end=0.2 over step"),
+        ("REGScheduleInterval", dict(start=0.28, end=5.0, axis="sigma"), "over sigma wants start >= end >= 0, since noise falls, got start=0.28, end=5.0"),
+        ("REGScheduleInterval", dict(start=100, end=300, axis="dit"), "over dit wants start >= end >= 0, since noise falls, got start=100, end=300"),
+        ("REGScheduleInterval", dict(start=0.8, end=0.2, axis="step"), "over step wants 0 <= start <= end <= 1, got start=0.8, end=0.2"),
     ],
 )  # fmt: skip
 def test_bad_values_are_named(pack, sd15, name, values, match):
