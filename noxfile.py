@@ -46,7 +46,7 @@ def host_requirements(host: Path) -> list[str]:
 def demo(session: nox.Session) -> None:
     """The demonstration, on a CPU: `nox -s demo -- --help`."""
     install(session, (TORCH,), ("-e", ".[lab]"))
-    session.run("python", "-m", "reg_core.lab.demo", *session.posargs)
+    session.run("python", "-m", "reg_core.demo_models", *session.posargs)
 
 
 @nox.session
@@ -80,7 +80,8 @@ def oldest(session: nox.Session) -> None:
     torch, torchvision = OLDEST
     install(session, (torch,), (torchvision, "--no-deps"), (torch, "-e", ".[lab,test]", *UNLISTED, *host_requirements(Path(host))))
     env = {"COMFYUI_PATH": host, "OMP_NUM_THREADS": "1", "REG_TEST_ATTENTION": "pytorch"}
-    for folder, names in (("core", ("jacobian", "dual", "rectifier", "economy", "closed_form")), ("host", ("engines", "families", "memory", "weights"))):
+    core = ("jacobian", "rectifier", "refresh", "skipping", "guided", "closed_form")
+    for folder, names in (("core", core), ("host", ("engines", "families", "memory", "weights"))):
         session.run("pytest", *(f"tests/{folder}/test_{name}.py" for name in names), "-n", "auto", *session.posargs, env=env)
 
 

@@ -9,6 +9,8 @@ Needs `pip install reg-guidance[diffusers]`. See docs/library.md for the paper's
 
 from __future__ import annotations
 
+import math
+
 import imagenet
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
@@ -47,24 +49,24 @@ class DiTBranches(reg_core.Branches):
     def reference(self, x, sigma):
         return self.predict(x, sigma, self.null)[0]
 
-    def both(self, x, sigma):
-        denoised, variance = self.predict(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([self.labels, self.null]))
-        self.variance = variance[: len(x)]
-        return denoised.chunk(2)
+    def both(self, point):
+        return self.together(point, [point.x, point.x], [self.labels, self.null])
 
-    def both_and_probe(self, x, sigma, step):
-        labels = torch.cat([self.labels, self.null, self.labels])
-        denoised, variance = self.predict(torch.cat([x, x, x + step]), sigma.repeat(3), labels)
-        self.variance = variance[: len(x)]
-        return denoised.chunk(3)
+    def both_and_probe(self, point, step):
+        return self.together(point, [point.x, point.x, point.shifted(step).x], [self.labels, self.null, self.labels])
+
+    def together(self, point, xs, labels):
+        denoised, variance = self.predict(torch.cat(xs), point.sigma.repeat(len(xs)), torch.cat(labels))
+        self.variance = variance[: len(point.x)]
+        return denoised.chunk(len(xs))
 
     def compute_dtype(self, x):
         return self.network.dtype
 
 
-def schedule(words: list[str], form: str) -> presets.Plan | None:
+def schedule(words: list[str], form: str) -> presets.CfgSchedule | None:
     """The authors' cosine baseline without REG counts from the unconditional prediction: its cfg is what they call scale."""
-    return imagenet.plan(words, "dit_plain" if form == "off" and words[0] == "cosine" else "dit")
+    return imagenet.schedule(words, "dit_plain" if form == "off" and words[0] == "cosine" else "dit")
 
 
 def make_scheduler(steps: int) -> DDPMScheduler:
@@ -75,25 +77,29 @@ def make_scheduler(steps: int) -> DDPMScheduler:
 
 
 @torch.no_grad()
-def sample(network, noise, labels, generators, cfg, settings, plan=None, steps=250, channels=3) -> tuple[torch.Tensor, reg_core.Run]:
+def sample(network, noise, labels, generators, guide: imagenet.Guide, steps=250, channels=3) -> tuple[torch.Tensor, reg_core.Run]:
     """(latents [B, C, H, W], the trace). `channels`: how many are guided; REG's row sums run over all of them, as the authors' do."""
     scheduler = make_scheduler(steps)
-    branches, rectifier = DiTBranches(network, labels), reg_core.Rectifier(settings, reg_core.VP)
+    branches, rectifier = DiTBranches(network, labels), reg_core.Rectifier(guide.settings)
     mask = (torch.arange(noise.shape[1], device=noise.device) < channels).reshape(1, -1, 1, 1)
     x = noise
     for t in scheduler.timesteps.tolist():
         abar = scheduler.alphas_cumprod[t].double()
-        sigma = reg_core.as_batch(((1 - abar) / abar).sqrt().item(), x)
-        now = cfg if plan is None else plan.scheduled(cfg, plan.schedule(presets.position(plan.axis, 0.0, None, 0.0, lambda _, t=t: 1 - t / 999)))
+        point = reg_core.Point.of(x, ((1 - abar) / abar).sqrt().item(), reg_core.VP)
+        levels = presets.Levels((), math.inf, lambda _, t=t: 1 - t / presets.LAST_TIMESTEP)
+        weight = guide.at(math.nan, levels) - 1  # DiT's schedules are functions of t
         branches.at(t)
-        if now == 1:
-            denoised = branches.cond(x, sigma)
-        elif not settings.enabled:
-            denoised, reference = branches.both(x, sigma)
-            denoised = denoised + (now - 1) * mask * (denoised - reference)
+        why = guide.settings.why_plain(weight, point.sigma)
+        if not why:
+            denoised = rectifier(branches, point, weight).guided(weight * mask)
+        elif weight == 0:
+            denoised = branches.only(point)
         else:
-            denoised = rectifier(branches, x, sigma, now - 1).guided((now - 1) * mask)
-        guided_noise = reg_core.from_denoised("eps", denoised, x, sigma, reg_core.VP)
+            denoised, reference = branches.both(point)
+            denoised = denoised + weight * mask * (denoised - reference)
+        if why:
+            rectifier.run.plain(point.sigma, 1 + weight, why)
+        guided_noise = reg_core.from_denoised("eps", denoised, x, point.sigma, reg_core.VP)
         x = scheduler.step(torch.cat([guided_noise, branches.variance], 1), t, x, generator=generators).prev_sample
     return x, rectifier.run
 
@@ -104,7 +110,8 @@ def main(argv=None) -> None:
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--guided-channels", type=int, default=3)
     args = parser.parse_args(argv)
-    plan, settings, shard = schedule(args.schedule, args.form), imagenet.settings(args), imagenet.Shard(args.device)
+    guide = imagenet.Guide(args.cfg, imagenet.settings(args), schedule(args.schedule, args.form))
+    shard = imagenet.Shard(args.device)
     network = DiTTransformer2DModel.from_pretrained(args.weights, subfolder="transformer", torch_dtype=getattr(torch, args.dtype)).to(shard.device)
     vae = AutoencoderKL.from_pretrained(args.weights, subfolder="vae").to(shard.device)
     config = network.config
@@ -112,7 +119,7 @@ def main(argv=None) -> None:
         raise SystemExit(f"want a DiT that learned its variances, {2 * config.in_channels} channels out; this one has {config.out_channels}")
 
     def images(noise, labels, generators):
-        latents, trace = sample(network, noise, labels, generators, args.cfg, settings, plan, args.steps, args.guided_channels)
+        latents, trace = sample(network, noise, labels, generators, guide, args.steps, args.guided_channels)
         if shard.rank == 0:
             print(trace.summary())
         return imagenet.to_bytes(torch.cat([vae.decode(row[None] / vae.config.scaling_factor).sample for row in latents]))

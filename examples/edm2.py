@@ -53,14 +53,18 @@ def find_loader(name: str | None):
     return getattr(module, function)
 
 
-def sample(net, gnet, noise, labels, guide_labels, cfg, settings, plan=None, steps=32, sigma_min=0.002, sigma_max=80.0) -> tuple:
-    """(latents [B, C, H, W], the trace): Heun's sampler over EDM's noise levels, deterministic (Karras et al. 2022, Algorithm 1)."""
-    sigmas = reg_core.karras_sigmas(steps, sigma_min, sigma_max).to(noise.device)
+def sample(net, gnet, noise, labels, guide_labels, guide: imagenet.Guide, sigmas) -> tuple:
+    """(latents [B, C, H, W], the trace): Heun's sampler over `sigmas`, deterministic (Karras et al. 2022, Algorithm 1)."""
+    sigmas = sigmas.to(noise.device)
+    levels = presets.Levels(tuple(sigmas[:-1].tolist()), float(sigmas[0]), float)  # its schedules are functions of sigma
+
+    def denoiser(network, labels):
+        return lambda x, sigma: network(x, sigma, labels).to(x.dtype)
 
     def weight(sigma: float) -> float:
-        return cfg - 1 if plan is None else plan.scheduled(cfg, plan.schedule(presets.position(plan.axis, sigma, sigmas, sigma_max, float))) - 1
+        return guide.at(sigma, levels) - 1
 
-    guided = reg_core.Guided(lambda x, sigma: net(x, sigma, labels).to(x.dtype), lambda x, sigma: gnet(x, sigma, guide_labels).to(x.dtype), weight, settings)
+    guided = reg_core.Guided(denoiser(net, labels), denoiser(gnet, guide_labels), weight, guide.settings)
     if getattr(net, "use_fp16", False):
         guided.branches.compute_dtype = lambda x: torch.float16
     return reg_core.sample_heun(guided, noise * sigmas[0], sigmas), guided.trace.last
@@ -83,7 +87,8 @@ def main(argv=None) -> None:
             raise SystemExit(f"--edm2-repo must be the folder of your EDM2 checkout (or use --loader), got {args.edm2_repo!r}")
         sys.path.insert(0, args.edm2_repo)
         print("loading pickles: THIS RUNS THE CODE INSIDE THEM", *filter(None, (args.net, args.gnet)))
-    plan, settings, shard = imagenet.plan(args.schedule, "edm2"), imagenet.settings(args), imagenet.Shard(args.device)
+    guide = imagenet.Guide(args.cfg, imagenet.settings(args), imagenet.schedule(args.schedule, "edm2"))
+    sigmas, shard = reg_core.karras_sigmas(args.steps, args.sigma_min, args.sigma_max), imagenet.Shard(args.device)
     load = find_loader(args.loader)
     net, decode = load(args.net, shard.device)
     gnet = load(args.gnet, shard.device)[0] if args.gnet else net
@@ -92,9 +97,7 @@ def main(argv=None) -> None:
 
     def images(noise, drawn, generators):
         labels = torch.eye(net.label_dim, device=noise.device)[drawn] if net.label_dim else None
-        latents, trace = sample(
-            net, gnet, noise, labels, labels if args.gnet_labels else None, args.cfg, settings, plan, args.steps, args.sigma_min, args.sigma_max
-        )
+        latents, trace = sample(net, gnet, noise, labels, labels if args.gnet_labels else None, guide, sigmas)
         if shard.rank == 0:
             print(trace.summary())
         return decode(latents).permute(0, 2, 3, 1).cpu().numpy()

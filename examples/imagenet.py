@@ -10,6 +10,7 @@ import argparse
 import datetime
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from PIL import Image
 
 import reg_core
 from reg_core import presets
+from reg_core.drawing import labelled_grid
+from reg_core.drawing.canvas import to_tensor
+from reg_core.files import whole_file
 
 
 def options(description: str, steps: int, data_std: float) -> argparse.ArgumentParser:
@@ -28,7 +32,7 @@ def options(description: str, steps: int, data_std: float) -> argparse.ArgumentP
     p.add_argument("--classes", type=int, nargs="+", help="labels, taken in turn; drawn at random from the seeds when absent")
     p.add_argument("--cfg", type=float, default=1.5, help="guidance scale, the authors' w + 1; 1 = none")
     p.add_argument("--form", choices=reg_core.FORMS, default="row_sum", help="'off' is plain guidance")
-    p.add_argument("--engine", choices=("reverse", "auto", "finite_difference"), default="reverse", help="reverse is what the paper's tables used")
+    p.add_argument("--engine", choices=reg_core.ENGINES, default="reverse", help="reverse is what the paper's tables used")
     p.add_argument("--strength", type=float, default=1.0)
     p.add_argument("--data-std", type=float, default=data_std, help="standard deviation of clean latents, for form schedule")
     p.add_argument("--calibration", help="a .safetensors table, for form calibrated")
@@ -39,12 +43,25 @@ def options(description: str, steps: int, data_std: float) -> argparse.ArgumentP
     return p
 
 
+@dataclass(frozen=True)
+class Guide:
+    """How strongly a run is guided, and what is rectified. `schedule` None: cfg is constant."""
+
+    cfg: float
+    settings: reg_core.Settings
+    schedule: presets.CfgSchedule | None = None
+
+    def at(self, sigma: float, levels: presets.Levels) -> float:
+        """The cfg in force."""
+        return self.cfg if self.schedule is None else self.schedule.cfg(self.cfg, sigma, levels)
+
+
 def settings(args) -> reg_core.Settings:
     table = reg_core.Calibration.load(args.calibration) if args.calibration else None
     return reg_core.Settings(form=args.form, engine=args.engine, strength=args.strength, data_std=args.data_std, calibration=table)
 
 
-def plan(words: list[str], preset: str) -> presets.Plan | None:
+def schedule(words: list[str], preset: str) -> presets.CfgSchedule | None:
     """`--schedule` in the variable the authors' code for this model uses (reg_core/presets.py); None for a constant weight."""
     kind, *numbers = words
     wanted = {"constant": 0, "linear": 2, "cosine": 1, "interval": 2}
@@ -132,11 +149,9 @@ def image_path(folder: Path, seed: int) -> Path:
 
 
 def save(path: Path, image: np.ndarray) -> None:
-    """Written under another name first: a file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    Image.fromarray(image).save(part, format="png")
-    part.replace(path)
+    """A file that is there is whole."""
+    with whole_file(path) as partial:
+        Image.fromarray(image).save(partial, format="png")
 
 
 def write_npz(folder: Path, seeds: list[int]) -> Path:
@@ -150,13 +165,10 @@ def write_npz(folder: Path, seeds: list[int]) -> Path:
 
 
 def write_sheet(folder: Path, seeds: list[int], path: Path) -> Path:
-    images = [Image.open(image_path(folder, seed)) for seed in seeds]
-    width, height = images[0].size
-    columns = max(1, round(len(images) ** 0.5))
-    sheet = Image.new("RGB", (width * columns, height * -(-len(images) // columns)))
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * width, i // columns * height))
-    sheet.save(path)
+    """All images with their seeds on one sheet."""
+    images = [to_tensor(Image.open(image_path(folder, seed))) for seed in seeds]
+    (sheet,) = labelled_grid(images, [f"seed {seed}" for seed in seeds], theme="light")
+    save(path, (255 * sheet).round().byte().numpy())
     return path
 
 

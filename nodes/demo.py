@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
-from ..reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN
-from ..reg_core.lab.models import DENOISERS, load_digits_model
+from ..reg_core.demo_models.loading import DENOISERS, load_digits_model
+from ..reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN
 from .host.demo_model import demo_model
 from .schema import choice, described, whole
 

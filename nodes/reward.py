@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from comfy_api.latest import io
 
-from ..reg_core.lab.models import load_digits_classifier
+from ..reg_core.demo_models.loading import load_digits_classifier
 from .hooks.rewarded import rewarded_model
 from .host.image_reward import ImageReward
 from .schema import GUIDANCE, Reward, advanced, choice, described, number, percents, whole

@@ -124,7 +124,8 @@ class FallBack:
             except self.fatal:
                 raise
             except RuntimeError as error:  # out of memory is one of them
-                said = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                said, _, _ = str(error).strip().partition("\n")
+                said = f"{type(error).__name__}: {said[:200]}"
                 reason = f"engine reverse failed ({said}): finite differences from here on"
             self.engine = "finite_difference"
             log.warning("REG: %s", reason)

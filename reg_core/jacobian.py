@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from .point import Point
 from .space import expand, flat
@@ -25,6 +25,7 @@ PROBE = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.05, torch.bf
 PROBE_CENTRAL = {torch.float64: 1e-4, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.2}
 PROBE_ONES = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.4}
 HALF = (torch.float16, torch.bfloat16)
+OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # as torch.ops.namespace.name
 
 
 class JacobianError(RuntimeError):
@@ -55,17 +56,16 @@ def forward(denoiser: Denoiser, point: Point, tangent: Tensor) -> tuple[Tensor, 
     Raises JacobianError for an operator outside of aten: PyTorch drops its tangent in silence. So it does
     with a part of x.addcmul_(x, t) and the like, which cannot be seen here.
     """
-    sigma = point.sigma.clone()
-    # In inference mode tangents are zero (before PyTorch 2.13).
+    # In inference mode, and by a tensor made there, tangents are zero (before PyTorch 2.13).
     with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _AtenOnly():
-        x, tangent = point.x.clone(), tangent.to(point.x.dtype, copy=True)
+        x, tangent, sigma = point.x.clone(), tangent.to(point.x.dtype, copy=True), point.sigma.clone()
         denoised, product = torch.func.jvp(lambda z: denoiser(z, sigma), (x,), (tangent,))
     return denoised, expand(point.alpha, product) * product
 
 
-class _AtenOnly(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace not in ("aten", "prim", "prims"):
+class _AtenOnly(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if isinstance(func, OPERATORS) and str(func).split(".")[0] != "aten":
             raise JacobianError(f"forward mode: {func} has no tangent that PyTorch knows of")
         return func(*args, **(kwargs or {}))
 

@@ -12,6 +12,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .draws import Draws
 from .thaw import PLAIN, private_copy
 
 IN_PLACE = "modified by an inplace operation"  # as PyTorch words it
@@ -98,6 +99,7 @@ class _Block:
         # Dicts are copied: networks write the block's number into their options as they go.
         self.given = tree_map_only(torch.Tensor, owner.held, (args, kwargs))
         tensors = [leaf for leaf in tree_leaves(self.given) if isinstance(leaf, torch.Tensor)]
+        self.draws = Draws(next(t.device for t in tensors if t.requires_grad))
         self.versions = [(t, t._version) for t in tensors if not t.is_inference()]
         self.places, self.found = [], weakref.WeakKeyDictionary()
 
@@ -156,7 +158,8 @@ class _Block:
             private = lambda t: t if t.requires_grad else t.clone()  # noqa: E731
             args, kwargs = tree_map_only(torch.Tensor, private, self.given)
         try:
-            self._run(args, kwargs, collect, lambda packed: packed)
+            with self.draws.again():
+                self._run(args, kwargs, collect, lambda packed: packed)
         except _Enough:
             return
         raise RuntimeError(f"a block saved {len(self.places)} tensors, and {count} in its second pass")
@@ -168,5 +171,6 @@ def _bytes(tensor):
 
 def _fingerprint(tensor):
     if tensor.is_floating_point():
-        return torch.linalg.vector_norm(tensor.detach(), 1, dtype=torch.float32)
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        return torch.linalg.vector_norm(tensor.detach(), 1, dtype=wide)
     return None

@@ -103,7 +103,9 @@ class BackwardPass:
 
     def _has_another_way(self, error) -> bool:
         """Change something so that the pass may work; False when there is nothing left to change."""
-        out_of_memory = re.search(MEMORY_WORDS, str(error).lower())
+        out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError) or re.search(
+            MEMORY_WORDS, str(error).lower()
+        )
         if IN_PLACE in str(error) and not self._copies:
             self._copies = True  # costs a little memory and no accuracy: nothing to tell
             return True
@@ -111,10 +113,8 @@ class BackwardPass:
             self.mode, self._repeatable = "resident", False
             note = f"reverse mode keeps all activations: {error}"
         elif out_of_memory and self._repeatable and self.mode != "checkpoint":
-            self.mode, note = (
-                "checkpoint",
-                "reverse mode ran out of memory: blocks are computed twice from here on",
-            )
+            self.mode = "checkpoint"
+            note = "reverse mode ran out of memory: blocks are computed twice from here on"
         else:
             return False
         self.notes.append(note)

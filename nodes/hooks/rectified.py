@@ -16,7 +16,7 @@ from ...reg_core.trace import Run, Trace
 from ..backward.reverse import BackwardPass
 from ..host.branches import ModelBranches
 from ..host.noise_levels import model_kind, point_at, sigma_bounds
-from ..host.options import PAIR, POST_CFG, Interrupted, caches, calls_through, clone_options, hooked
+from ..host.options import PAIR, POST_CFG, Interrupted, calls_through, clone_options, hooked
 
 KEY = "reg"
 log = logging.getLogger("ComfyUI-REG")
@@ -71,13 +71,10 @@ class RunState:
     backward: BackwardPass
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
-        model_options = model_options or {}
-        pair = RectifiedPair(self, model_options)
+        pair = RectifiedPair(self, model_options or {})
         result = executor(x, timestep, pair.options(), seed)
         if not pair.reached:
-            kept = " or ".join(caches(model_options))
-            bypassed = f"{type(self.guider).__name__} does not ask for the conditional and unconditional pair"
-            why = f"{kept} answered from memory" if kept else bypassed
+            why = f"{type(self.guider).__name__} does not ask for the conditional and unconditional pair"
             self.rectifier.run.plain(timestep, math.nan, why)
         return result
 

@@ -1,6 +1,6 @@
 """The conditional and the unconditional prediction of a ComfyUI model, evaluated as ComfyUI does."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import comfy.model_management
 import comfy.samplers
@@ -9,9 +9,10 @@ from comfy.ldm.modules.attention import attention_pytorch
 
 from ...reg_core.branches import Branches
 from ...reg_core.jacobian import PROBE, JacobianError
+from ..backward.draws import Draws
 from ..backward.reverse import BackwardPass, Network
 from .conds import networks_of, thawed_cond
-from .options import CACHES, MULTIGPU, OPAQUE, PAIR, caches, quiet, with_shifted_rows
+from .options import CACHES, MULTIGPU, OPAQUE, PAIR, is_cached, quiet, with_shifted_rows
 
 PAGED_WEIGHTS = ("_v_weight", "_v_bias")  # where newer hosts keep what they have paged in
 
@@ -24,8 +25,8 @@ class ModelBranches(Branches):
         self.conds = conds
         self.options = model_options
         self.backward = BackwardPass() if backward is None else backward
-        self.cached = bool(caches(model_options))
-        self._random = None  # states of the generators before the first pass
+        self.cached = is_cached(model_options)
+        self._draws = None
 
     def evaluate(self, conds, x, sigma, options=None):
         """One prediction for each cond list; zeros for None."""
@@ -37,23 +38,14 @@ class ModelBranches(Branches):
                 return self.options[PAIR]({**given, "model": self.model})
             return comfy.samplers.calc_cond_batch(self.model, conds, x, sigma, options)
 
-    @contextmanager
     def _same_draws(self, device):
-        """Networks draw random numbers (HyperTile, token merging). Later passes repeat those of the first
-        one.
-
-        Otherwise a difference would compare two networks, and our passes would change the sampler's noise.
+        """All passes draw what the first one does. Else a difference would compare two networks, and our
+        passes would change the sampler's noise.
         """
-        cuda = [device] if device.type == "cuda" else []
-        if self._random is None:
-            self._random = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in cuda]
-            yield
-            return
-        with torch.random.fork_rng(devices=cuda):
-            torch.set_rng_state(self._random[0])
-            for d, state in zip(cuda, self._random[1], strict=True):
-                torch.cuda.set_rng_state(state, d)
-            yield
+        if self._draws is not None:
+            return self._draws.again()
+        self._draws = Draws(device)
+        return nullcontext()
 
     def both(self, point):
         denoised, reference = self.evaluate(self.conds, point.x, point.sigma)

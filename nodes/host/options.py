@@ -19,10 +19,10 @@ OPAQUE = ("torch.compile",)
 MULTIGPU = ("multigpu_clones", "multigpu_thread_pool")
 
 
-def caches(model_options) -> list[str]:
-    """Which of the caches that answer in place of the model are on."""
+def is_cached(model_options) -> bool:
+    """Whether a cache answers in place of the model."""
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    return [key for key in CACHES if any(key in by_key for by_key in wrappers.values())]
+    return any(key in by_key for key in CACHES for by_key in wrappers.values())
 
 
 def quiet(model_options, dropped=CACHES):

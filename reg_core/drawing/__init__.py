@@ -1,8 +1,18 @@
-"""Pictures of what guidance did: traces, schedules, heat maps, labelled grids. Pillow and torch; nothing of it is imported by `reg_core`."""
+"""Pictures of what guidance did: traces, schedules, heat maps, labelled sheets. Needs Pillow.
+
+Nothing else in `reg_core` but the demo and the lab imports it."""
 
 from .grid import labelled_grid
 from .heat import heat_pictures
 from .schedules import SchedulePoint, plot_schedule, schedule_table
 from .traces import plot_run, run_report
 
-__all__ = ["SchedulePoint", "heat_pictures", "labelled_grid", "plot_run", "plot_schedule", "run_report", "schedule_table"]
+__all__ = [
+    "SchedulePoint",
+    "heat_pictures",
+    "labelled_grid",
+    "plot_run",
+    "plot_schedule",
+    "run_report",
+    "schedule_table",
+]

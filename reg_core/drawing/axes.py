@@ -23,7 +23,9 @@ class Scale:
         """Position of a value; NaN where it has none (log of 0 or less)."""
         if not math.isfinite(value) or (self.log and value <= 0):
             return math.nan
-        low, high, value = (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = (math.log(v) for v in (low, high, value))
         part = (value - low) / (high - low)
         return 1 - part if self.reverse else part
 
@@ -31,8 +33,15 @@ class Scale:
         return log_ticks(self.low, self.high, most) if self.log else linear_ticks(self.low, self.high, most)
 
 
-def scale_for(values, most_log_ratio: float = 20.0, zero: bool = False, log: bool | None = None, reverse: bool = False, pad: float = 0.06) -> Scale:
-    """A scale that shows all finite values; logarithmic (log=None) where they are positive and span a wide range."""
+def scale_for(
+    values,
+    most_log_ratio: float = 20.0,
+    zero: bool = False,
+    log: bool | None = None,
+    reverse: bool = False,
+    pad: float = 0.06,
+) -> Scale:
+    """A scale that shows all finite values. `log` None: logarithmic where they are positive and span much."""
     finite = [v for v in values if math.isfinite(v)]
     if log is None:
         log = bool(finite) and min(finite) > 0 and max(finite) / min(finite) > most_log_ratio
@@ -60,7 +69,8 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """1, 2, 5 times powers of ten inside [low, high], thinned to `most`."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     for digits in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [d * 10.0**e for e in decades for d in digits if low * (1 - 1e-9) <= d * 10.0**e <= high * (1 + 1e-9)]
+        all_ticks = (d * 10.0**e for e in decades for d in digits)
+        ticks = [tick for tick in all_ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
         if len(ticks) <= most:
             break
     return ticks[:: math.ceil(len(ticks) / most)] if ticks else [low]
@@ -78,9 +88,10 @@ class Axes:
         return left + self.x(x) * (right - left), bottom - min(1.0, max(0.0, self.y(y))) * (bottom - top)
 
     def frame(self, title: str, keys=(), x_title: str = "", whole: bool = False, levels: int = 5) -> None:
-        """Background, grid with at most `levels` tick labels at the left, the title above with a key of (name, color) at the right.
+        """Background, grid and title. `keys`: (name, color) pairs, written at the right.
 
-        The x axis is labelled if it has a title, at whole numbers only where `whole`.
+        At most `levels` ticks are labelled at the left. The x axis is labelled if it has a title, at whole
+        numbers only where `whole`.
         """
         canvas, theme, (left, top, right, bottom) = self.canvas, self.canvas.theme, self.box
         canvas.rectangle(self.box, theme.panel)

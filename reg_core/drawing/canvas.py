@@ -1,4 +1,6 @@
-"""A page to draw on: themes, fonts, and a Pillow canvas with smooth lines. Lengths in pixels of the finished picture."""
+"""A page to draw on: themes, fonts, and a Pillow canvas with smooth lines.
+
+Lengths are in pixels of the finished picture."""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from torch import Tensor
 
 OVERSAMPLING = 2  # Pillow's lines have hard edges: draw bigger, then average
 # Tried for text that Pillow's own font cannot write; found by name in the system's font folders.
-OTHER_FONTS = ("NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc", "Arial Unicode.ttf", "arial.ttf", "DejaVuSans.ttf")
+OTHER_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "msyh.ttc",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+    "DejaVuSans.ttf",
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,12 @@ class Theme:
 
 
 THEMES = {
-    "dark": Theme("#1e1f24", "#26282f", "#3d404a", "#a6a9b6", "#f0f0f3", "#ff8a7a", ("#5aa9ff", "#ffc05c", "#7ddc9a")),
-    "light": Theme("#ffffff", "#f5f6f8", "#d5d8e0", "#5c6070", "#16181d", "#b3261e", ("#1f6fd0", "#c96a00", "#1b7f46")),
+    "dark": Theme(
+        "#1e1f24", "#26282f", "#3d404a", "#a6a9b6", "#f0f0f3", "#ff8a7a", ("#5aa9ff", "#ffc05c", "#7ddc9a")
+    ),
+    "light": Theme(
+        "#ffffff", "#f5f6f8", "#d5d8e0", "#5c6070", "#16181d", "#b3261e", ("#1f6fd0", "#c96a00", "#1b7f46")
+    ),
 }
 
 
@@ -56,7 +69,8 @@ class Canvas:
     def text(self, x, y, text, size, color, anchor="la"):
         """Text at (x, y); `anchor` as in Pillow: la = left and ascender, mm = middle, ra, ls, ..."""
         big = size * OVERSAMPLING
-        self._draw.text((x * OVERSAMPLING, y * OVERSAMPLING), text, fill=color, font=font(big, text), anchor=anchor)
+        place = x * OVERSAMPLING, y * OVERSAMPLING
+        self._draw.text(place, text, fill=color, font=font(big, text), anchor=anchor)
 
     def line(self, points, color, width=3):
         scaled = [(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in points]
@@ -70,7 +84,8 @@ class Canvas:
 
     def rectangle(self, box, color=None, outline=None, corner=0):
         scaled = [v * OVERSAMPLING for v in box]
-        self._draw.rounded_rectangle(scaled, corner * OVERSAMPLING, fill=color, outline=outline, width=OVERSAMPLING if outline else 0)
+        width = OVERSAMPLING if outline else 0
+        self._draw.rounded_rectangle(scaled, corner * OVERSAMPLING, fill=color, outline=outline, width=width)
 
 
 def mix(color: str, other: str, part: float) -> str:
@@ -110,7 +125,7 @@ def text_width(text: str, size: float) -> float:
 
 
 def wrap(text: str, size: float, width: float) -> list[str]:
-    """Lines of at most `width` pixels, broken at spaces, and inside a word where one is too long; at least one line."""
+    """At least one line, each at most `width` pixels, broken at spaces, or inside a word that is too long."""
     lines = []
     for paragraph in str(text).split("\n"):
         line = ""
@@ -122,7 +137,8 @@ def wrap(text: str, size: float, width: float) -> list[str]:
             if line:
                 lines.append(line)
             while len(word) > 1 and text_width(word, size) > width:
-                fits = max(1, next(n for n in range(len(word), 0, -1) if n == 1 or text_width(word[:n], size) <= width))
+                lengths = range(len(word), 0, -1)
+                fits = next(n for n in lengths if n == 1 or text_width(word[:n], size) <= width)
                 lines.append(word[:fits])
                 word = word[fits:]
             line = word

@@ -1,4 +1,4 @@
-"""Images of different runs on one sheet, each with its label; a table with headings where the labels make one."""
+"""Images of different runs on one sheet, each with its label, or as a table with headings."""
 
 from __future__ import annotations
 
@@ -14,25 +14,38 @@ BETWEEN = 2  # images of one batch
 MOST_PIXELS = 16384 * 16384
 
 
-def labelled_grid(images: list[Tensor], labels: list[str], columns: int = 0, theme: str = "dark", captions: list[str] | None = None) -> Tensor:
-    """One sheet [1, H, W, 3]. `images` [B, h, w, C] each, in 0..1, of any sizes; a batch becomes one cell.
+def labelled_grid(
+    images: list[Tensor],
+    labels: list[str],
+    columns: int = 0,
+    theme: str = "dark",
+    captions: list[str] | None = None,
+    across: int = 0,
+) -> Tensor:
+    """One sheet [1, H, W, 3] of `images` [B, h, w, C] each, in 0..1, of any sizes; a batch becomes one cell.
 
-    `columns` 0: as many as the labels' table has, else about as many as rows. Labels "a | b" that form a full table in
-    reading order are written once as headings of rows and columns, others above every image. `captions`: a line below each.
+    - `columns`: cells in a row. 0: as many as the labels' table has, else about as many as rows.
+    - `labels`: one a cell. Labels "a | b" that form a full table in reading order are written once, as
+      headings of rows and columns. Others are written above every cell.
+    - `captions`: a line below each cell.
+    - `across`: images in a row of a cell. 0: about as many as down.
+
     Image pixels are copied, never resampled. Raises ValueError with the numbers that do not fit.
     """
     if not images:
         raise ValueError("no images to put on a sheet")
     if len(labels) != len(images):
-        raise ValueError(f"{len(labels)} labels for {len(images)} images: want one label for each image (a batch counts as one)")
+        numbers = f"{len(labels)} labels for {len(images)} images"
+        raise ValueError(f"{numbers}: want one label for each image (a batch counts as one)")
     captions = list(captions or [""] * len(images))
     if len(captions) != len(images):
-        raise ValueError(f"{len(captions)} captions for {len(images)} images: want one caption for each image, or none at all")
+        numbers = f"{len(captions)} captions for {len(images)} images"
+        raise ValueError(f"{numbers}: want one caption for each image, or none at all")
     if columns < 0:
         raise ValueError(f"columns must be 0 (automatic) or more, got {columns}")
     colors = theme_of(theme)
     background = to_tensor(Canvas(1, 1, colors).picture())[0, 0, 0]
-    blocks = [_block(image, i) for i, image in enumerate(images)]
+    blocks = [_block(image, i, across) for i, image in enumerate(images)]
     height, width = (max(block[axis] for block in blocks) for axis in (2, 3))
     table = _table(labels)
     if table and columns not in (0, len(table[1])):
@@ -46,41 +59,41 @@ def labelled_grid(images: list[Tensor], labels: list[str], columns: int = 0, the
     rows = math.ceil(len(images) / columns)
     side = min(320, max(math.ceil(text_width(name, size)) for name in table[0]) + 2 * GAP) if table else GAP
     written = [wrap(name, size, width) for name in names]
-    line = round(size * 1.3)
-    head = line * max(len(lines) for lines in written) + GAP if table else 0
-    caption = 0 if table else line * max(len(lines) for lines in written)
+    above = _line(size) * max(len(lines) for lines in written)
+    head, caption = (above + GAP, 0) if table else (0, above)
     below = [wrap(text, small, width) if text else [] for text in captions]
-    foot = round(small * 1.3) * max(len(lines) for lines in below)
+    foot = _line(small) * max(len(lines) for lines in below)
     step = (height + caption + foot + GAP, width + GAP)
     total = (head + GAP + rows * step[0], side + columns * step[1])
     if total[0] * total[1] > MOST_PIXELS:
-        raise ValueError(f"the sheet would be {total[1]} x {total[0]} px, more than {MOST_PIXELS} in all: fewer or smaller images, please")
+        size = f"{total[1]} x {total[0]} px, more than {MOST_PIXELS} in all"
+        raise ValueError(f"the sheet would be {size}: fewer or smaller images, please")
 
     sheet = background.repeat(*total, 1)
     for i, image in enumerate(images):
         top, left = head + GAP + (i // columns) * step[0], side + (i % columns) * step[1]
         if not table:
-            _write(sheet, top, left, width, written[i], size, line, colors)
+            _write(sheet, (top, left, width), written[i], size, colors)
         cell = _cell(image, blocks[i], background)
         y, x = top + caption + (height - cell.shape[0]) // 2, left + (width - cell.shape[1]) // 2
         sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
         if below[i]:
-            _write(sheet, y + cell.shape[0], left, width, below[i], small, round(small * 1.3), colors)
+            _write(sheet, (y + cell.shape[0], left, width), below[i], small, colors)
     for j, lines in enumerate(written if table else []):
-        _write(sheet, GAP, side + j * step[1], width, lines, size, line, colors)
+        _write(sheet, (GAP, side + j * step[1], width), lines, size, colors)
     for i, name in enumerate(table[0] if table else []):
         lines = wrap(name, size, side - GAP)
-        middle = head + GAP + i * step[0] + (height - line * len(lines)) // 2
-        _write(sheet, max(0, middle), 0, side, lines, size, line, colors)
+        middle = head + GAP + i * step[0] + (height - _line(size) * len(lines)) // 2
+        _write(sheet, (max(0, middle), 0, side), lines, size, colors)
     return sheet[None]
 
 
-def _block(image: Tensor, index: int) -> tuple[int, int, int, int]:
-    """(down, across, height, width) of the near-square block that shows a batch [B, h, w, C]."""
+def _block(image: Tensor, index: int, across: int) -> tuple[int, int, int, int]:
+    """(down, across, height, width) of the block that shows a batch [B, h, w, C]."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(f"image {index + 1}: want [batch, height, width, channels], got {list(image.shape)}")
     count, h, w, _ = image.shape
-    across = math.ceil(math.sqrt(count))
+    across = min(count, across or math.ceil(math.sqrt(count)))
     down = math.ceil(count / across)
     return down, across, down * (h + BETWEEN) - BETWEEN, across * (w + BETWEEN) - BETWEEN
 
@@ -88,7 +101,8 @@ def _block(image: Tensor, index: int) -> tuple[int, int, int, int]:
 def _cell(image: Tensor, block, background: Tensor) -> Tensor:
     """[B, h, w, C] -> [H, W, 3]: the batch side by side."""
     image = image.detach().float().cpu()
-    image = (image[..., :3] if image.shape[-1] > 1 else image.expand(*image.shape[:3], 3)).nan_to_num(0.0).clamp(0, 1)
+    image = image[..., :3] if image.shape[-1] > 1 else image.expand(*image.shape[:3], 3)
+    image = image.nan_to_num(0.0).clamp(0, 1)
     _, across, height, width = block
     _, h, w, _ = image.shape
     cell = background.repeat(height, width, 1)
@@ -107,10 +121,18 @@ def _table(labels):
     return (rows, columns) if parts == [[r, c] for r in rows for c in columns] else None
 
 
-def _write(sheet, top, left, width, lines, size, line, colors):
-    """Centred lines of text into a strip of the sheet."""
+def _line(size: int) -> int:
+    """Height of a line of text."""
+    return round(size * 1.3)
+
+
+def _write(sheet, place, lines, size, colors):
+    """Centred lines of text into a strip of the sheet; `place` (top, left, width)."""
+    (top, left, width), line = place, _line(size)
     canvas = Canvas(width, line * len(lines), colors)
     for i, text in enumerate(lines):
         canvas.text(width / 2, line * (i + 0.5), text, size, colors.text, "mm")
     strip = to_tensor(canvas.picture())[0]
-    sheet[top : top + strip.shape[0], left : left + strip.shape[1]] = strip[: sheet.shape[0] - top, : sheet.shape[1] - left]
+    sheet[top : top + strip.shape[0], left : left + strip.shape[1]] = strip[
+        : sheet.shape[0] - top, : sheet.shape[1] - left
+    ]

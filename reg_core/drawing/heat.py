@@ -1,4 +1,4 @@
-"""Where in the image the correction was strong: a heat map, over the image if there is one, with its colour bar."""
+"""Where in the image the correction was strong: a heat map, over the image if there is one."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from torch import Tensor
 
 from .canvas import Canvas, theme_of, to_tensor, wrap
 
-# From dark blue (guidance damped most) over teal to yellow (kept); brightness rises all the way, also for the colour-blind.
+# From dark blue (guidance damped most) over teal to yellow (kept). Brightness rises all the way, which the
+# colour-blind see as well.
 ANCHORS = ("#2a1860", "#33428e", "#2b6f94", "#289a8c", "#5cc06c", "#b3d94a", "#fbe83a")
 SMALLEST = 256  # px: maps without an image are enlarged to this, a latent pixel staying a square
 BAR = 56  # px below the map
 TOO_MANY = 256  # maps in one batch
 
 
-def heat_pictures(heat: Tensor | None, images: Tensor | None = None, theme: str = "dark") -> tuple[Tensor, str]:
-    """Maps [N, H, W, 3] of the mean correction, each with a colour bar below, and a remark ("" if all is well).
+def heat_pictures(
+    heat: Tensor | None, images: Tensor | None = None, theme: str = "dark"
+) -> tuple[Tensor, str]:
+    """Maps [N, H, W, 3] of the mean correction with a colour bar below, and a remark, "" if all is well.
 
-    `heat` [B, h, w] (video [B, frames, h, w], sound [B, length]) in units of the correction, 1 = plain guidance.
-    `images` [B, H, W, C] in 0..1 lie underneath, in grey. Images that do not belong to the maps are left out, with a remark.
-    """
+    `heat` [B, h, w] (video [B, frames, h, w], sound [B, length]): the correction, 1 = plain guidance.
+    `images` [B, H, W, C] in 0..1 lie underneath, in grey. Images that do not belong to the maps are left out,
+    with a remark."""
     colors = theme_of(theme)
     if heat is None or not torch.isfinite(heat).any():
-        return _message("no heat map: this form has one factor per image, or nothing was rectified", colors), "no heat map"
+        why = "no heat map: this form has one factor per image, or nothing was rectified"
+        return _message(why, colors), "no heat map"
     low, high = _limits(heat)
     frames = _frames(heat.float().cpu())
     remark = ""
@@ -79,12 +83,13 @@ def _beneath(images, heat, frames):
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise ValueError(f"image: want [batch, height, width, channels], got {list(images.shape)}")
     images = images[..., :3].expand(*images.shape[:3], 3)
-    if heat.ndim == 4 and len(images) != len(frames) and len(images) % len(heat) == 0:  # a video VAE makes several frames of one
-        each = len(images) // len(heat)
-        size = (each, *heat.shape[-2:])
-        frames = F.interpolate(heat[:, None], size, mode="trilinear", align_corners=False).reshape(-1, *size[1:])
+    if heat.ndim == 4 and len(images) != len(frames) and len(images) % len(heat) == 0:
+        size = (len(images) // len(heat), *heat.shape[-2:])  # a video VAE makes several frames of one
+        frames = F.interpolate(heat[:, None], size, mode="trilinear", align_corners=False)
+        frames = frames.reshape(-1, *size[1:])
     if len(images) != len(frames):
-        return None, frames, f"{len(images)} images given for {len(frames)} heat maps: drawn without the images"
+        numbers = f"{len(images)} images given for {len(frames)} heat maps"
+        return None, frames, f"{numbers}: drawn without the images"
     return images, frames, ""
 
 

@@ -1,4 +1,4 @@
-"""The guidance weight before sampling: what cfg, the schedules and the free forms of REG will make of it at every step."""
+"""The guidance weight before sampling: what cfg, schedules and free forms of REG make of it at every step."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ class SchedulePoint:
 
     @property
     def rectified(self) -> float:
-        """The weight times the correction; NaN where REG acts and the correction is not known before sampling."""
+        """The weight times the correction; NaN where REG acts by a correction that sampling has to show."""
         return self.weight * self.factor if self.active else self.weight
 
 
-def plot_schedule(points: list[SchedulePoint], axis: str = "step", theme: str = "dark", lines=()) -> Image.Image:
-    """The weight cfg - 1 over the steps, shaded where REG rectifies. `lines`: what is in force, written above."""
+def plot_schedule(
+    points: list[SchedulePoint], axis: str = "step", theme: str = "dark", lines=()
+) -> Image.Image:
+    """The weight cfg - 1 over the steps, shaded where REG rectifies. `lines`: text to write above."""
     if axis not in AXES:
         raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
     if not points:
@@ -58,7 +60,8 @@ def plot_schedule(points: list[SchedulePoint], axis: str = "step", theme: str = 
     xs, x, name = _horizontal(points, axis)
     weights = [p.weight for p in points]
     rectified = [p.rectified for p in points]
-    axes = Axes(canvas, (LEFT, top, WIDTH - RIGHT, top + height), x, scale_for([*weights, *rectified], zero=True, log=False))
+    y = scale_for([*weights, *rectified], zero=True, log=False)
+    axes = Axes(canvas, (LEFT, top, WIDTH - RIGHT, top + height), x, y)
     keys = [("cfg - 1", orange), *([("times c(sigma) of REG", blue)] if known else [])]
     if any(p.active for p in points):
         keys.append(("REG active", mix(green, colors.panel, 0.25)))
@@ -74,12 +77,14 @@ def _horizontal(points, axis):
     if axis == "step":
         return [i + 1 for i in range(len(points))], Scale(0.5, len(points) + 0.5), "step"
     if axis == "timestep":
-        return [p.percent for p in points], Scale(-0.02, 1.02), "timestep as a fraction of the model's schedule (0 = noise, 1 = clean)"
-    inner = scale_for([p.sigma for p in points if p.sigma > 0], reverse=True)
+        title = "timestep as a fraction of the model's schedule (0 = noise, 1 = clean)"
+        return [p.percent for p in points], Scale(-0.02, 1.02), title
+    sigmas, title = [p.sigma for p in points], "sigma (noise level)"
+    inner = scale_for([sigma for sigma in sigmas if sigma > 0], reverse=True)
     if inner.log:
         stretch = (inner.high / inner.low) ** 0.03
-        return [p.sigma for p in points], Scale(inner.low / stretch, inner.high * stretch, True, True), "sigma (noise level)"
-    return [p.sigma for p in points], inner, "sigma (noise level)"
+        return sigmas, Scale(inner.low / stretch, inner.high * stretch, True, True), title
+    return sigmas, inner, title
 
 
 def _shade(axes: Axes, xs, points, color) -> None:
@@ -96,9 +101,11 @@ def _shade(axes: Axes, xs, points, color) -> None:
 
 def schedule_table(points: list[SchedulePoint]) -> str:
     """The same as text, a line a step."""
-    lines = [f"{'step':>4} {'sigma':>9} {'percent':>7} {'cfg':>7} {'weight':>7} {'REG':>4} {'c':>6} {'used':>7}"]
+    names = ("step", "sigma", "percent", "cfg", "weight", "REG", "c", "used")
+    lines = ["{:>4} {:>9} {:>7} {:>7} {:>7} {:>4} {:>6} {:>7}".format(*names)]
     for i, p in enumerate(points, 1):
         factor = f"{p.factor:.3f}" if math.isfinite(p.factor) else "-"
         used = f"{p.rectified:.3g}" if math.isfinite(p.rectified) else "-"
-        lines.append(f"{i:>4} {p.sigma:>9.4g} {p.percent:>7.3f} {p.cfg:>7.3g} {p.weight:>7.3g} {'yes' if p.active else 'no':>4} {factor:>6} {used:>7}")
+        numbers = f"{i:>4} {p.sigma:>9.4g} {p.percent:>7.3f} {p.cfg:>7.3g} {p.weight:>7.3g}"
+        lines.append(f"{numbers} {'yes' if p.active else 'no':>4} {factor:>6} {used:>7}")
     return "\n".join(lines)

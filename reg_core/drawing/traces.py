@@ -1,4 +1,4 @@
-"""One sampling run as a picture: the correction, the size of the guidance and its weight, and what each call did."""
+"""One sampling run as a picture: the correction, the size and the weight of guidance, what each call did."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ AXES = ("sigma", "step")
 WIDTH = 1024
 LEFT, RIGHT, PANEL, GAP = 104, 24, 208, 58
 HEAD, LINE = 30, 28
-NOTHING = "No sampling run to show: the form is off, or nothing was sampled with this model yet. Connect the latent that comes out of its sampler."
+NOTHING = (
+    "No sampling run to show: the form is off, or nothing was sampled with this model yet. "
+    "Connect the latent that comes out of its sampler."
+)
 
 
 def plot_run(run: Run | None, axis: str = "sigma", theme: str = "dark", title: str = "") -> Image.Image:
-    """A picture 1024 px wide, readable at half the size. `axis`: sigma (log where it spans much) or step (model calls in order)."""
+    """A picture 1024 px wide, readable at half the size.
+
+    `axis`: sigma (logarithmic where it spans much) or step (model calls in order)."""
     if axis not in AXES:
         raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
     colors = theme_of(theme)
@@ -46,9 +51,7 @@ def plot_run(run: Run | None, axis: str = "sigma", theme: str = "dark", title: s
 
 def run_report(run: Run | None) -> str:
     """The same as text: one line of summary, a table with a line for every model call, the notes."""
-    if run is None:
-        return f"REG: {NOTHING}"
-    return "\n".join([run.summary(), run.table(), *(f"note: {note}" for note in run.notes)])
+    return f"REG: {NOTHING}" if run is None else str(run)
 
 
 def _headings(run: Run | None, title: str):
@@ -59,13 +62,15 @@ def _headings(run: Run | None, title: str):
     heading = title or f"REG {run.form}" + (f", strength {run.strength:g}" if run.strength != 1 else "")
     if not rows:
         return heading, [NOTHING], [f"note: {note}" for note in run.notes]
-    kinds = [f"{r.engine} {r.product}".strip() for r in active if r.product or all(not other.product for other in active)]
+    known = [r for r in active if r.product] or active
+    kinds = [f"{r.engine} {r.product}".strip() for r in known]
     engines = " + ".join(dict.fromkeys(kinds)) or f"{run.engine} (not used)"
-    cfg = f"effective cfg {run.effective_cfg:.2f}" if math.isfinite(run.effective_cfg) else "effective cfg unknown"
-    lines = [
-        f"engine {engines}",
-        f"active in {len(active)} of {len(rows)} model calls · {cfg} · {run.extra_rows} extra model rows · {run.seconds:.2f} s",
-    ]
+    cfg = f"{run.effective_cfg:.2f}" if math.isfinite(run.effective_cfg) else "unknown"
+    facts = [f"active in {len(active)} of {len(rows)} model calls", f"effective cfg {cfg}"]
+    facts.append(f"{run.extra_rows} extra model rows")
+    if math.isfinite(run.seconds):
+        facts.append(f"{run.seconds:.2f} s")
+    lines = [f"engine {engines}", " · ".join(facts)]
     plain = _counted(r.note for r in rows if not r.active)
     trouble = [*run.notes, *(n for n in _counted(r.note for r in active) if n not in run.notes)]
     if active:
@@ -89,12 +94,13 @@ def _horizontal(rows: list[Row], axis: str):
         stretch = (inner.high / inner.low) ** margin
         return sigmas, Scale(inner.low / stretch, inner.high * stretch, True, True), "sigma (noise level)"
     stretch = (inner.high - inner.low) * margin
-    return sigmas, Scale(min([inner.low - stretch, *(v for v in sigmas if v == 0)]), inner.high + stretch, False, True), "sigma (noise level)"
+    low = min([inner.low - stretch, *(v for v in sigmas if v == 0)])
+    return sigmas, Scale(low, inner.high + stretch, False, True), "sigma (noise level)"
 
 
 def _panels(rows: list[Row]):
     """The panels that have something to show."""
-    active = [r if r.active else Row() for r in rows]  # rows of NaN where nothing was rectified: gaps in the lines
+    active = [r if r.active else Row() for r in rows]  # rows of NaN make gaps in the lines
     panels = []
     if any(math.isfinite(r.correction_mean) for r in active):
         panels.append(lambda *place: _correction(*place, active))
@@ -111,7 +117,8 @@ def _correction(canvas, box, x, xs, whole, rows):
     low = [r.correction_low for r in rows]
     high = [r.correction_high for r in rows]
     axes = Axes(canvas, box, x, scale_for([*mean, *low, *high, 0.0, 1.0], log=False))
-    axes.frame("correction R (1 = plain guidance)", [("mean", blue), ("5 to 95 %", mix(blue, canvas.theme.panel, 0.35))], whole=whole)
+    keys = [("mean", blue), ("5 to 95 %", mix(blue, canvas.theme.panel, 0.35))]
+    axes.frame("correction R (1 = plain guidance)", keys, whole=whole)
     axes.band(xs, low, high, blue)
     axes.level(1.0, canvas.theme.faint)
     axes.line(xs, mean, blue, dots=len(xs) <= 60)
@@ -121,7 +128,8 @@ def _sizes(canvas, box, x, xs, whole, rows):
     blue, orange, _ = canvas.theme.series
     before, after = [r.guidance_norm for r in rows], [r.rectified_norm for r in rows]
     axes = Axes(canvas, box, x, scale_for([*before, *after], zero=True, log=False))
-    axes.frame("size of the guidance, root mean square", [("|g| of CFG", orange), ("|R g| used", blue)], whole=whole)
+    keys = [("|g| of CFG", orange), ("|R g| used", blue)]
+    axes.frame("size of the guidance, root mean square", keys, whole=whole)
     axes.line(xs, before, orange, dots=len(xs) <= 60)
     axes.line(xs, after, blue, dots=len(xs) <= 60)
 
@@ -129,7 +137,10 @@ def _sizes(canvas, box, x, xs, whole, rows):
 def _weight(canvas, box, x, xs, whole, rows):
     blue, orange, _ = canvas.theme.series
     given = [r.cfg - 1 for r in rows]
-    used = [(r.cfg - 1) * r.rectified_norm / r.guidance_norm if r.active and r.guidance_norm > 0 else r.cfg - 1 for r in rows]
+    used = [
+        (r.cfg - 1) * r.rectified_norm / r.guidance_norm if r.active and r.guidance_norm > 0 else r.cfg - 1
+        for r in rows
+    ]
     axes = Axes(canvas, box, x, scale_for([*given, *used], zero=True, log=False))
     axes.frame("weight in force, cfg - 1", [("given", orange), ("times |R g| / |g|", blue)], whole=whole)
     axes.line(xs, given, orange, dots=len(xs) <= 60)
@@ -140,7 +151,12 @@ def _calls(canvas, box, x, xs, rows, name, whole):
     """A mark for every model call by what became of its guidance."""
     theme = canvas.theme
     green = theme.series[2]
-    kinds = {"computed": green, "reused": mix(green, theme.panel, 0.4), "plain": theme.faint, "skipped": mix(theme.faint, theme.panel, 0.3)}
+    kinds = {
+        "computed": green,
+        "reused": mix(green, theme.panel, 0.4),
+        "plain": theme.faint,
+        "skipped": mix(theme.faint, theme.panel, 0.3),
+    }
     kinds["fallback"] = theme.warning
     axes = Axes(canvas, box, x, Scale(0, 1))
     left, top, right, bottom = box
@@ -151,7 +167,8 @@ def _calls(canvas, box, x, xs, rows, name, whole):
         seen[kind] = None
         if math.isfinite(x(position)):
             marks.append((axes.at(position, 0)[0], kinds[kind]))
-    axes.frame(f"{len(rows)} model calls", [(kind, color) for kind, color in kinds.items() if kind in seen], x_title=name, whole=whole, levels=0)
+    keys = [(kind, color) for kind, color in kinds.items() if kind in seen]
+    axes.frame(f"{len(rows)} model calls", keys, x_title=name, whole=whole, levels=0)
     width = max(2.0, min(14.0, 0.7 * (right - left) / len(rows))) / 2
     for center, color in marks:
         canvas.rectangle((center - width, top, center + width, bottom), color)

@@ -14,7 +14,7 @@ def run(args) -> int:
     """Make the images; 0 when all are there, 130 when cancelled."""
     from tqdm import tqdm
 
-    from .drive import Failed, drive
+    from .drive import Failed, Limits, drive
 
     template, points = load(args.workflow, args.grid)
     plan = Plan(points, read_prompts(args.prompts), tuple(args.seeds))
@@ -29,7 +29,8 @@ def run(args) -> int:
             count = done
 
         try:
-            manifest = drive(plan, template, args.out, args.server, on_done, bar.write, args.tries, args.limit, args.patience)
+            limits = Limits(args.tries, args.limit, args.patience)
+            manifest = drive(plan, template, args.out, args.server, on_done, bar.write, limits)
         except Failed as error:
             bar.close()
             print(error, file=sys.stderr)
@@ -49,7 +50,8 @@ def score(args) -> int:
     from .score import score_folder
 
     extractor = load_extractor(args.features, args.inception_weights, args.device)
-    scores = score_folder(args.out, args.reference, extractor, args.clip, args.partial, args.batch, args.device)
+    settings = (args.clip, args.partial, args.batch, args.device)
+    scores = score_folder(args.out, args.reference, extractor, *settings)
     if args.save_stats:
         scores.reference.save(args.save_stats)
     report = write_report(args.out, scores, args.baseline, args.sweep)
@@ -61,32 +63,40 @@ def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m reg_core.evaluation", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="run | score")
 
-    one = commands.add_parser("run", help="make the images on running ComfyUI servers; the same command continues a stopped run")
+    again = "the same command continues a stopped run"
+    one = commands.add_parser("run", help=f"make the images on running ComfyUI servers; {again}")
     one.set_defaults(command=run)
-    one.add_argument("--server", action="append", required=True, metavar="URL", help="a running ComfyUI; repeat for several")
-    one.add_argument("--workflow", type=Path, required=True, help="API format (.json)")
-    one.add_argument("--prompts", type=Path, required=True, help="a prompt a line, or .jsonl")
-    one.add_argument("--grid", type=Path, required=True, help="inputs and grid, .json or .toml (docs/evaluate.md)")
-    one.add_argument("--seeds", type=int, nargs="+", default=[0], help="images per prompt and point, by seed number (default 0)")
-    one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--tries", type=int, default=3, help="for an image whose workflow fails (default %(default)s)")
-    one.add_argument("--limit", type=float, default=3600, help="seconds for one image (default %(default)g)")
-    one.add_argument("--patience", type=float, default=60, help="seconds to wait when no server answers (default %(default)g)")
-    one.add_argument("--quiet", action="store_true", help="no progress bar")
+    add = one.add_argument
+    url = {"action": "append", "required": True, "metavar": "URL"}
+    add("--server", **url, help="a running ComfyUI; repeat for several")
+    add("--workflow", type=Path, required=True, help="API format (.json)")
+    add("--prompts", type=Path, required=True, help="a prompt a line, or .jsonl")
+    add("--grid", type=Path, required=True, help="inputs and grid, .json or .toml (docs/evaluate.md)")
+    seeds = {"type": int, "nargs": "+", "default": [0]}
+    add("--seeds", **seeds, help="images per prompt and point, by seed number (default 0)")
+    add("--out", type=Path, required=True)
+    add("--tries", type=int, default=3, help="for an image whose workflow fails (default %(default)s)")
+    add("--limit", type=float, default=3600, help="seconds for one image (default %(default)g)")
+    add("--patience", type=float, default=60, help="seconds without any server (default %(default)g)")
+    add("--quiet", action="store_true", help="no progress bar")
 
     two = commands.add_parser("score", help="FID, IS and CLIP score of a finished run")
     two.set_defaults(command=score)
-    two.add_argument("--out", type=Path, required=True, help="the folder of `run`")
-    two.add_argument("--reference", type=Path, required=True, help="a folder of real images, or statistics (.npz with mu and sigma)")
-    two.add_argument("--save-stats", type=Path, metavar="NPZ", help="keep the reference's statistics for the next time")
-    two.add_argument("--features", default="inception", help="inception, digits or module:function (default %(default)s)")
-    two.add_argument("--inception-weights", type=Path, help="local weights of torch-fidelity's Inception (default: it downloads them)")
-    two.add_argument("--clip", help="CLIP score by this model: a name, or a local folder (default: none)")
-    two.add_argument("--baseline", nargs="+", metavar="AXIS=VALUE", help="what to subtract at each point (default form=off if there is one)")
-    two.add_argument("--sweep", help="the axis over which each method is judged at its best (default cfg)")
-    two.add_argument("--partial", action="store_true", help="score the prompts and seeds that every point has")
-    two.add_argument("--batch", type=int, default=32)
-    two.add_argument("--device", default="cpu")
+    add = two.add_argument
+    add("--out", type=Path, required=True, help="the folder of `run`")
+    real = "a folder of real images, or statistics (.npz with mu and sigma)"
+    add("--reference", type=Path, required=True, help=real)
+    add("--save-stats", type=Path, metavar="NPZ", help="keep the reference's statistics for the next time")
+    add("--features", default="inception", help="inception, digits or module:function (default %(default)s)")
+    local = "local weights of torch-fidelity's Inception (default: it downloads them)"
+    add("--inception-weights", type=Path, help=local)
+    add("--clip", help="CLIP score by this model: a name, or a local folder (default: none)")
+    base = "what to subtract at each point (default form=off if there is one)"
+    add("--baseline", nargs="+", metavar="AXIS=VALUE", help=base)
+    add("--sweep", help="the axis over which each method is judged at its best (default cfg)")
+    add("--partial", action="store_true", help="score the prompts and seeds that every point has")
+    add("--batch", type=int, default=32)
+    add("--device", default="cpu")
     args = parser.parse_args(argv)
     for name in ("tries", "limit", "patience", "batch"):
         if getattr(args, name, 1) <= 0:

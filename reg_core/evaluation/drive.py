@@ -1,6 +1,7 @@
-"""A plan over several ComfyUI servers. Dask distributed schedules: one worker process a server, which leaves when its server
-does, so that what it held goes to the others; a killed worker is started again. Only this process writes images.
-"""
+"""A plan over several ComfyUI servers, scheduled by Dask distributed.
+
+Each server has one worker process. It leaves when its server does, and what it held goes to the others. A
+killed worker is started again. Only this process writes images."""
 
 from __future__ import annotations
 
@@ -10,10 +11,21 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-from distributed import Client, Nanny, Reschedule, Scheduler, SpecCluster, Status, WorkerPlugin, as_completed, get_worker
+from distributed import (
+    Client,
+    Nanny,
+    Reschedule,
+    Scheduler,
+    SpecCluster,
+    Status,
+    WorkerPlugin,
+    as_completed,
+    get_worker,
+)
 
 from .plan import Job, Plan, PlanError
 from .server import PromptFailed, PromptRefused, Server, ServerGone, check_url
@@ -33,22 +45,31 @@ class Failed(RuntimeError):
     """The run cannot go on; what is done is kept."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """`tries` for an image whose workflow fails, `seconds` for one image, `patience` without any server."""
+
+    tries: int = 3
+    seconds: float = 3600.0
+    patience: float = 60.0
+
+
 class Renderer(WorkerPlugin):
-    """What each worker knows besides its jobs, also a worker started later: the workflow, and its server, whose URL it is named by."""
+    """What each worker knows besides its jobs, also one started later: the workflow and the server's URL."""
 
     name = NAME
 
-    def __init__(self, template: Template, plan: Plan, limit: float, client_id: str):
-        self.template, self.plan, self.limit, self.client_id = template, plan, limit, client_id
+    def __init__(self, template: Template, plan: Plan, seconds: float, client_id: str):
+        self.template, self.plan, self.seconds, self.client_id = template, plan, seconds, client_id
 
     def setup(self, worker):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the command alone answers it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the command answers it
         self.server = Server(worker.name, self.client_id)
 
     def render(self, job: Job) -> dict:
         workflow = self.template.fill(self.plan.values(job))
         try:
-            images, facts = self.server.render(workflow, self.template.output, self.limit)
+            images, facts = self.server.render(workflow, self.template.output, self.seconds)
         except PromptRefused as error:  # it would be refused again: no exception, which would be retried
             return {"refused": f"{self.plan.key(job)}: {error}"}
         return {"images": images, "workflow": digest(workflow), "server": self.server.url} | facts
@@ -62,7 +83,9 @@ def render(job: Job) -> dict:
     except ServerGone as error:
         worker.loop.add_callback(worker.close_gracefully, restart=False, reason=str(error))
         deadline = time.monotonic() + 10
-        while worker.status == Status.running and time.monotonic() < deadline:  # or the job would come straight back
+        while (
+            worker.status == Status.running and time.monotonic() < deadline
+        ):  # or the job comes straight back
             time.sleep(0.02)
         raise Reschedule from error
 
@@ -74,17 +97,13 @@ def drive(
     servers: Sequence[str],
     on_done: Callable[[int, int, str], None] = lambda done, total, key: None,
     say: Callable[[str], None] = print,
-    tries: int = 3,
-    limit: float = 3600.0,
-    patience: float = 60.0,
+    limits: Limits | None = None,
 ) -> Path:
     """Make every image of the plan that `out` does not hold yet; returns the manifest's path.
 
-    `on_done(done, total, key)` after each image; `tries` per failing image; `limit` seconds for one image; `patience` seconds
-    without any server until it gives up. Raises Failed (with the servers' own messages) and PlanError; what is done is kept, and
-    the same call continues, also after KeyboardInterrupt.
-    """
-    servers = [check_url(url) for url in servers]
+    `on_done(done, total, key)` is called after each image. Raises Failed (with the servers' own messages) and
+    PlanError. What is done is kept, and the same call continues, also after KeyboardInterrupt."""
+    servers, limits = [check_url(url) for url in servers], limits or Limits()
     if not servers or len(set(servers)) < len(servers):
         raise PlanError(f"want one or more different servers, got {', '.join(servers) or 'none'}")
     with Store(out) as store:
@@ -96,43 +115,49 @@ def drive(
             live = [url for url in servers if Server(url).alive()]
             if not live:
                 raise Failed(f"no answer from {', '.join(servers)}")
-            ours = f"reg-evaluation-{hashlib.sha256(f'{platform.node()} {Path(out).resolve()}'.encode()).hexdigest()[:12]}"
-            _clear(live, ours)  # of a run that was killed
+            run = hashlib.sha256(f"{platform.node()} {Path(out).resolve()}".encode()).hexdigest()[:12]
+            renderer = Renderer(template, plan, limits.seconds, f"reg-evaluation-{run}")
+            _clear(live, renderer.client_id)  # of a run that was killed
             try:
-                _run(Renderer(template, plan, limit, ours), left, len(jobs), store, servers, live, on_done, say, tries, patience)
+                with dask.config.set(SETTINGS), _cluster(live) as cluster, Client(cluster) as client:
+                    watch = Watch(client, servers, live, say, limits.patience)
+                    _run(renderer, watch, store, left, on_done, limits.tries)
             finally:
-                _clear(servers, ours)
+                _clear(servers, renderer.client_id)
         return store.finish(plan)
 
 
-def _run(renderer, left, total, store, servers, live, on_done, say, tries, patience):
-    plan, failures, done = renderer.plan, [], total - len(left)
-    with dask.config.set(SETTINGS), _cluster(live) as cluster, Client(cluster) as client:
-        client.register_plugin(renderer)
-        futures = client.map(render, [tuple(job) for job in left], key=[("image", plan.key(job)) for job in left], retries=tries - 1, pure=False)
-        jobs = dict(zip((future.key for future in futures), left, strict=True))
-        results, watch = as_completed(futures, with_results=True, raise_errors=False), Watch(cluster, client, servers, live, say, patience)
-        del futures  # each is let go, and its images with it, once written
-        try:
-            for job, result in _results(results, watch, jobs):
-                if isinstance(result, Exception):
-                    failures.append(f"{plan.key(job)}: {_error(result)}")
-                    say(failures[-1])
-                    continue
-                if "refused" in result:
-                    raise Failed(result["refused"])
-                store.put(plan, job, result.pop("images"), **result)
-                done += 1
-                on_done(done, total, plan.key(job))
-        except BaseException:
-            _clear(servers, renderer.client_id)  # or the workers would wait for what they have queued
-            raise
+def _run(renderer, watch, store, left, on_done, tries):
+    plan, client, failures = renderer.plan, watch.client, []
+    total = len(plan.jobs())
+    done = total - len(left)
+    client.register_plugin(renderer)
+    names = [("image", plan.key(job)) for job in left]
+    futures = client.map(render, [tuple(job) for job in left], key=names, retries=tries - 1, pure=False)
+    jobs = dict(zip((future.key for future in futures), left, strict=True))
+    results = as_completed(futures, with_results=True, raise_errors=False)
+    del futures  # each is let go, and its images with it, once written
+    try:
+        for job, result in _results(results, watch, jobs):
+            if isinstance(result, Exception):
+                failures.append(f"{plan.key(job)}: {_error(result)}")
+                watch.say(failures[-1])
+                continue
+            if "refused" in result:
+                raise Failed(result["refused"])
+            store.put(plan, job, result.pop("images"), **result)
+            done += 1
+            on_done(done, total, plan.key(job))
+    except BaseException:
+        _clear(watch.servers, renderer.client_id)  # or the workers would wait for what they have queued
+        raise
     if failures:
-        raise Failed(f"{len(failures)} of {total} images failed; the same command tries them again. The first: {failures[0]}")
+        what = f"{len(failures)} of {total} images failed; the same command tries them again"
+        raise Failed(f"{what}. The first: {failures[0]}")
 
 
 def _results(results, watch, jobs):
-    """(job, its result or its error) as they come; nothing of one is kept after the next."""
+    """(job, its result or its error) as they come. Nothing of one is kept after the next."""
     while not results.is_empty():
         if not results.has_ready():
             watch.look()
@@ -143,10 +168,11 @@ def _results(results, watch, jobs):
 
 
 class Watch:
-    """Every two seconds: which servers' workers are there; starts one again when its server answers again."""
+    """Looks every two seconds which servers' workers are there; starts one when its server answers again."""
 
-    def __init__(self, cluster, client, servers, live, say, patience):
-        self.cluster, self.client, self.servers, self.say, self.patience = cluster, client, servers, say, patience
+    def __init__(self, client, servers, live, say, patience):
+        self.client, self.cluster = client, client.cluster
+        self.servers, self.say, self.patience = servers, say, patience
         self.lost = set(servers) - set(live)
         for url in self.lost:
             say(f"{url} does not answer; it joins when it does")
@@ -165,7 +191,8 @@ class Watch:
         if set(self.servers) - self.lost:
             self.seen = self.looked
         elif self.looked > self.seen + self.patience:
-            raise Failed(f"no server has answered for {self.patience:g} seconds; the same command continues when one does")
+            silence = f"no server has answered for {self.patience:g} seconds"
+            raise Failed(f"{silence}; the same command continues when one does")
 
     def _lose(self, url):
         if url not in self.lost:
@@ -176,7 +203,8 @@ class Watch:
 
     def _regain(self, url):
         nanny = self.cluster.workers.get(url)
-        if nanny is not None and nanny.status not in (Status.closing, Status.closing_gracefully, Status.closed, Status.failed):
+        ended = (Status.closing, Status.closing_gracefully, Status.closed, Status.failed)
+        if nanny is not None and nanny.status not in ended:
             return  # being started again after its process died
         if url in self.lost:
             self.say(f"{url} answers again")
@@ -191,11 +219,13 @@ def _names(dask_scheduler) -> list[str]:
 
 
 def _spec(url) -> dict:
-    return {"cls": Nanny, "options": LOCAL | {"name": url, "nthreads": 1, "memory_limit": None, "silence_logs": logging.CRITICAL}}
+    options = {"name": url, "nthreads": 1, "memory_limit": None, "silence_logs": logging.CRITICAL}
+    return {"cls": Nanny, "options": LOCAL | options}
 
 
 def _cluster(urls) -> SpecCluster:
-    return SpecCluster({url: _spec(url) for url in urls}, {"cls": Scheduler, "options": LOCAL}, silence_logs=logging.CRITICAL)
+    scheduler = {"cls": Scheduler, "options": LOCAL}
+    return SpecCluster({url: _spec(url) for url in urls}, scheduler, silence_logs=logging.CRITICAL)
 
 
 def _error(error) -> str:
@@ -203,7 +233,7 @@ def _error(error) -> str:
 
 
 def _clear(servers, client_id) -> None:
-    """Nothing of ours stays in the queues: after a cancel, and after a worker that died with its prompt running."""
+    """Take our prompts out of the queues: after a cancel, and after a worker died while its prompt ran."""
     for url in servers:
         try:
             Server(url, client_id, timeout=5).drop()

@@ -1,4 +1,6 @@
-"""Images -> features and class logits: what FID and IS compare. Inception by torch-fidelity, the digits classifier, or your own."""
+"""Images -> features and class logits, which FID and IS compare.
+
+By torch-fidelity's Inception, the digits classifier, or a network of the user."""
 
 from __future__ import annotations
 
@@ -18,9 +20,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Inception(nn.Module):
-    """The Inception-v3 of the FID papers (torch-fidelity's port of the TensorFlow weights, its resizing included).
+    """The Inception-v3 of the FID papers: torch-fidelity's port of the TensorFlow weights and resizing.
 
-    uint8 [B, 3, H, W] -> pool features [B, 2048], unbiased logits [B, 1008]. `weights`: a local file; None: torch-fidelity downloads it.
+    uint8 [B, 3, H, W] -> pool features [B, 2048], unbiased logits [B, 1008]. `weights`: a local file. None:
+    torch-fidelity downloads it.
     """
 
     def __init__(self, weights: Path | None = None):
@@ -30,28 +33,35 @@ class Inception(nn.Module):
         if weights is not None and not Path(weights).is_file():
             raise PlanError(f"no Inception weights at {weights}")
         path = None if weights is None else str(weights)
-        self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=path)
+        wanted = ["2048", "logits_unbiased"]
+        given = {"feature_extractor_weights_path": path}
+        self.network = FeatureExtractorInceptionV3("inception-v3-compat", wanted, **given)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.network(images)
 
 
 class Digits(nn.Module):
-    """The classifier of the digits model. uint8 [B, 3, H, W], H and W multiples of 8 -> features [B, 64], logits [B, 10]."""
+    """The classifier of the digits: uint8 [B, 3, H, W] -> features [B, 64], logits [B, 10].
+
+    H and W are multiples of 8."""
 
     def __init__(self):
         super().__init__()
-        from ..lab.models import load_digits_classifier
+        from ..demo_models.loading import load_digits_classifier
 
         self.classifier = load_digits_classifier()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        gray = F.adaptive_avg_pool2d(images.float().mean(1, keepdim=True) / 127.5 - 1, 8)  # [B, 1, 8, 8], -1..1
+        gray = images.float().mean(1, keepdim=True) / 127.5 - 1
+        gray = F.adaptive_avg_pool2d(gray, 8)  # [B, 1, 8, 8] in -1..1
         return self.classifier.features(gray), self.classifier(gray)
 
 
 def load_extractor(name: str = "inception", weights: Path | None = None, device: str = "cpu") -> nn.Module:
-    """`inception`, `digits`, or `module:function` that returns an nn.Module: uint8 [B, 3, H, W] -> features [B, F], or (features, logits [B, C])."""
+    """An extractor: uint8 [B, 3, H, W] -> features [B, F], or (features, logits [B, C]).
+
+    `name`: `inception`, `digits`, or `module:function` that returns such an nn.Module."""
     if weights is not None and name != "inception":
         raise PlanError(f"weights belong to the features 'inception', not to {name!r}")
     if name == "inception":
@@ -72,14 +82,17 @@ def load_extractor(name: str = "inception", weights: Path | None = None, device:
 
 
 @torch.no_grad()
-def extract(paths: Sequence[Path], extractor: nn.Module, batch: int = 32, device: str = "cpu") -> tuple[Tensor, Tensor | None]:
+def extract(
+    paths: Sequence[Path], extractor: nn.Module, batch: int = 32, device: str = "cpu"
+) -> tuple[Tensor, Tensor | None]:
     """Features [N, F] and logits [N, C] (None if the extractor gives none) of image files, in order."""
     features, logits = [], []
     for images in batches(paths, batch):
         out = extractor(images.to(device))
         out = out if isinstance(out, tuple) else (out, None)
         if out[0].ndim != 2 or len(out[0]) != len(images):
-            raise PlanError(f"want features of shape [{len(images)}, F] from the extractor, got {list(out[0].shape)}")
+            want = f"features of shape [{len(images)}, F]"
+            raise PlanError(f"want {want} from the extractor, got {list(out[0].shape)}")
         features.append(out[0].cpu())
         logits.append(out[1])
     return torch.cat(features), None if logits[0] is None else torch.cat([part.cpu() for part in logits])

@@ -1,4 +1,6 @@
-"""Which images to make: every point of a grid x every prompt x every seed, each with a key that no machine or order changes."""
+"""Which images to make: every point of a grid x every prompt x every seed.
+
+Each has a key that no machine or order changes."""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 RESERVED = ("prompt", "seed")
-NOISE_STRIDE = 1_000_000  # noise seed = seed * stride + prompt index: no two images of a point share their noise
+NOISE_STRIDE = (
+    1_000_000  # noise seed = seed * stride + prompt index: no two images of a point share their noise
+)
 
 
 class PlanError(ValueError):
@@ -28,13 +32,13 @@ class Job(NamedTuple):
 
     @property
     def noise_seed(self) -> int:
-        """What the sampler gets as its seed: the same at every point, so that points are compared on the same noise."""
+        """The sampler's seed. It is the same at every point: points are compared on the same noise."""
         return self.seed * NOISE_STRIDE + self.prompt
 
 
 @dataclass(frozen=True)
-class Point:
-    """One point of the grid. `labels`: {axis: number or word}, for people; `values`: {axis: what the workflow gets}."""
+class GridPoint:
+    """One point of the grid: {axis: number or word} for people, {axis: value} for the workflow."""
 
     labels: dict
     values: dict
@@ -51,22 +55,25 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """points x prompts x seeds. `prompts`: [{"prompt": text, other inputs by name}], `seeds`: numbers from 0."""
+    """points x prompts x seeds. `prompts`: [{"prompt": text, other inputs by name}]; `seeds`: from 0."""
 
-    points: tuple[Point, ...]
+    points: tuple[GridPoint, ...]
     prompts: tuple[dict, ...]
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self):
         if not (self.points and self.prompts and self.seeds):
-            raise PlanError(f"want at least one point, prompt and seed, got {len(self.points)}, {len(self.prompts)} and {len(self.seeds)}")
+            numbers = f"{len(self.points)}, {len(self.prompts)} and {len(self.seeds)}"
+            raise PlanError(f"want at least one point, prompt and seed, got {numbers}")
         if len(self.prompts) > NOISE_STRIDE:
             raise PlanError(f"want at most {NOISE_STRIDE} prompts, got {len(self.prompts)}")
         bad = [s for s in self.seeds if isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 10**12]
-        for what, items in ("seed", self.seeds), ("point", [p.name.lower() for p in self.points]):  # folders: some systems ignore case
+        folders = [p.name.lower() for p in self.points]  # some systems ignore case
+        for what, items in (("seed", self.seeds), ("point", folders)):
             bad += sorted({f"{what} {i!r} twice" for i in items if items.count(i) > 1})
         if bad:
-            raise PlanError(f"seeds are different whole numbers from 0, and no two points are equal; got {', '.join(map(str, bad))}")
+            rule = "seeds are different whole numbers from 0, and no two points are equal"
+            raise PlanError(f"{rule}; got {', '.join(map(str, bad))}")
 
     def jobs(self) -> list[Job]:
         """Seed by seed, and all points of a prompt together: a run stopped early has whole comparisons."""
@@ -86,32 +93,39 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping) -> Plan:
-        return cls(tuple(Point(**p) for p in data["points"]), tuple(data["prompts"]), tuple(data["seeds"]))
+        found = tuple(GridPoint(**p) for p in data["points"])
+        return cls(found, tuple(data["prompts"]), tuple(data["seeds"]))
 
 
-def points(grid: Mapping, extra: Sequence[Mapping] = ()) -> tuple[Point, ...]:
+def points(grid: Mapping, extra: Sequence[Mapping] = ()) -> tuple[GridPoint, ...]:
     """Every combination of the grid's axes, then the extra points.
 
-    An axis is a list of numbers or words, or a table {label: value} where a value may be {"link": [node, output]}. An extra
-    point is {axis: label}; an axis that the grid does not have takes the label as its value.
+    An axis is a list of numbers or words, or a table {label: value}. A value may be {"link": [node, output]}.
+    An extra point is {axis: label}. For an axis that the grid does not have the label is the value.
     """
     for axis, choices in grid.items():
         if axis in RESERVED:
             raise PlanError(f"grid: {axis!r} is set for each image and cannot be an axis")
         if not isinstance(choices, list | Mapping) or not choices:
-            raise PlanError(f"grid: {axis!r} must be a list of values or a table of named values, got {choices!r}")
+            want = "a list of values or a table of named values"
+            raise PlanError(f"grid: {axis!r} must be {want}, got {choices!r}")
         for value in choices.values() if isinstance(choices, Mapping) else choices:
             _check(axis, value)
-    chosen = [dict(zip(grid, labels, strict=True)) for labels in itertools.product(*grid.values())] if grid else []
+    combinations = itertools.product(*grid.values()) if grid else ()
+    chosen = [dict(zip(grid, labels, strict=True)) for labels in combinations]
     for point in extra:
         if not isinstance(point, Mapping) or not point or set(point) & set(RESERVED):
-            raise PlanError(f"points: want tables of axis and value, without {' or '.join(RESERVED)}, got {point!r}")
+            want = f"tables of axis and value, without {' or '.join(RESERVED)}"
+            raise PlanError(f"points: want {want}, got {point!r}")
         chosen.append(dict(point))
-    return tuple(Point(labels, {axis: _value(grid.get(axis), axis, label) for axis, label in labels.items()}) for labels in chosen)
+    return tuple(
+        GridPoint(labels, {axis: _value(grid.get(axis), axis, label) for axis, label in labels.items()})
+        for labels in chosen
+    )
 
 
 def read_prompts(path: Path) -> tuple[dict, ...]:
-    """A prompt a line (empty lines are skipped), or .jsonl: a table a line, with "prompt" and other inputs by name."""
+    """A prompt a line, without empty ones. A .jsonl has a table a line: "prompt" and other inputs by name."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     prompts = []
     for number, line in enumerate(lines, 1):
@@ -123,7 +137,9 @@ def read_prompts(path: Path) -> tuple[dict, ...]:
             except json.JSONDecodeError as error:
                 raise PlanError(f"{path}, line {number}: {error}") from None
             if not isinstance(entry, dict) or "prompt" not in entry or "seed" in entry:
-                raise PlanError(f'{path}, line {number}: want a table with "prompt" and without "seed", got {line}')
+                raise PlanError(
+                    f'{path}, line {number}: want a table with "prompt" and without "seed", got {line}'
+                )
             prompts.append(entry)
         else:
             prompts.append({"prompt": line})

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 METRICS = {"fid": "FID", "is": "IS", "clip": "CLIP score"}
 
 
-def write_report(out: Path, scores: Scores, baseline: Sequence[str] | None = None, sweep: str | None = None) -> dict:
+def write_report(
+    out: Path, scores: Scores, baseline: Sequence[str] | None = None, sweep: str | None = None
+) -> dict:
     """report.json and report.md in `out`; returns what they hold."""
     report = compare(scores, baseline, sweep)
     write(Path(out) / "report.json", json.dumps(report, indent=1).encode())
@@ -26,13 +28,18 @@ def write_report(out: Path, scores: Scores, baseline: Sequence[str] | None = Non
 
 
 def compare(scores: Scores, baseline: Sequence[str] | None = None, sweep: str | None = None) -> dict:
-    """`baseline`: ["axis=value", ...]; a point's baseline is the point that differs from it in these axes only."""
+    """What the report says. `baseline`: ["axis=value", ...], the axes in which a point's baseline differs."""
     labels = [point.labels for point in scores.plan.points]
     base, sweep = _baseline(labels, baseline), _sweep(labels, sweep)
     rows = []
     for i, own in enumerate(labels):
         partner = _find(labels, own | base) if base else None
-        row = {"point": scores.plan.points[i].name, "labels": own, "effective_cfg": scores.effective_cfg[i], "metrics": scores.values[i]}
+        row = {
+            "point": scores.plan.points[i].name,
+            "labels": own,
+            "effective_cfg": scores.effective_cfg[i],
+            "metrics": scores.values[i],
+        }
         if partner is not None and partner != i:
             row["baseline"] = scores.plan.points[partner].name
             row["difference"] = paired(scores.values[i], scores.values[partner])
@@ -68,19 +75,23 @@ def markdown(report: Mapping) -> str:
     axes = list(dict.fromkeys(axis for row in report["points"] for axis in row["labels"]))
     differences = any("difference" in row for row in report["points"])
     head = [*axes, "effective cfg", *names, *(f"\u0394 {name}" for name in names if differences)]
-    lines = [f"{report['images_per_point']} images per point ({report['seeds']} seeds), same prompts and noise at every point.", ""]
+    images = f"{report['images_per_point']} images per point ({report['seeds']} seeds)"
+    lines = [f"{images}, same prompts and noise at every point.", ""]
     if base := report["baseline"]:
-        lines += [f"\u0394: difference to {_text(base)} at otherwise equal settings; mean ± standard error over seeds, each seed paired.", ""]
+        what = f"difference to {_text(base)} at otherwise equal settings"
+        lines += [f"\u0394: {what}; mean ± standard error over seeds, each seed paired.", ""]
     lines += _row(head), _row("---" for _ in head)
     for row in report["points"]:
         cells = [row["labels"].get(axis, "") for axis in axes] + [_number(row["effective_cfg"])]
-        lines.append(_row(cells + [_number(row["metrics"][m]["all"]) for m in metrics] + _changes(row.get("difference"), metrics, differences)))
-    if report["best"]:
-        lines += ["", f"Each method at its best {report['sweep']}, by FID over all images (chosen on these very images: the best is flattered a little):", ""]
-        head = ["method", report["sweep"], "effective cfg", *names, *(f"\u0394 {name}" for name in names if base)]
+        cells += [_number(row["metrics"][m]["all"]) for m in metrics]
+        lines.append(_row(cells + _changes(row.get("difference"), metrics, differences)))
+    if sweep := report["sweep"] if report["best"] else None:
+        bias = "chosen on these very images: the best is flattered a little"
+        lines += ["", f"Each method at its best {sweep}, by FID over all images ({bias}):", ""]
+        head = ["method", sweep, "effective cfg", *names, *(f"\u0394 {name}" for name in names if base)]
         lines += _row(head), _row("---" for _ in head)
         for row in report["best"]:
-            cells = [_text(row["method"]) or "all", row["labels"][report["sweep"]], _number(row["effective_cfg"])]
+            cells = [_text(row["method"]) or "all", row["labels"][sweep], _number(row["effective_cfg"])]
             cells += [_number(row["metrics"][m]["all"]) for m in metrics]
             lines.append(_row(cells + _changes(row.get("difference"), metrics, bool(base))))
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(report))])
@@ -90,19 +101,22 @@ def notes(report: Mapping) -> list[str]:
     """What a reader must know about these very numbers."""
     found = []
     if report["images_per_point"] < 10 * report["features"]:
-        found.append(f"FID is biased upwards: {report['images_per_point']} images for {report['features']} features. Compare rows of this table only.")
+        numbers = f"{report['images_per_point']} images for {report['features']} features"
+        found.append(f"FID is biased upwards: {numbers}. Compare rows of this table only.")
     if report["seeds"] < 3:
         found.append(f"{report['seeds']} seed(s): no error bar worth the name. Use three or more.")
     forms = {row["labels"].get("form") for row in report["points"]}
     if forms & {"row_sum", "scalar", "product"} and "schedule" not in forms:
-        found.append("No `schedule` row: that form is free, and much of what REG gains may be its. Add it to the grid before you conclude.")
+        free = "that form is free, and much of what REG gains may be its"
+        found.append(f"No `schedule` row: {free}. Add it to the grid before you conclude.")
     if len({row["labels"].get("cfg") for row in report["points"]}) < 2:
-        found.append("One cfg only: REG guides less at equal cfg. Sweep cfg, or compare at equal effective cfg.")
+        weaker = "REG guides less at equal cfg"
+        found.append(f"One cfg only: {weaker}. Sweep cfg, or compare at equal effective cfg.")
     return found
 
 
 def _best(rows, base, sweep) -> list[dict]:
-    """The best row of each method (all axes but the sweep), with its difference to the baseline method's best."""
+    """The best row of each method (all axes but the sweep), with its difference to the baseline's best."""
     methods: dict = {}
     for row in rows:
         if sweep in row["labels"]:
@@ -112,7 +126,9 @@ def _best(rows, base, sweep) -> list[dict]:
     result = []
     for row in best:
         row = {name: row[name] for name in ("method", "labels", "effective_cfg", "metrics")}
-        partner = _find([other["method"] for other in best], row["method"] | base) if base and not set(base) - set(row["method"]) else None
+        partner = None
+        if base and set(base) <= set(row["method"]):
+            partner = _find([other["method"] for other in best], row["method"] | base)
         if partner is not None and best[partner]["method"] != row["method"]:
             row["difference"] = paired(row["metrics"], best[partner]["metrics"])
         result.append(row)

@@ -31,7 +31,9 @@ class PromptFailed(RuntimeError):
 
 
 class Server:
-    """`url`: http://host:port. `client_id` marks our prompts in its queue. `timeout`: seconds for one request."""
+    """A server at `url`, http://host:port. `client_id` marks our prompts in its queue.
+
+    `timeout`: seconds for one request."""
 
     def __init__(self, url: str, client_id: str = "reg-evaluation", timeout: float = 60.0):
         self.url, self.client_id, self.timeout = check_url(url), client_id, timeout
@@ -44,7 +46,7 @@ class Server:
         return True
 
     def render(self, workflow: Mapping, output: str, limit: float) -> tuple[list[bytes], dict]:
-        """Run a workflow: the image files of node `output`, and {"effective_cfg": number or None, "seconds": float}.
+        """Run a workflow: the image files of node `output`, and facts: effective_cfg (or None), seconds.
 
         Raises ServerGone, PromptRefused, PromptFailed (also after `limit` seconds).
         """
@@ -56,16 +58,20 @@ class Server:
         images = entry.get("outputs", {}).get(output, {}).get("images", [])
         if not images:
             raise PromptFailed(f"{self.url}: node {output} gave no image")
-        data = [self._ask(f"/view?{urllib.parse.urlencode({k: i[k] for k in ('filename', 'subfolder', 'type')})}", raw=True) for i in images]
+        places = [{key: image[key] for key in ("filename", "subfolder", "type")} for image in images]
+        data = [self._ask(f"/view?{urllib.parse.urlencode(place)}", raw=True) for place in places]
         return data, {"effective_cfg": effective_cfg(entry), "seconds": round(time.monotonic() - begin, 3)}
 
     def drop(self) -> None:
         """Take our prompts out of the queue and interrupt ours if it runs; those of others stay."""
         queue = self._ask("/queue")
-        ours = {state: [item[1] for item in queue[f"queue_{state}"] if item[3].get("client_id") == self.client_id] for state in ("pending", "running")}
-        if ours["pending"]:
-            self._ask("/queue", {"delete": ours["pending"]})
-        for prompt_id in ours["running"]:
+        pending, running = (
+            [item[1] for item in queue[state] if item[3].get("client_id") == self.client_id]
+            for state in ("queue_pending", "queue_running")
+        )
+        if pending:
+            self._ask("/queue", {"delete": pending})
+        for prompt_id in running:
             self._ask("/interrupt", {"prompt_id": prompt_id})
 
     def _queue(self, workflow) -> str:
@@ -87,7 +93,8 @@ class Server:
                 raise PromptFailed(f"{self.url}: not done in time")
             if pause >= LAST_POLL:  # long enough to have left the queue without a trace?
                 queue = self._ask("/queue")
-                absent = 0 if any(item[1] == prompt_id for items in queue.values() for item in items) else absent + 1
+                queued = any(item[1] == prompt_id for items in queue.values() for item in items)
+                absent = 0 if queued else absent + 1
                 if absent >= 2:
                     return None
             time.sleep(pause)
@@ -102,7 +109,8 @@ class Server:
                 raise  # an answer, if not the one hoped for
             except (OSError, http.client.HTTPException) as error:
                 if attempt == TRIES - 1:
-                    raise ServerGone(f"{self.url} does not answer: {getattr(error, 'reason', None) or error!r}") from None
+                    reason = getattr(error, "reason", None) or repr(error)
+                    raise ServerGone(f"{self.url} does not answer: {reason}") from None
                 time.sleep(PAUSE)
 
     def _once(self, path, body, timeout) -> bytes:
@@ -127,7 +135,8 @@ def refusal(error: urllib.error.HTTPError) -> str:
     except ValueError:
         return f"{error}: {text[:500]}"
     general = answer.get("error", {})
-    general = general if isinstance(general, str) else f"{general.get('message', error)} {general.get('details', '')}".strip()
+    if not isinstance(general, str):
+        general = f"{general.get('message', error)} {general.get('details', '')}".strip()
     faults = [
         f"  node {key} ({node.get('class_type')}): {fault.get('message')}: {fault.get('details')}"
         for key, node in (answer.get("node_errors") or {}).items()
@@ -140,10 +149,15 @@ def failure(entry: Mapping) -> str:
     """What a failed prompt's history says."""
     for kind, data in entry.get("status", {}).get("messages", ()):
         if kind == "execution_error":
-            return f"node {data.get('node_id')} ({data.get('node_type')}): {data.get('exception_type')}: {str(data.get('exception_message')).strip()}"
+            message = str(data.get("exception_message")).strip()
+            return f"{_node(data)}: {data.get('exception_type')}: {message}"
         if kind == "execution_interrupted":
-            return f"interrupted in node {data.get('node_id')} ({data.get('node_type')})"
+            return f"interrupted in {_node(data)}"
     return "failed without a message"
+
+
+def _node(data: Mapping) -> str:
+    return f"node {data.get('node_id')} ({data.get('node_type')})"
 
 
 def effective_cfg(entry: Mapping) -> float | None:

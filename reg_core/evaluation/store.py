@@ -1,9 +1,9 @@
-"""The folder of images. An image counts once its record is there; both come by rename, so a killed run loses or halves nothing.
+"""The folder of images. An image counts once its record is there. Both are written whole or not at all.
 
-DIR/plan.json                         which images there should be
-DIR/images/<point>/<prompt>_<seed>.png
-DIR/records/<point>/<prompt>_<seed>.json
-DIR/manifest.json                     at the end: every image with its sha256, the same however the work was spread
+- DIR/plan.json: which images there should be.
+- DIR/images/<point>/<prompt>_<seed>.png
+- DIR/records/<point>/<prompt>_<seed>.json
+- DIR/manifest.json: at the end, every image with its sha256, the same however the work was spread.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import whole_file
 from .plan import Job, Plan, PlanError
 
-TEMPORARY = ".part"
-CONSTANT = ("prompt", "seed", "noise_seed", "images", "effective_cfg")  # of a record: what does not depend on who made it
+CONSTANT = ("prompt", "seed", "noise_seed", "images", "effective_cfg")  # of a record, whoever made it
 
 
 class Store:
-    """`with Store(out) as store:` holds the folder for one run; reading needs no `with`."""
+    """`with Store(out) as store:` holds the folder for one run. Reading needs no `with`."""
 
     def __init__(self, out: str | Path):
         self.out = Path(out)
 
     def __enter__(self):
-        from filelock import FileLock, Timeout  # comes with torch; released by the system when the process dies
+        from filelock import FileLock, Timeout  # comes with torch; the system lets go when the process dies
 
         self.out.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.out / ".lock")
@@ -35,7 +35,7 @@ class Store:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise PlanError(f"another run is writing to {self.out}") from None
-        for leftover in self.out.rglob(f"*{TEMPORARY}"):
+        for leftover in self.out.rglob("*.partial"):
             leftover.unlink()
         return self
 
@@ -49,7 +49,7 @@ class Store:
         try:
             return Plan.from_json(json.loads((self.out / "plan.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise PlanError(f"{self.out} holds no plan.json: `run` or `sample` writes it") from None
+            raise PlanError(f"{self.out} holds no plan.json, which `run` writes") from None
 
     def record(self, key: str) -> dict | None:
         """The record of an image that is all there, else None."""
@@ -64,14 +64,15 @@ class Store:
         return record
 
     def missing(self, plan: Plan, digests: dict | None = None) -> list[Job]:
-        """The jobs still to do. `digests` {job: sha256 of its workflow}: refuses a folder made by another workflow."""
+        """The jobs still to do. `digests`: {job: sha256 of its workflow}; images of another are refused."""
         left = []
         for job in plan.jobs():
             record = self.record(plan.key(job))
             if record is None:
                 left.append(job)
             elif digests is not None and record.get("workflow") != digests[job]:
-                raise PlanError(f"{self.out} already holds {plan.key(job)}, made from another workflow, prompt or value: use another folder")
+                held = f"{self.out} already holds {plan.key(job)}"
+                raise PlanError(f"{held}, made from another workflow, prompt or value: use another folder")
         return left
 
     def put(self, plan: Plan, job: Job, images: Sequence[bytes], **facts) -> dict:
@@ -81,7 +82,8 @@ class Store:
             name = f"{key}.png" if len(images) == 1 else f"{key}_{i:02d}.png"
             write(self.out / "images" / name, data)
             files.append({"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-        record = {"prompt": job.prompt, "seed": job.seed, "noise_seed": job.noise_seed, "images": files} | facts
+        record = {"prompt": job.prompt, "seed": job.seed, "noise_seed": job.noise_seed}
+        record |= {"images": files} | facts
         write(self.out / "records" / f"{key}.json", json.dumps(record).encode())
         return record
 
@@ -98,11 +100,8 @@ class Store:
 
 
 def write(path: Path, data: bytes) -> None:
-    """All of `data`, or nothing: through a temporary file in the same folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    with open(part, "wb") as file:
+    """All of `data`, or nothing; on the disk when this returns."""
+    with whole_file(path) as partial, open(partial, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)

@@ -1,4 +1,6 @@
-"""A ComfyUI workflow in API format in which a plan sets inputs, addressed as `Title.input`, `id.input` or `ClassName.input`."""
+"""A ComfyUI workflow in API format in which a plan sets inputs.
+
+They are addressed as `Title.input`, `id.input` or `ClassName.input`."""
 
 from __future__ import annotations
 
@@ -11,14 +13,19 @@ from pathlib import Path
 
 from .plan import Plan, PlanError, points, read_table
 
-EXPORT = 'in ComfyUI, open it and choose "Export (API)" in the Workflow menu (with the old menu: enable dev mode options, then "Save (API Format)")'
+EXPORT = (
+    'in ComfyUI, open it and choose "Export (API)" in the Workflow menu '
+    '(with the old menu: enable dev mode options, then "Save (API Format)")'
+)
 KEEPERS = ("SaveImage", "PreviewImage")
 SECTIONS = ("inputs", "output", "grid", "points")
 
 
 @dataclass(frozen=True)
 class Template:
-    """`workflow`: {id: {class_type, inputs}}; `inputs`: {name: [(id, input), ...]}; `output`: id of the node whose images are kept."""
+    """`workflow`: {id: {class_type, inputs}}; `inputs`: {name: [(id, input), ...]}.
+
+    `output`: id of the node whose images are kept."""
 
     workflow: dict
     inputs: dict
@@ -29,7 +36,8 @@ class Template:
         workflow = copy.deepcopy(self.workflow)
         for name, value in values.items():
             for node, key in self.inputs[name]:
-                workflow[node]["inputs"][key] = self._link(value["link"]) if isinstance(value, Mapping) else value
+                linked = isinstance(value, Mapping)
+                workflow[node]["inputs"][key] = self._link(value["link"]) if linked else value
         return workflow
 
     def _link(self, link) -> list:
@@ -45,7 +53,8 @@ def load(workflow: Path, grid: Path) -> tuple[Template, tuple]:
         raise PlanError(f"{grid}: unknown sections {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     named = table.get("inputs", {})
     if missing := [name for name in ("prompt", "seed") if name not in named]:
-        raise PlanError(f'{grid}: inputs must say where {" and ".join(missing)} go, as {{"{missing[0]}": "Title.input"}}')
+        example = f'{{"{missing[0]}": "Title.input"}}'
+        raise PlanError(f"{grid}: inputs must say where {' and '.join(missing)} go, as {example}")
     inputs = {}
     for name, addresses in named.items():
         addresses = [addresses] if isinstance(addresses, str) else addresses
@@ -55,22 +64,27 @@ def load(workflow: Path, grid: Path) -> tuple[Template, tuple]:
 
 
 def check(template: Template, plan: Plan) -> None:
-    """Every value of the plan has an input and the other way round; links fit links and values fit values."""
+    """Raises PlanError unless every value of the plan has an input of its kind, and every input a value."""
     given = {"seed"}.union(*(p.values for p in plan.points), *plan.prompts)
     if unknown := sorted(given - set(template.inputs)):
         raise PlanError(f"no input is named {', '.join(unknown)}; inputs names {', '.join(template.inputs)}")
     if unused := sorted(set(template.inputs) - given):
-        raise PlanError(f"inputs names {', '.join(unused)}, but neither the grid nor the prompts give a value")
+        nobody = "neither the grid nor the prompts give a value"
+        raise PlanError(f"inputs names {', '.join(unused)}, but {nobody}")
     for what, tables in ("point", [p.values for p in plan.points]), ("prompt", plan.prompts):
         if ragged := [t for t in tables if set(t) != set(tables[0])]:
-            raise PlanError(f"every {what} must set the same inputs: {sorted(tables[0])}, but one sets {sorted(ragged[0])}")
+            ours, other = sorted(tables[0]), sorted(ragged[0])
+            raise PlanError(f"every {what} must set the same inputs: {ours}, but one sets {other}")
     for values in [*(p.values for p in plan.points), *plan.prompts]:
         for name, value in values.items():
             for node, key in template.inputs[name]:
                 linked, link = is_link(template.workflow[node]["inputs"][key]), isinstance(value, Mapping)
                 if linked != link:
-                    have, want = ("connected to another node", 'only {"link": [node, output]}') if linked else ("a plain value", "no link")
-                    raise PlanError(f"{label(template.workflow, node)}: input {key!r} is {have} and can take {want}, got {value!r} for {name}")
+                    what = f"{label(template.workflow, node)}: input {key!r} is"
+                    have, want = ("a plain value", "no link")
+                    if linked:
+                        have, want = ("connected to another node", 'only {"link": [node, output]}')
+                    raise PlanError(f"{what} {have} and can take {want}, got {value!r} for {name}")
                 if link:
                     template._link(value["link"])
 
@@ -84,9 +98,10 @@ def check_api(data: dict, where="workflow") -> dict:
     """`data` itself if it is in API format, else PlanError that says how to get it."""
     if "nodes" in data and "links" in data:
         raise PlanError(f"{where} is in the UI format, which servers do not run; {EXPORT}")
-    bad = [key for key, node in data.items() if not isinstance(node, dict) or "class_type" not in node or not isinstance(node.get("inputs"), dict)]
+    bad = [key for key, node in data.items() if not _is_node(node)]
     if bad or not data:
-        raise PlanError(f"{where} is not a workflow in API format (at {', '.join(map(repr, bad[:3])) or 'its start: it is empty'}); {EXPORT}")
+        place = ", ".join(map(repr, bad[:3])) or "its start: it is empty"
+        raise PlanError(f"{where} is not a workflow in API format (at {place}); {EXPORT}")
     return data
 
 
@@ -104,7 +119,8 @@ def resolve(workflow: Mapping, address: str) -> tuple[str, str]:
         key = ".".join(parts[cut:])
         if key in workflow[node]["inputs"]:
             return node, key
-        problem = PlanError(f"{address!r}: {label(workflow, node)} has no input {key!r}, only {', '.join(workflow[node]['inputs']) or 'none'}")
+        there = ", ".join(workflow[node]["inputs"]) or "none"
+        problem = PlanError(f"{address!r}: {label(workflow, node)} has no input {key!r}, only {there}")
     raise problem
 
 
@@ -117,7 +133,8 @@ def find(workflow: Mapping, name: str) -> str:
         if len(hits) == 1:
             return hits[0]
         if hits:
-            raise PlanError(f"{name!r} is the name of nodes {', '.join(hits)}: use the id, or give them different titles")
+            way_out = "use the id, or give them different titles"
+            raise PlanError(f"{name!r} is the name of nodes {', '.join(hits)}: {way_out}")
     raise PlanError(f"no node {name!r}; there are {'; '.join(label(workflow, key) for key in workflow)}")
 
 
@@ -130,10 +147,15 @@ def is_link(value) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
+def _is_node(node) -> bool:
+    return isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
+
+
 def _output(workflow, name) -> str:
     if name is not None:
         return find(workflow, str(name))
     keepers = [key for key, node in workflow.items() if node["class_type"] in KEEPERS]
     if len(keepers) != 1:
-        raise PlanError(f'want one {" or ".join(KEEPERS)} node, got {len(keepers)}: say whose images to keep with "output": "Title"')
+        way_out = 'say whose images to keep with "output": "Title"'
+        raise PlanError(f"want one {' or '.join(KEEPERS)} node, got {len(keepers)}: {way_out}")
     return keepers[0]

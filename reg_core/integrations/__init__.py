@@ -1,1 +1,1 @@
-"""REG where other people's samplers call the model. Each module needs only torch; nothing here imports its host."""
+"""REG where other people's samplers call the model. Each module needs torch only and imports no host."""

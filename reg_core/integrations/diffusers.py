@@ -4,13 +4,11 @@
         image = pipe("a photo of a fox", guidance_scale=12.0).images[0]
     print(trace)
 
-Whatever a pipeline or a guider does with its two predictions, it begins with c and u in the network's own coordinates
-(noise, velocity, clean sample). These are affine in the denoised prediction with the same x, so the hook can hand it
-u' = c - R (c - u) for u: `u' + cfg (c - u')` is then c + (cfg - 1) R (c - u). Nothing of the pipeline is replaced, its
-callbacks, offloading and guiders stay as they are, and leaving the `with` removes the hook.
-
-diffusers itself is never imported here.
-"""
+Whatever a pipeline or a guider does with its two predictions, it begins with c and u in the network's own
+coordinates (noise, velocity, clean sample). These are affine in the denoised prediction with the same x. So
+the hook can give u' = c - R (c - u) for u, and `u' + cfg (c - u')` is c + (cfg - 1) R (c - u). Nothing of the
+pipeline is replaced. Its callbacks, offloading and guiders stay as they are, and leaving the `with` removes
+the hook. diffusers itself is never imported here."""
 
 from __future__ import annotations
 
@@ -27,13 +25,14 @@ from ..point import Point
 from ..rectifier import Rectifier
 from ..settings import Settings
 from ..space import FLOW, VP, Space, from_denoised, to_denoised
-from ..trace import Run, Trace
+from ..trace import Trace
+from .network_call import NetworkCall, sample_of, with_sample
 
 log = logging.getLogger(__name__)
 
 BATCHED, SWAPPED, SEPARATE = "uncond, cond", "cond, uncond", "separate"
-# In which order a pipeline asks for its two predictions. Only pipelines are listed whose network predicts what its
-# scheduler says (some transformers predict the negative velocity and the pipeline turns it round).
+# In which order a pipeline asks for its two predictions. Only pipelines are listed whose network predicts
+# what its scheduler says. (Some transformers predict the negative velocity, and the pipeline turns it round.)
 LAYOUTS = {
     "StableDiffusionPipeline": BATCHED,
     "StableDiffusionImg2ImgPipeline": BATCHED,
@@ -57,28 +56,36 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 @contextmanager
-def rectified(pipe, settings: Settings | None = None, *, layout: str = "auto", cfg: float | None = None) -> Iterator[Trace]:
-    """Every sampling run of `pipe` inside this context has its guidance rectified; yields the trace, a run a call of the pipe.
+def rectified(
+    pipe, settings: Settings | None = None, *, layout: str = "auto", cfg: float | None = None
+) -> Iterator[Trace]:
+    """Rectifies the guidance of every sampling run of `pipe` inside this context; yields their trace.
 
-    `layout`: how the pipeline asks for its predictions: one batch "uncond, cond" or "cond, uncond", or "separate" calls, cond
-    first, as pipelines with `true_cfg_scale` and modular ones do; "auto" knows the pipelines in `LAYOUTS`.
-    `cfg`: for the trace only, where the pipeline does not tell. `settings.sigma_start/sigma_end` are s/alpha for noise, v and
-    clean-sample prediction, and sigma in [0, 1] for flow.
-    Raises ValueError for an unknown pipeline, layout or scheduler; warns at the end when nothing was rectified.
-    """
+    - `layout`: how the pipeline asks for its predictions: one batch "uncond, cond" or "cond, uncond", or
+      "separate" calls, cond first, as pipelines with `true_cfg_scale` and modular ones do. "auto" knows the
+      pipelines in `LAYOUTS`.
+    - `cfg`: for the trace only, where the pipeline does not say.
+    - `settings.sigma_start`, `sigma_end`: s/alpha for noise, v and clean-sample prediction, and sigma in
+      [0, 1] for flow.
+
+    Raises ValueError for an unknown pipeline, layout or scheduler. Warns at the end when nothing was
+    rectified."""
     settings = settings or Settings()
     if layout == "auto":
         names = [c.__name__ for c in type(pipe).__mro__]
         layout = next((LAYOUTS[name] for name in names if name in LAYOUTS), "")
         if not layout:
-            raise ValueError(f"{names[0]} is not one of {', '.join(LAYOUTS)}: say layout='{BATCHED}', '{SWAPPED}' or '{SEPARATE}'")
+            way_out = f"say layout='{BATCHED}', '{SWAPPED}' or '{SEPARATE}'"
+            raise ValueError(f"{names[0]} is not one of {', '.join(LAYOUTS)}: {way_out}")
     if layout not in (BATCHED, SWAPPED, SEPARATE):
-        raise ValueError(f"layout must be 'auto', '{BATCHED}', '{SWAPPED}' or '{SEPARATE}', got {layout!r}")
+        choices = f"'auto', '{BATCHED}', '{SWAPPED}' or '{SEPARATE}'"
+        raise ValueError(f"layout must be {choices}, got {layout!r}")
     networks = [network for name in NETWORKS if (network := getattr(pipe, name, None)) is not None]
     if not networks:
         raise ValueError(f"{type(pipe).__name__} has none of {', '.join(NETWORKS)}")
-    hook = _Hook(pipe, settings, layout, cfg)
-    handles = [network.register_forward_hook(hook, with_kwargs=True) for network in networks] if settings.enabled else []
+    hook, handles = _Hook(pipe, settings, layout, cfg), []
+    if settings.enabled:
+        handles = [network.register_forward_hook(hook, with_kwargs=True) for network in networks]
     try:
         yield hook.trace
     finally:
@@ -86,16 +93,17 @@ def rectified(pipe, settings: Settings | None = None, *, layout: str = "auto", c
             handle.remove()
         hook.forget()
     if handles and not any(run.active for run in hook.trace.runs):
-        log.warning("REG: nothing was rectified: no call asked for a conditional and an unconditional prediction (cfg 1?), layout '%s'", layout)
+        why = "no call asked for a conditional and an unconditional prediction (cfg 1?)"
+        log.warning("REG: nothing was rectified: %s, layout '%s'", why, layout)
 
 
 def noise_level(scheduler, timestep: Tensor, rows: int) -> tuple[str, Space, Tensor]:
-    """(prediction, space, sigma [rows]) of a network call, from the pipeline's scheduler and the timestep it passed on.
+    """(prediction, space, sigma [rows]) of a network call, from the scheduler and the timestep in the call.
 
-    The network of a variance preserving scheduler sees alpha x0 + s noise of its training timestep, whatever the scheduler
-    scales by itself: sigma = s/alpha is read from alphas_cumprod there, log-linear between timesteps. Flow networks take
-    their time in differing units, so sigma is the scheduler's own. Raises ValueError for other schedulers.
-    """
+    The network of a variance preserving scheduler sees alpha x0 + s noise of its training timestep, whatever
+    the scheduler scales by itself. There sigma = s/alpha is read from alphas_cumprod, log-linear between
+    timesteps. Flow networks take their time in differing units, so sigma is the scheduler's own. Raises
+    ValueError for other schedulers."""
     config = scheduler.config
     name = type(scheduler).__name__
     predicts = config.get("prediction_type", "flow_prediction" if name.startswith("FlowMatch") else "")
@@ -103,7 +111,8 @@ def noise_level(scheduler, timestep: Tensor, rows: int) -> tuple[str, Space, Ten
         index = next((i for i in (scheduler.step_index, scheduler.begin_index) if i is not None), 0)
         sigma = scheduler.sigmas[index].to(device=timestep.device, dtype=torch.float32)
         return "flow", FLOW, sigma.expand(rows)
-    if not hasattr(scheduler, "alphas_cumprod") or predicts not in PREDICTIONS or config.get("timestep_type") == "continuous":
+    known = hasattr(scheduler, "alphas_cumprod") and predicts in PREDICTIONS
+    if not known or config.get("timestep_type") == "continuous":
         raise ValueError(f"REG does not know the noise levels of {name} with prediction_type {predicts!r}")
     # The last abar may be 0 (zero terminal SNR): a very large sigma instead of an infinite one.
     abar = scheduler.alphas_cumprod.to(device=timestep.device, dtype=torch.float64).clamp_min(2.0**-24)
@@ -113,37 +122,6 @@ def noise_level(scheduler, timestep: Tensor, rows: int) -> tuple[str, Space, Ten
     high = (low + 1).clamp_max(len(abar) - 1)
     sigma = torch.lerp(log_sigma[low], log_sigma[high], t - low).exp().float()
     return PREDICTIONS[predicts], VP, sigma.expand(rows) if len(sigma) == 1 else sigma
-
-
-class _Call:
-    """One network call's arguments by name, and the same call for some of its rows or with another x."""
-
-    def __init__(self, module, args: tuple, kwargs: dict):
-        self.module = module
-        bound = inspect.signature(type(getattr(module, "_orig_mod", module)).forward).bind(module, *args, **kwargs).arguments  # compiled or not
-        self.args = {**{k: v for k, v in bound.items() if k not in ("self", "kwargs")}, **bound.get("kwargs", {})}
-        self.input = next(iter(self.args))  # `sample` of a UNet, `hidden_states` of a transformer
-        if not isinstance(self.x, Tensor) or not isinstance(self.args.get("timestep"), (Tensor, int, float)):
-            raise ValueError(f"{type(module).__name__} is not called with one latent tensor and a timestep")
-
-    @property
-    def x(self) -> Tensor:
-        return self.args[self.input]
-
-    @property
-    def timestep(self) -> Tensor:
-        return torch.as_tensor(self.args["timestep"], device=self.x.device)
-
-    def rows(self, part: slice) -> _Call:
-        """This call for a part of its batch: whatever has as many rows as x is cut alike."""
-        call = object.__new__(_Call)
-        call.module, call.input = self.module, self.input
-        call.args = {name: _cut(value, len(self.x), part) for name, value in self.args.items()}
-        return call
-
-    def run(self, x: Tensor) -> Tensor:
-        # .forward: what offloading put in its place runs, the hook itself does not run again.
-        return _sample(self.module.forward(**(self.args | {self.input: x})))
 
 
 class _Hook:
@@ -156,18 +134,19 @@ class _Hook:
 
     def forget(self) -> None:
         self.rectifier: Rectifier | None = None
-        self.run = None
         self.timesteps = None
-        self.waiting: tuple[_Call, Tensor] | None = None
+        self.waiting: tuple[NetworkCall, Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self, module, args, kwargs, output):
-        if self.timesteps is None or self.timesteps is not self.pipe.scheduler.timesteps:  # set anew for every run
-            self._start()
-        out = _sample(output)
+        timesteps = self.pipe.scheduler.timesteps  # made anew for every run
+        if self.rectifier is None or self.timesteps is not timesteps:
+            self.rectifier, self.timesteps, self.waiting = Rectifier(self.settings), timesteps, None
+            self.trace.start(self.rectifier.run)
+        out = sample_of(output)
         if getattr(self.pipe, "do_classifier_free_guidance", True) is False:
             return None
-        call = _Call(module, args, kwargs)
+        call = NetworkCall(module, args, kwargs)
         if self.layout == SEPARATE:
             return self._second_call(call, out, output)
         n = len(call.x) // 2
@@ -179,33 +158,30 @@ class _Hook:
         replaced = self._rectify(call.rows(cond), out[cond], out[uncond])
         if replaced is None:
             return None
-        return _with_sample(output, torch.cat([out[cond], replaced] if self.layout == SWAPPED else [replaced, out[cond]]))
+        pair = [out[cond], replaced] if self.layout == SWAPPED else [replaced, out[cond]]
+        return with_sample(output, torch.cat(pair))
 
-    def _second_call(self, call: _Call, out: Tensor, output):
+    def _second_call(self, call: NetworkCall, out: Tensor, output):
         waiting, self.waiting = self.waiting, None
         if waiting is None or waiting[0].x.shape != call.x.shape or not torch.equal(waiting[0].x, call.x):
             self.waiting = (call, out)
             return None
         replaced = self._rectify(*waiting, out)
-        return None if replaced is None else _with_sample(output, replaced)
+        return None if replaced is None else with_sample(output, replaced)
 
-    def _start(self) -> None:
-        self.timesteps = self.pipe.scheduler.timesteps
-        self.waiting = None
-        self.run = self.trace.start(Run(self.settings.form, self.settings.engine, self.settings.strength))
-        self.rectifier = None
-
-    def _rectify(self, call: _Call, cond: Tensor, uncond: Tensor) -> Tensor | None:
-        """c - R (c - u) in the network's coordinates, for c and u [B, ...] of this call; None outside the settings' sigmas."""
+    def _rectify(self, call: NetworkCall, cond: Tensor, uncond: Tensor) -> Tensor | None:
+        """c - R (c - u) in the network's coordinates, for c and u [B, ...] of this call; None: stay plain."""
         prediction, space, sigma = noise_level(self.pipe.scheduler, call.timestep, len(call.x))
         weight = self._weight()
-        if self.settings.why_plain(weight, sigma):
+        if why := self.settings.why_plain(weight, sigma):
+            self.rectifier.run.plain(sigma, 1 + weight, why)
             return None
-        # Learned variance: more channels out than in. Inpainting: more channels in than out, the latents first.
+        # Learned variance: more channels out than in. Inpainting: more channels in, the latents first.
         channels = min(cond.shape[1], call.x.shape[1])
         x, held = _wide(call.x[:, :channels]), call.x[:, channels:]
         if x.shape != cond[:, :channels].shape:
-            raise ValueError(f"the network turns x of shape {tuple(call.x.shape)} into {tuple(cond.shape)}: REG wants the same but for channels")
+            shapes = f"x of shape {tuple(call.x.shape)} into {tuple(cond.shape)}"
+            raise ValueError(f"the network turns {shapes}: REG wants the same but for channels")
 
         def denoise(z: Tensor, level: Tensor) -> Tensor:
             inner = z.to(call.x.dtype)
@@ -215,22 +191,22 @@ class _Hook:
         def known(out: Tensor) -> Tensor:
             return to_denoised(prediction, _wide(out[:, :channels]), x, sigma, space)
 
-        if self.rectifier is None:
-            self.rectifier = Rectifier(self.settings, self.run)
         branches = _Known(denoise, known(cond), known(uncond), call.x.dtype)
-        result = self.rectifier(branches, Point.of(x, sigma, space), weight, may_skip=False)  # both are paid for
+        # Both predictions are made already: nothing is gained by skipping one.
+        result = self.rectifier(branches, Point.of(x, sigma, space), weight, may_skip=False)
         # The network's output is affine in D: its linear part takes R v along, exactly, where R v is 0.
         moved = from_denoised(prediction, result.rectified, torch.zeros_like(x), sigma, space)
         replaced = (_wide(cond[:, :channels]) - moved).to(cond.dtype)
         return torch.cat([replaced, uncond[:, channels:]], 1) if cond.shape[1] > channels else replaced
 
     def _weight(self) -> float:
-        """cfg - 1, for the trace: R is linear. Where a distilled guidance scale goes by the same name it is not asked."""
+        """cfg - 1, for the trace: R is linear. A distilled guidance scale of the same name is not read."""
         cfg = self.cfg
         if cfg is None and "true_cfg_scale" not in inspect.signature(type(self.pipe).__call__).parameters:
             cfg = getattr(getattr(self.pipe, "guider", self.pipe), "guidance_scale", None)
         if cfg is None:
-            self.run.remark("the pipeline does not tell its cfg: counted as 2; say rectified(..., cfg=...)")
+            why = "the pipeline does not say its cfg: counted as 2; say rectified(..., cfg=...)"
+            self.rectifier.run.remark(why)
         return 1.0 if cfg is None else float(cfg) - 1
 
 
@@ -248,28 +224,5 @@ class _Known(Branches):
         return self.dtype
 
 
-def _cut(value, rows: int, part: slice):
-    if isinstance(value, Tensor):
-        return value[part] if value.ndim and len(value) == rows else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_cut(item, rows, part) for item in value)
-    if isinstance(value, dict):
-        return {name: _cut(item, rows, part) for name, item in value.items()}
-    return value
-
-
 def _wide(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
-def _sample(output) -> Tensor:
-    sample = output if isinstance(output, Tensor) else output[0]
-    if not isinstance(sample, Tensor):
-        raise ValueError(f"the network returned {type(sample).__name__}, not one tensor")
-    return sample
-
-
-def _with_sample(output, sample: Tensor):
-    if isinstance(output, Tensor):
-        return sample
-    return (sample, *output[1:]) if isinstance(output, tuple) else type(output)(sample=sample)

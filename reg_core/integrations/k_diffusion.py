@@ -1,11 +1,14 @@
-"""REG for samplers in k-diffusion's manner: `sample_x(model, x, sigmas, extra_args=...)` calling model(x, sigma, **extra_args).
+"""REG for samplers in k-diffusion's manner: `sample_x(model, x, sigmas, extra_args=...)`.
+
+They call model(x, sigma, **extra_args).
 
     model = CFGDenoiser(wrapped_network, Settings(form="row_sum"))
-    x = k_diffusion.sampling.sample_dpmpp_2m(model, noise * sigmas[0], sigmas, extra_args={"cond": c, "uncond": u, "cond_scale": 8.0})
+    extra_args = {"cond": c, "uncond": u, "cond_scale": 8.0}
+    x = k_diffusion.sampling.sample_dpmpp_2m(model, noise * sigmas[0], sigmas, extra_args=extra_args)
     print(model.trace)
 
-k-diffusion itself is never imported here. Where conditions are closed over, `reg_core.Guided` is such a model already.
-"""
+k-diffusion itself is never imported here. `reg_core.Guided` is such a model already, with conditions closed
+over."""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..branches import Branches
-from ..guided import Guidance
+from ..guided import Guidance, number
 from ..point import Point
 from ..settings import Settings
 from ..space import VE, Space
@@ -22,9 +25,9 @@ from ..space import VE, Space
 class CFGDenoiser(Guidance):
     """model(x [B, ...], sigma [B], cond=, uncond=, cond_scale=, ...) -> D_c + (cond_scale - 1) R (D_c - D_u).
 
-    `inner_model`: called as inner_model(x, sigma, cond=..., **others) -> D in x's shape, as k-diffusion's wrappers of eps
-    and v networks are. cond_scale 1 does not evaluate the unconditional prediction. See Guidance for runs and trace.
-    """
+    `inner_model`: called as inner_model(x, sigma, cond=..., **others) -> D in x's shape, as k-diffusion's
+    wrappers of eps and v networks are. cond_scale 1 does not evaluate the unconditional prediction. See
+    Guidance for runs and trace."""
 
     def __init__(self, inner_model, settings: Settings | None = None, space: Space = VE):
         if not callable(inner_model):
@@ -33,8 +36,9 @@ class CFGDenoiser(Guidance):
         super().__init__(settings, space)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, sigma, cond=None, uncond=None, cond_scale: float = 1.0, **others) -> Tensor:
+    def __call__(self, x: Tensor, sigma, cond=None, uncond=None, cond_scale=1.0, **others) -> Tensor:
         def denoiser(condition):
             return lambda z, level: self.inner_model(z, level, cond=condition, **others)
 
-        return self.guide(Branches(denoiser(cond), denoiser(uncond)), Point.of(x, sigma, self.space), cond_scale - 1)
+        branches, point = Branches(denoiser(cond), denoiser(uncond)), Point.of(x, sigma, self.space)
+        return self.guide(branches, point, number(cond_scale) - 1)

@@ -1,6 +1,8 @@
-"""Small real models for experiments and tests: class-conditional diffusion on 8x8 digits.
+"""The laboratory: what REG does where the truth is known, and on small real models. Extra `lab`.
 
-Import the submodules directly; importing this package loads nothing.
-`networks` and `models` need torch and safetensors only, `data`, `evaluate`
-and `train` also need the development extras (scikit-learn, tqdm).
-"""
+mixtures  Gaussian mixtures, for which the optimum of guidance is known
+toys      small networks trained on these mixtures
+fronts    quality against the weight of guidance, on the digits models
+evidence  docs/evidence.md of all this: `python -m reg_core.lab.evidence`
+
+Importing a package loads nothing."""

@@ -1,4 +1,4 @@
-"""Optional libraries that tests/core/test_examples*.py run against, imported or skipped with the reason."""
+"""Optional libraries that tests run against, imported or skipped with the reason; and the examples."""
 
 import importlib
 import importlib.util
@@ -7,7 +7,9 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,6 +22,14 @@ def diffusers():
             pytest.skip(f"{name} is not installed (pip install reg-guidance[diffusers])", allow_module_level=True)
     _torchvision_without_operators()
     return importlib.import_module("diffusers")
+
+
+def torchmetrics():
+    """transformers, beside a torchmetrics that can be imported; skips without either."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _torchvision_without_operators()
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (pip install reg-guidance[eval])")
+    return pytest.importorskip("transformers", reason="transformers is not installed (pip install reg-guidance[eval])")
 
 
 def k_diffusion_sampling():
@@ -41,6 +51,13 @@ def example(name: str):
     if folder not in sys.path:
         sys.path.append(folder)
     return importlib.import_module(name)
+
+
+def places(sheet, image):
+    """Where an image lies on a sheet, exactly."""
+    whole, part = (np.asarray(Image.open(path).convert("RGB")) for path in (sheet, image))
+    windows = np.lib.stride_tricks.sliding_window_view(whole, part.shape)[:, :, 0]
+    return list(zip(*np.where((windows == part).all((2, 3, 4))), strict=True))
 
 
 def _torchvision_without_operators():

@@ -43,3 +43,32 @@ class SmallNet(torch.nn.Module):
         h = torch.tanh(x.flatten(1) @ self.a.T + self.label[y] + sigma.to(x.dtype)[:, None].log() * self.time)
         h = torch.nn.functional.silu(h @ self.b.T) + h
         return (h @ self.c.T).reshape(x.shape)
+
+
+class Counted:
+    """A denoiser that counts how often it is asked."""
+
+    def __init__(self, f):
+        self.f, self.calls = f, 0
+
+    def __call__(self, x, sigma):
+        self.calls += 1
+        return self.f(x, sigma)
+
+
+def counted_pair():
+    """(cond, reference) of a SmallNet in float32, for latents of 48 elements and at most two samples."""
+    net = SmallNet(48, torch.float32)
+    label = torch.ones(2, dtype=torch.long)
+    return Counted(lambda x, s: net(x, s, label[: len(x)])), Counted(lambda x, s: net(x, s, 0 * label[: len(x)]))
+
+
+class Gaussian:
+    """The exact denoiser of N(mean, diag variance) in variance exploding coordinates, counting its rows."""
+
+    def __init__(self, mean, variance):
+        self.mean, self.variance, self.rows = mean, variance, 0
+
+    def __call__(self, x, sigma):
+        self.rows += x.shape[0]
+        return self.mean + (x - self.mean) * self.variance / (self.variance + column(sigma, x) ** 2)

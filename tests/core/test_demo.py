@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reg_core.lab import demo
-from reg_core.lab.models import load_digits_classifier
+from reg_core.demo_models import __main__ as demo
+from reg_core.demo_models.loading import load_digits_classifier
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_table_has_every_run(run):
     assert len(text.splitlines()) == 2 + 12 and "REG row_sum" in text and "schedule" in text
 
 
-@pytest.mark.parametrize("bad", [["--per-digit", "0"], ["--steps", "1"], ["--forms", "rowsum"], ["--engine", "jvp"]])
+@pytest.mark.parametrize("bad", [["--per-digit", "0"], ["--steps", "1"], ["--forms", "rowsum"], ["--engine", "forward"]])
 def test_bad_arguments_are_refused(bad, capsys):
     with pytest.raises(SystemExit):
         demo.main(bad)

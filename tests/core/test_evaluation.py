@@ -1,11 +1,9 @@
-"""Plans, templates, the folder of images, the report's arithmetic and shards of reg_core.evaluation."""
+"""Plans, templates, the folder of images and the report's arithmetic of reg_core.evaluation."""
 
 import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +13,8 @@ import torch
 
 import reg_core
 from reg_core.evaluation import report
-from reg_core.evaluation import sample as sampling
 from reg_core.evaluation import template as templates
-from reg_core.evaluation.plan import Job, Plan, PlanError, Point, points, read_prompts
+from reg_core.evaluation.plan import GridPoint, Job, Plan, PlanError, points, read_prompts
 from reg_core.evaluation.server import effective_cfg
 from reg_core.evaluation.store import Store
 
@@ -66,10 +63,10 @@ def test_stopped_early_leaves_whole_comparisons():
 
 
 def test_point_names_are_folders_everywhere():
-    names = [Point({"sampler": s}, {}).name for s in ("a/b", "a\\b", 'a"b', "x" * 300, "é ö", "..")]
+    names = [GridPoint({"sampler": s}, {}).name for s in ("a/b", "a\\b", 'a"b', "x" * 300, "é ö", "..")]
     assert len(set(names)) == len(names)
     assert all(len(n) < 130 and not set(n) & set('/\\:*?"<>|') and n[-1] not in ". " for n in names)
-    assert Point({"cfg": 4.0, "form": "row_sum"}, {}).name == "cfg=4,form=row_sum"
+    assert GridPoint({"cfg": 4.0, "form": "row_sum"}, {}).name == "cfg=4,form=row_sum"
 
 
 @pytest.mark.parametrize(
@@ -212,11 +209,17 @@ def test_nothing_counts_until_all_of_it_is_there(tmp_path, monkeypatch):
             store.put(plan, Job(0, 0, 0), [b"one", b"two"])
         monkeypatch.undo()
         assert Job(0, 0, 0) in store.missing(plan)
-        assert list(tmp_path.rglob("*.part"))
+        assert not list(tmp_path.rglob("*.partial")), "what failed leaves nothing behind"
+        (tmp_path / "images" / "cfg=3" / "killed.png.partial").write_bytes(b"ima")  # a killed process does
     with Store(tmp_path) as store:
-        assert not list(tmp_path.rglob("*.part"))
+        assert not list(tmp_path.rglob("*.partial"))
         (tmp_path / "images" / "cfg=3" / "00002_000.png").write_bytes(b"ima")
         assert job in store.missing(plan), "an image cut short is made again"
+
+
+def test_a_folder_without_a_plan_is_named(tmp_path):
+    with pytest.raises(PlanError, match="holds no plan.json"):
+        Store(tmp_path).plan()
 
 
 def test_one_run_at_a_time(tmp_path):
@@ -250,7 +253,7 @@ def test_effective_cfg_is_read_from_what_a_run_says():
 
 
 def scores_of(values, labels, seeds=3):
-    plan = Plan(tuple(Point(label, label) for label in labels), ({"prompt": "a"}, {"prompt": "b"}), tuple(range(seeds)))
+    plan = Plan(tuple(GridPoint(label, label) for label in labels), ({"prompt": "a"}, {"prompt": "b"}), tuple(range(seeds)))
     entries = [{"fid": {"all": float(np.mean(v)), "seeds": list(v)}} for v in values]
     return SimpleNamespace(plan=plan, values=entries, images=6, pairs=6, features=64, effective_cfg=[None] * len(values), reference=SimpleNamespace(count=9))
 
@@ -285,73 +288,13 @@ def test_one_seed_has_no_error_bar():
         report.compare(scores_of([[5.0], [4.0]], [{"form": "off"}, {"form": "schedule"}], 1), sweep="cgf")
 
 
-# --- shards ---
-
-ARGUMENTS = ["--cfg", "3", "--forms", "off", "row_sum", "--per-digit", "1", "--seeds", "0", "1", "--steps", "3", "--batch", "4"]
-
-
-def tree(out):
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.png")}
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The set that one process makes."""
-    out = tmp_path_factory.mktemp("alone")
-    assert sampling.main(["--out", str(out), *ARGUMENTS]) == 0
-    images = tree(out)
-    assert len(images) == len(set(images.values())) == 40
-    return out, images
-
-
-def test_two_processes_make_what_one_makes(alone, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "reg_core.evaluation.sample"]
-    done = subprocess.run([*command, "--out", str(tmp_path), *ARGUMENTS], env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert tree(tmp_path) == alone[1]
-    assert (tmp_path / "manifest.json").read_bytes() == (alone[0] / "manifest.json").read_bytes()
-
-
-def test_shards_are_disjoint_and_continue(alone, tmp_path):
-    plan, drawn = Store(alone[0]).plan(), []
-    inner = sampling.digits_draw(steps=3)
-
-    def draw(labels, prompts, seeds):
-        drawn.append((labels["form"], *seeds))
-        return inner(labels, prompts, seeds)
-
-    for rank in (2, 0, 1, 1):  # any order; the second time there is nothing to do
-        sampling.sample(plan, draw, tmp_path, 4, rank, 3)
-    assert tree(tmp_path) == alone[1]
-    assert len(drawn) == len(set(drawn)) == len(sampling.units(plan, 4)) == 12
-    with pytest.raises(PlanError, match="another command"):
-        sampling.sample(plan, draw, tmp_path, 5)
-
-
-def test_noise_of_an_image_is_its_own():
-    """Oracle: one generator alone."""
-    both = sampling.noise([5, 8], (1, 8, 8))
-    assert torch.equal(both[1], torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(8)))
-
-
-def test_ranks(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert sampling.ranks() == (0, 1)
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(PlanError, match="RANK=2 and WORLD_SIZE=2"):
-        sampling.ranks()
-
-
 # --- the documentation ---
 
 PAGE = (REPO / "docs" / "evaluate.md").read_text(encoding="utf-8")
 
 
 def test_the_page_says_what_the_commands_take(tmp_path):
-    """Its grid fits a workflow with its titles, its commands parse, its Python runs and leaves what `score` reads."""
+    """Its grid fits a workflow with its titles, and its commands parse."""
     from reg_core.evaluation.__main__ import parse
 
     nodes = {"Positive": ["text"], "KSampler": ["seed", "cfg"], "REG Guidance": ["form"], "REG Interval": [], "PreviewImage": []}
@@ -362,13 +305,9 @@ def test_the_page_says_what_the_commands_take(tmp_path):
     assert len(found) == 5 * 3 * 2 + 1
 
     commands = [line.replace("\\\n", " ") for line in re.findall(r"^((?:python|torchrun) (?:.*\\\n)*.*)$", PAGE, re.M)]
-    assert len(commands) == 3
+    assert len(commands) == 2
     assert parse(shlex.split(commands[0])[3:]).server == ["http://127.0.0.1:8188", "http://gpu2:8188"]
     assert parse(shlex.split(commands[1])[3:]).clip == "openai/clip-vit-base-patch16"
-    assert sampling.parse(shlex.split(commands[2])[5:]).cfg == [2, 4, 8]
-
-    subprocess.run([sys.executable, "-c", _block("python")], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO)}, check=True, timeout=120)
-    assert Store(tmp_path / "results").missing(Store(tmp_path / "results").plan()) == []
 
 
 def _block(language):

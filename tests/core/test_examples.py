@@ -208,10 +208,10 @@ def test_edm2_equals_the_authors_sampler(repo, kind, param, schedule, autoguidan
     expected = authors_sampler(net, gnet, noise, labels, guide_labels, kind, guidance, param)
     cfg = guidance if kind in ("original", "intervalt") else 1 + guidance
     settings = reg_core.Settings(form="row_sum" if kind.startswith("reg") else "off", engine="reverse")
-    plan = imagenet.plan(schedule.split(), "edm2")
-    result, trace = edm2.sample(net, gnet, noise, labels, guide_labels, cfg, settings, plan, steps=6)
+    made, sigmas = imagenet.schedule(schedule.split(), "edm2"), reg_core.karras_sigmas(6, 0.002, 80.0)
+    result, trace = edm2.sample(net, gnet, noise, labels, guide_labels, imagenet.Guide(cfg, settings, made), sigmas)
     assert torch.allclose(result, expected, rtol=2e-3, atol=2e-3)
-    other, _ = edm2.sample(net, gnet, noise, labels, guide_labels, cfg + 0.1, settings, plan, steps=6)
+    other, _ = edm2.sample(net, gnet, noise, labels, guide_labels, imagenet.Guide(cfg + 0.1, settings, made), sigmas)
     assert (other - expected).abs().max() > 0.01
     assert bool(trace.active) == kind.startswith("reg")
 
@@ -247,14 +247,15 @@ def test_edm2_continues_where_it_stopped_and_draws_a_sheet(repo, tmp_path):
     files = ["--loader", f"{repo / 'tiny_edm2.py'}:bring", "--net", "0,5", "--gnet", "1,5", "--gnet-labels", *COMMAND.split()]
     sheet = tmp_path / "sheet.png"
     edm2.main([*files, "--classes", "2", "4", "--out", str(sheet)])
-    assert Image.open(sheet).size == (8, 12)
     kept, lost = (tmp_path / "sheet" / "000000" / f"{seed:06d}.png" for seed in (1, 2))
+    assert hosts.places(sheet, lost) and hosts.places(sheet, kept), "each image is on the sheet, pixel for pixel"
     before = lost.read_bytes()
     lost.unlink()
     Image.new("RGB", (4, 4), "red").save(kept)
     edm2.main([*files, "--classes", "2", "4", "--out", str(sheet)])
-    assert lost.read_bytes() == before  # sampled again, the same from its seed
-    assert Image.open(sheet).getpixel((4, 0)) == (255, 0, 0)  # not sampled again
+    assert lost.read_bytes() == before and hosts.places(sheet, lost)  # sampled again, the same from its seed
+    assert hosts.places(sheet, kept)  # not sampled again
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,26 @@ def test_sigma_bounds_leave_the_other_steps_plain():
     abar = case[0].scheduler.alphas_cumprod[case[0].scheduler.timesteps].double()
     inside = [s for s in ((1 - abar) / abar).sqrt().tolist() if 0.1 <= s <= 2.0]
     assert 0 < len(inside) < STEPS
-    assert [row.sigma for row in trace.last.rows] == pytest.approx(inside, rel=1e-5)
+    assert [row.sigma for row in trace.last.active] == pytest.approx(inside, rel=1e-5)
+    plain = [row.note for row in trace.last.rows if not row.active]
+    assert plain == ["outside start and end"] * (STEPS - len(inside)), "every call is in the trace, with its reason"
+
+
+def test_cfg_1_is_transparent():
+    """Where a pipeline asks for both predictions although nothing is multiplied by their difference. Oracle: no hook."""
+    scheduler, network = DDIMScheduler(**SD), unet()
+    scheduler.set_timesteps(2)
+    t, x, text = scheduler.timesteps[1], rand(1, 4, 4, 4).repeat(2, 1, 1, 1), rand(2, 3, 12)
+    calls, forward = [], network.forward
+    network.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+    with torch.no_grad():
+        plain = network(x, t, encoder_hidden_states=text).sample
+        for given, cfg in ((1.0, None), (CFG, 1.0)):
+            calls.clear()
+            pipe = SimpleNamespace(unet=network, scheduler=scheduler, guidance_scale=given)
+            with rectified(pipe, REVERSE, layout="uncond, cond", cfg=cfg) as trace:
+                assert torch.equal(network(x, t, encoder_hidden_states=text).sample, plain)
+            assert len(calls) == 1 and [(row.cfg, row.note) for row in trace.last.rows] == [(1.0, "cfg 1: no guidance to rectify")]
 
 
 def test_inpainting_channels_and_offloaded_forward_take_part():

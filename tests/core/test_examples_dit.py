@@ -8,7 +8,6 @@ import hosts
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import reg_core
 
@@ -101,15 +100,16 @@ def test_equals_the_authors_sampling(network, kind, param, schedule):
     expected = authors_loop(network, noise, labels, start(), kind, scale, param)
     rectified = kind.startswith("reg")
     settings = reg_core.Settings(form="row_sum" if rectified else "off", engine="reverse")
-    plan = dit.schedule(schedule.split(), settings.form)
+    made = dit.schedule(schedule.split(), settings.form)
     cfg = scale if kind == "cosine" else 1 + scale
-    result, trace = dit.sample(network, noise, labels, start(), cfg, settings, plan, STEPS)
+    guide = imagenet.Guide(cfg, settings, made)
+    result, trace = dit.sample(network, noise, labels, start(), guide, STEPS)
     assert (result - expected).abs().max() < 2e-6 * expected.abs().max()  # the scheduler works in float32
-    other, _ = dit.sample(network, noise, labels, start(), cfg + 0.5, settings, plan, STEPS)
+    other, _ = dit.sample(network, noise, labels, start(), imagenet.Guide(cfg + 0.5, settings, made), STEPS)
     assert (other - expected).abs().max() > 1e-3 * expected.abs().max()
-    assert bool(trace.active) == rectified
+    assert bool(trace.active) == rectified and len(trace.rows) == STEPS
     if kind == "reg_original":
-        everything, _ = dit.sample(network, noise, labels, start(), cfg, settings, plan, STEPS, channels=4)
+        everything, _ = dit.sample(network, noise, labels, start(), guide, STEPS, channels=4)
         assert (everything - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
@@ -119,7 +119,7 @@ def test_engines_keep_the_variance_of_the_conditional_prediction(network):
     expected = network(x, timestep=torch.tensor([400, 400]), class_labels=labels).sample[:, 4:]
     for engine in ("reverse", "finite_difference"):
         branches = dit.DiTBranches(network, labels).at(400)
-        reg_core.Rectifier(reg_core.Settings(engine=engine), reg_core.VP)(branches, x, torch.ones(2))
+        reg_core.Rectifier(reg_core.Settings(engine=engine))(branches, reg_core.Point.of(x, 1.0, reg_core.VP))
         assert torch.allclose(branches.variance, expected, atol=1e-9)
 
 
@@ -136,14 +136,15 @@ def test_command_line(weights, tmp_path, capsys):
     generator = torch.Generator().manual_seed(1000)
     noise = torch.randn(4, 4, 4, generator=generator)[None]
     torch.randint(CLASSES, (), generator=generator)
-    settings = reg_core.Settings(engine="reverse")
-    latents, _ = dit.sample(network, noise, torch.tensor([7]), [generator], 3.0, settings, steps=STEPS)
+    guide = imagenet.Guide(3.0, reg_core.Settings(engine="reverse"))
+    latents, _ = dit.sample(network, noise, torch.tensor([7]), [generator], guide, STEPS)
     with torch.no_grad():
         pixels = diffusers.AutoencoderKL.from_pretrained(weights, subfolder="vae").decode(latents / 0.18215).sample
     assert np.abs(imagenet.to_bytes(pixels)[0].astype(int) - images[1]).max() <= 1 and np.ptp(images[1]) > 10
 
     dit.main([*command, "--seeds", "0-3", "--form", "off", "--out", str(tmp_path / "sheet.png")])
-    assert Image.open(tmp_path / "sheet.png").size == (16, 16)
+    found = [hosts.places(tmp_path / "sheet.png", tmp_path / "sheet" / "000000" / f"{seed:06d}.png") for seed in range(4)]
+    assert all(len(place) == 1 for place in found) and len({place[0] for place in found}) == 4
 
 
 def test_a_network_without_learned_variance_is_refused(weights, tmp_path):

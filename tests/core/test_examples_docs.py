@@ -28,10 +28,13 @@ def test_everything_but_diffusers_runs(tmp_path, monkeypatch, capsys):
     x, cond, uncond = scope["noise"], scope["cond"], scope["uncond"]
     difference = cond(x, torch.full((4,), 2.0)) - uncond(x, torch.full((4,), 2.0))
     exact = cond(x, torch.full((4,), 2.0)) + 3.0 * difference / (1 + 2.0**2)
-    assert len(scope["results"]) == 12
+    assert len(scope["results"]) == 8
     for result in scope["results"].values():
         assert torch.allclose(result, exact, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(scope["product"], torch.full_like(x, 1 / (1 + 2.0**2)))
     assert all(torch.isfinite(scope[name]).all() for name in ("images", "denoised", "x"))
+    weights = {sigma: scope["as_in_edm2"].weight(sigma) for sigma in (80.0, 0.002)}
+    assert weights == pytest.approx({80.0: 0.0, 0.002: 6.0}, abs=1e-6), "straight in sigma, from 0 to twice cfg 4's weight"
     printed = capsys.readouterr().out
     assert re.search(r"form row_sum, engine finite_difference \(J 1\), active in 35 of 35 model calls", printed)
     inside = sum(0.28 <= float(s) <= 2.9 for s in scope["sigmas"])
@@ -85,7 +88,8 @@ def test_commands_of_the_page_are_accepted(name, monkeypatch):
 def test_linear_of_dit_runs_as_the_page_says():
     """From 2a - b at t = 1000 to a at t = 0: oracle, their line t k + a with k = (b - a) / (0 - 1000)."""
     a, b = 2.0, 5.0
-    plan = presets.linear("dit", 1.0, b / a)
+    schedule = presets.linear("dit", 1.0, b / a)
     for t in (0, 300, 999):
         theirs = t * (b - a) / (0 - 1000) + a
-        assert plan.scheduled(1 + a, plan.schedule(1 - t / 1000)) - 1 == pytest.approx(theirs)
+        levels = presets.Levels((), 1.0, lambda sigma, t=t: 1 - t / 999)
+        assert schedule.cfg(1 + a, 0.5, levels) - 1 == pytest.approx(theirs)

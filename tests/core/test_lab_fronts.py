@@ -1,7 +1,6 @@
-"""Fronts on the digits: metrics, the resumable sweep, one point, and what is concluded from many.
+"""Fronts on the digits: scores, the journal, one trial, and what is concluded from many.
 
-Oracles: scipy's matrix square root and t-test, formulas by hand, Heun by the library's first CFG loop, fronts whose FID is a known
-function of IS.
+Oracles: Heun's method with CFG written out here, scipy's t-test, counted rows, fronts whose FID is a known function of IS.
 """
 
 import json
@@ -17,17 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("ignite")
 pytest.importorskip("prdc")
 
-from reg_core.lab import evaluate as first_loop
-from reg_core.lab import fronts, metrics
-from reg_core.lab.analysis import Difference, Front, at_best, at_matched, band
-from reg_core.lab.analysis import fronts as make_fronts
-from reg_core.lab.fronts import Point, Size
-from reg_core.lab.models import load_digits_model
-from reg_core.lab.plan import FULL, QUICK
-from reg_core.lab.sweep import Store, run
+from reg_core.demo_models.loading import load_digits_model
+from reg_core.lab.fronts import quality, trials
+from reg_core.lab.fronts.analysis import Difference, Front, at_best, at_matched, band, fronts
+from reg_core.lab.fronts.journal import Journal, run
+from reg_core.lab.fronts.survey import FULL, QUICK, SAMPLED_FORMS
+from reg_core.lab.fronts.trials import Size, Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Size(20, 4, "")
@@ -37,29 +33,12 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# Metrics
-
-
-def test_frechet_is_the_formula_with_scipys_matrix_root():
-    linalg = pytest.importorskip("scipy.linalg")
-    a, b = normal(300, 5).double(), (normal(200, 5, seed=1) @ normal(5, 5, seed=2) + 0.3).double()
-    ca, cb = np.cov(a.numpy().T), np.cov(b.numpy().T)
-    root = linalg.sqrtm(ca @ cb).real
-    want = ((a.mean(0) - b.mean(0)) ** 2).sum().item() + np.trace(ca + cb - 2 * root)
-    assert metrics.frechet(a.float(), b.float()) == pytest.approx(want, rel=1e-5)
-
-
-def test_inception_score_by_hand_and_at_its_ends():
-    p = torch.softmax(normal(50, 10).double() * 3, 1)
-    want = (p * (p / p.mean(0)).log()).sum(1).mean().exp().item()
-    assert metrics.inception_score(p.log().float()) == pytest.approx(want, rel=1e-5)
-    assert metrics.inception_score(1000 * torch.eye(10)) == pytest.approx(10, rel=1e-4)
-    assert metrics.inception_score(torch.zeros(8, 10)) == pytest.approx(1, rel=1e-6)
+# Scores
 
 
 def test_manifold_of_the_same_and_of_far_points():
     real = normal(40, 3)
-    same, far = metrics.manifold(real.clone(), real), metrics.manifold(real + 100, real)
+    same, far = quality.manifold(real.clone(), real), quality.manifold(real + 100, real)
     assert (same["precision"], same["recall"], same["coverage"]) == (1, 1, 1)
     assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
 
@@ -67,19 +46,16 @@ def test_manifold_of_the_same_and_of_far_points():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: metrics.frechet(normal(10, 3), normal(10, 4)),
-        lambda: metrics.frechet(normal(1, 3), normal(10, 3)),
-        lambda: metrics.inception_score(normal(10)),
-        lambda: metrics.manifold(normal(5, 3), normal(40, 3)),
-        lambda: metrics.score(torch.full((10, 1, 8, 8), torch.nan), torch.arange(10)),
+        lambda: quality.manifold(normal(5, 3), normal(40, 3)),
+        lambda: quality.score(torch.full((10, 1, 8, 8), torch.nan), torch.arange(10)),
     ],
 )
-def test_metrics_refuse_what_they_cannot_measure(call):
+def test_scores_refuse_what_they_cannot_measure(call):
     with pytest.raises(ValueError, match=r"\d"):
         call()
 
 
-# The sweep
+# The journal
 
 
 def jobs(count):
@@ -89,7 +65,7 @@ def jobs(count):
 WANT = {f"job {i}": {"value": i * i} for i in range(5)}
 
 
-def test_a_sweep_that_failed_goes_on_and_does_nothing_twice(tmp_path):
+def test_a_run_that_failed_goes_on_and_does_nothing_twice(tmp_path):
     done = []
 
     def work(job):
@@ -99,29 +75,29 @@ def test_a_sweep_that_failed_goes_on_and_does_nothing_twice(tmp_path):
         return dict(job)
 
     with pytest.raises(RuntimeError, match="power cut"):
-        run(Store(tmp_path / "a.jsonl", {}), jobs(5), work)
-    store = Store(tmp_path / "a.jsonl", {})
-    assert store.results == {key: WANT[key] for key in ("job 0", "job 1")}
+        run(Journal(tmp_path / "a.jsonl", {}), jobs(5), work)
+    journal = Journal(tmp_path / "a.jsonl", {})
+    assert journal.results == {key: WANT[key] for key in ("job 0", "job 1")}
     asked = []
-    assert run(store, jobs(5), lambda job: (asked.append(job), dict(job))[1]) == WANT
+    assert run(journal, jobs(5), lambda job: (asked.append(job), dict(job))[1]) == WANT
     assert asked == [job for _, job in jobs(5)[2:]]
     keys = [json.loads(line)["key"] for line in (tmp_path / "a.jsonl").read_text().splitlines()[1:]]
     assert sorted(keys) == sorted(WANT), "each once"
 
 
 def test_processes_change_nothing_but_the_order_in_the_file(tmp_path):
-    assert run(Store(tmp_path / "two.jsonl", {}), jobs(5), dict, processes=2) == WANT
-    assert Store(tmp_path / "two.jsonl", {}).results == WANT
+    assert run(Journal(tmp_path / "two.jsonl", {}), jobs(5), dict, processes=2) == WANT
+    assert Journal(tmp_path / "two.jsonl", {}).results == WANT
 
 
 def test_a_killed_process_loses_at_most_the_point_it_was_at(tmp_path):
     code = """
 import sys, time
-from reg_core.lab.sweep import Store, run
+from reg_core.lab.fronts.journal import Journal, run
 def work(job):
     time.sleep(0.2 if job < 3 else 60)
     return {"value": job}
-run(Store(sys.argv[1], {"a": 1}), [(str(i), i) for i in range(5)], work)
+run(Journal(sys.argv[1], {"a": 1}), [(str(i), i) for i in range(5)], work)
 """
     path = tmp_path / "killed.jsonl"
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -133,38 +109,55 @@ run(Store(sys.argv[1], {"a": 1}), [(str(i), i) for i in range(5)], work)
     with path.open("a") as file:
         file.write('{"key": "3", "resu')  # what a kill within a write leaves
     with pytest.warns(UserWarning, match="cut short"):
-        store = Store(path, {"a": 1})
-    assert store.results == {str(i): {"value": i} for i in range(3)}
-    run(store, [(str(i), [("value", i)]) for i in range(5)], dict)
-    assert Store(path, {"a": 1}).results == {str(i): {"value": i} for i in range(5)}
+        journal = Journal(path, {"a": 1})
+    assert journal.results == {str(i): {"value": i} for i in range(3)}
+    run(journal, [(str(i), [("value", i)]) for i in range(5)], dict)
+    assert Journal(path, {"a": 1}).results == {str(i): {"value": i} for i in range(5)}
 
 
 def test_damage_in_the_middle_and_other_settings_are_refused(tmp_path):
     path = tmp_path / "b.jsonl"
-    run(Store(path, {"steps": 4}), jobs(3), dict)
+    run(Journal(path, {"steps": 4}), jobs(3), dict)
     with pytest.raises(ValueError, match="steps.*5"):
-        Store(path, {"steps": 5})
+        Journal(path, {"steps": 5})
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]) + "\n")
     with pytest.raises(ValueError, match="line 2"):
-        Store(path, {"steps": 4})
+        Journal(path, {"steps": 4})
 
 
 def test_keys_given_twice_and_no_process_are_refused(tmp_path):
     with pytest.raises(ValueError, match="job 0"):
-        run(Store(tmp_path / "c.jsonl", {}), jobs(1) * 2, dict)
+        run(Journal(tmp_path / "c.jsonl", {}), jobs(1) * 2, dict)
     with pytest.raises(ValueError, match="0"):
-        run(Store(tmp_path / "c.jsonl", {}), jobs(1), dict, processes=0)
+        run(Journal(tmp_path / "c.jsonl", {}), jobs(1), dict, processes=0)
 
 
-# One point
+# One trial
 
 
-def test_plain_guidance_is_the_first_loops():
-    """evaluate.sample_digits is another implementation of CFG, noise and schedule alike."""
-    images = first_loop.sample_digits(load_digits_model("digits_weak"), fronts.labels(20), 20, 1.5, 4, seed=3)
-    want = {k: round(v, 5) for k, v in asdict(metrics.score(images, fronts.labels(20))).items()}
-    got = fronts.evaluate((Point("weak", "constant", "off", 1.5, 3), SMALL))
+def heun_with_cfg(model, labels, weight, steps, seed):
+    """EDM's Algorithm 1 without churn on D_c + w (D_c - D_u), noise levels after its Eq. 5 (Karras et al. 2022)."""
+    high, low = 20.0 ** (1 / 7), 0.01 ** (1 / 7)
+    levels = [(high + i / (steps - 1) * (low - high)) ** 7 for i in range(steps)] + [0.0]
+
+    def slope(x, sigma):
+        cond, uncond = model(x, torch.full((len(x),), sigma), labels), model(x, torch.full((len(x),), sigma))
+        return (x - cond - weight * (cond - uncond)) / sigma
+
+    x = 20.0 * torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+            first = slope(x, sigma)
+            second = slope(x + (following - sigma) * first, following) if following else first
+            x = x + (following - sigma) * (first + second) / 2
+    return x
+
+
+def test_plain_guidance_is_heuns_method_written_out():
+    images = heun_with_cfg(load_digits_model("digits_weak"), trials.labels(20), 1.5, 4, seed=3)
+    want = asdict(quality.score(images, trials.labels(20)))
+    got = trials.evaluate((Trial("weak", "constant", "off", 1.5, 3), SMALL))
     assert {k: got[k] for k in want} == pytest.approx(want, rel=1e-3, abs=1e-4)
     assert got["rows"] == 2 * 7  # cond and uncond at every one of 2 * 4 - 1 calls
 
@@ -176,18 +169,13 @@ def test_plain_guidance_is_the_first_loops():
         ({"form": "calibrated"}, 14),
         ({"form": "row_sum"}, 21),
         ({"form": "row_sum", "refresh": 2}, 14 + 3),
-        ({"form": "bet:sign_sum"}, 21),
-        ({"form": "bet:wiener_full"}, 14),
         ({"form": "row_sum", "dtype": "bfloat16"}, 21),
         ({"form": "off", "schedule": "interval"}, 7 + 4),
     ],
 )
 def test_every_method_moves_the_images_and_costs_what_it_says(changes, rows, monkeypatch):
-    values, axes = torch.linalg.eigh(fronts.within_class_covariance())
-    known = {"full": fronts.Prior(axes.T, values.clamp_min(0))}
-    monkeypatch.setattr(fronts, "priors", lambda setup, size: known)
     seen = []
-    counted = fronts.denoisers
+    counted = trials.denoisers
 
     def denoisers(*args, **kwargs):
         def wrap(call):
@@ -195,41 +183,32 @@ def test_every_method_moves_the_images_and_costs_what_it_says(changes, rows, mon
 
         return tuple(wrap(c) for c in counted(*args, **kwargs))
 
-    table = fronts.table("weak", SMALL, 20)
-    monkeypatch.setattr(fronts, "table", lambda setup, size: table)
-    monkeypatch.setattr(fronts, "denoisers", denoisers)
-    point = Point(**{"setup": "weak", "schedule": "constant", "weight": 2.0, "seed": 0} | changes)
-    got = fronts.evaluate((point, SMALL))
-    if "interval" in changes.values():
-        inside = sum(fronts.INTERVAL(float(s)) for i, s in enumerate(SMALL.sigmas[:-1]) for _ in range(1 if i == 0 else 2))
-        rows = 7 + int(inside)
+    table = trials.table("weak", SMALL, 20)
+    monkeypatch.setattr(trials, "table", lambda setup, size: table)
+    monkeypatch.setattr(trials, "denoisers", denoisers)
+    trial = Trial(**{"setup": "weak", "schedule": "constant", "weight": 2.0, "seed": 0} | changes)
+    got = trials.evaluate((trial, SMALL))
+    if "interval" in changes.values():  # EDM2's, 0.28 to 2.90 at sigma_data 0.5, in units of 0.75
+        inside = sum(0.42 <= float(s) <= 4.35 for i, s in enumerate(SMALL.sigmas[:-1]) for _ in range(1 if i == 0 else 2))
+        rows = 7 + inside
     assert got["rows"] == rows == sum(seen) / 20
-    plain = fronts.evaluate((Point("weak", "constant", "off", 2.0, 0), SMALL))
+    plain = trials.evaluate((Trial("weak", "constant", "off", 2.0, 0), SMALL))
     assert abs(got["fid"] - plain["fid"]) > 1e-3
     json.dumps(got, allow_nan=False)
 
 
-def test_cosine_basis_is_orthonormal_and_starts_with_the_mean():
-    basis = fronts.cosine_basis()
-    assert torch.allclose(basis @ basis.T, torch.eye(64, dtype=torch.float64), atol=1e-12)
-    assert torch.allclose(basis[0], torch.full((64,), 1 / 8, dtype=torch.float64))
-    row = torch.arange(64).reshape(8, 8)[1, 0]  # one half wave down, nothing across
-    wave = torch.cos(torch.pi * (torch.arange(8, dtype=torch.float64) + 0.5) / 8) * (1 / 4) / 2**0.5
-    assert torch.allclose(basis[row].reshape(8, 8), wave[:, None].expand(8, 8), atol=1e-12)
-
-
-@pytest.mark.parametrize("bad", [{"setup": "strong"}, {"schedule": "cubic"}, {"form": "rowsum"}, {"dtype": "float16"}])
-def test_points_that_do_not_exist_are_refused(bad):
+@pytest.mark.parametrize("bad", [{"setup": "strong"}, {"schedule": "cubic"}, {"form": "rowsum"}, {"dtype": "float16"}, {"engine": "forward"}])
+def test_trials_that_cannot_be_made_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad.values()))):
-        Point(**{"setup": "weak", "schedule": "constant", "form": "off", "weight": 1.0, "seed": 0} | bad)
+        trials.sampler(Trial(**{"setup": "weak", "schedule": "constant", "form": "row_sum", "weight": 1.0, "seed": 0} | bad), SMALL)
 
 
-def test_plans_hold_every_point_once_with_a_key_of_its_own():
-    for plan in (QUICK, FULL):
-        points = plan.points()
-        assert len({p.key for p in points}) == len(points) and plan.seeds >= 3
+def test_surveys_hold_every_trial_once_with_its_key():
+    for survey in (QUICK, FULL):
+        made = survey.trials()
+        assert len({t.key for t in made}) == len(made) and survey.seeds >= 3
         for base in ("constant", "linear", "cosine", "interval"):
-            assert {p.form for p in points if p.schedule == base and p.setup == "weak"} >= set(fronts.FORMS), base
+            assert {t.form for t in made if t.schedule == base and t.setup == "weak"} >= set(SAMPLED_FORMS), base
 
 
 # Conclusions
@@ -281,7 +260,7 @@ def test_intervals_are_those_of_scipys_paired_t_test():
 
 def test_fronts_leave_out_weights_that_lack_a_seed_and_other_engines():
     values = dict.fromkeys(("fid", "is_", "accuracy", "precision", "recall", "density", "coverage"), 1.0)
-    points = [Point("weak", "constant", "off", w, s) for w in (0.0, 1.0, 2.0) for s in range(3)]
-    points += [Point("weak", "constant", "off", 3.0, 0), Point("weak", "constant", "off", 4.0, 0, engine="reverse")]
-    found = make_fronts(dict.fromkeys(points, values))
+    made = [Trial("weak", "constant", "off", w, s) for w in (0.0, 1.0, 2.0) for s in range(3)]
+    made += [Trial("weak", "constant", "off", 3.0, 0), Trial("weak", "constant", "off", 4.0, 0, engine="reverse")]
+    found = fronts(dict.fromkeys(made, values))
     assert found["weak", "constant", "off"].weights.tolist() == [0, 1, 2]

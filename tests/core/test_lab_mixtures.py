@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from reg_core import Branches, Guided, Rectifier, Settings, Space
-from reg_core.lab.error import difference, guided_denoiser
-from reg_core.lab.mixtures import Mixture
-from reg_core.lab.zoo import ZOO, Pair, pair
+from reg_core import Branches, Guided, Point, Rectifier, Settings, Space, forward
+from reg_core.lab.mixtures.exact import difference, guided_denoiser
+from reg_core.lab.mixtures.mixture import Mixture
+from reg_core.lab.mixtures.zoo import ZOO, Pair, pair
 
 SIGMAS = {"ve": [0.03, 0.4, 1.0, 15.0], "vp": [0.03, 0.4, 1.0, 15.0], "flow": [0.02, 0.4, 0.7, 0.99]}
 
@@ -85,10 +85,11 @@ def test_posterior_is_bayes_rule(space):
     assert torch.allclose(posterior.mean, mixture.denoise(x, sigma, Space(space)), rtol=1e-9, atol=1e-10)
     evidence = oracle_log_prob(parts, x, alpha, s)
     for i in range(4):
-        x0 = posterior[i].sample(50, torch.Generator().manual_seed(i))
+        one = Mixture(*(part[i] for part in (posterior.log_weights, posterior.means, posterior.variances, posterior.axes)))
+        x0 = one.sample(50, torch.Generator().manual_seed(i))
         prior = oracle_log_prob(parts, x0, torch.ones(50), torch.zeros(50))
         likelihood = torch.distributions.Normal(alpha[i] * x0, s[i]).log_prob(x[i]).sum(1)
-        assert torch.allclose(posterior[i].log_prob(x0), prior + likelihood - evidence[i], rtol=1e-8, atol=1e-7)
+        assert torch.allclose(one.log_prob(x0), prior + likelihood - evidence[i], rtol=1e-8, atol=1e-7)
 
 
 def test_without_noise_and_without_signal():
@@ -137,15 +138,18 @@ def test_a_run_of_reg_is_the_form_with_the_exact_jacobian(space, form):
     made, space = pair("overlapping"), Space(space)
     sigma = torch.tensor([0.1, 0.35, 0.6, 0.9], dtype=torch.float64)
     x = made.cond.noisy(4, sigma, space, torch.Generator().manual_seed(2))
-    _, want = difference(made, x, sigma, form, space, data_std=0.7)
-    for engine in ("reverse", "forward", "finite_difference"):
-        rectifier = Rectifier(Settings(form=form, engine=engine, data_std=0.7), space)
-        result = rectifier(Branches(made.cond.denoiser(space), made.uncond.denoiser(space)), x, sigma)
+    denoised, want = difference(made, x, sigma, form, space)
+    std = made.cond.data_std
+    for engine in ("reverse", "finite_difference"):
+        rectifier = Rectifier(Settings(form=form, engine=engine, data_std=std))
+        result = rectifier(Branches(made.cond.denoiser(space), made.uncond.denoiser(space)), Point.of(x, sigma, space))
         assert rectifier.run.rows[0].engine == (engine if form != "schedule" else "none needed")
         tolerance = 3e-4 if engine == "finite_difference" else 1e-9
         assert (result.rectified - want).abs().max() < tolerance, engine
-    guided = Guided(made.cond.denoiser(space), made.uncond.denoiser(space), 2.5, Settings(form=form, engine="reverse", data_std=0.7), space)
-    assert torch.allclose(guided(x, sigma), guided_denoiser(made, 2.5, form, space, data_std=0.7)(x, sigma), atol=1e-9)
+    guided = Guided(made.cond.denoiser(space), made.uncond.denoiser(space), 2.5, Settings(form=form, engine="reverse", data_std=std), space)
+    assert torch.allclose(guided(x, sigma), denoised + 2.5 * want, atol=1e-9)
+    if space.name == "ve":
+        assert torch.allclose(guided_denoiser(made, 2.5, form)(x, sigma), denoised + 2.5 * want, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["row_sum", "scalar", "product"])
@@ -171,9 +175,11 @@ def test_reverse_is_transposed_and_forward_is_not():
     branches = Branches(lambda x, s: made.cond.denoise(x, s) @ spoil.T, made.uncond.denoiser())
     v = branches.cond(x, sigma) - branches.reference(x, sigma)
     jacobian = spoil @ made.cond.jacobian(x, sigma)
-    for engine, matrix in (("reverse", jacobian.mT), ("forward", jacobian), ("finite_difference", jacobian)):
+    point = Point.of(x, sigma)
+    assert torch.allclose(forward(branches.cond, point, v)[1], (jacobian @ v[..., None])[..., 0], atol=1e-9)
+    for engine, matrix in (("reverse", jacobian.mT), ("finite_difference", jacobian)):
         for form, want in (("product", (matrix @ v[..., None])[..., 0]), ("row_sum", matrix.sum(2) * v)):
-            got = Rectifier(Settings(form=form, engine=engine))(branches, x, sigma).rectified
+            got = Rectifier(Settings(form=form, engine=engine))(branches, point).rectified
             assert (got - want).abs().max() < 3e-4, (engine, form)
 
 
@@ -214,5 +220,5 @@ def test_zoo_from_data_sets():
 
 
 def test_the_zoo_needs_scikit_learn_only_for_its_data_sets():
-    code = "import sys; from reg_core.lab import error, zoo; zoo.pair('toy'); assert 'sklearn' not in sys.modules"
+    code = "import sys; from reg_core.lab.mixtures import study, zoo; zoo.pair('toy'); assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,17 +12,20 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from mixture_errors import compare as closed_form
 
-from reg_core.lab import error, toys
-from reg_core.lab.golden import Golden, draw, golden
-from reg_core.lab.mixtures import Mixture
-from reg_core.lab.optimum import Optimum
-from reg_core.lab.toy_checkpoint import files, load_toy, read_config, save_toy
-from reg_core.lab.toy_measure import _summary, compare, measure, toy_grid
-from reg_core.lab.toy_networks import EpsDenoiser, EpsNet, NetShape, Recipe, exact_toy, fit, train_toy
-from reg_core.lab.zoo import Pair, pair
+from reg_core.lab.mixtures.mixture import Mixture
+from reg_core.lab.mixtures.optimum import Optimum
+from reg_core.lab.mixtures.zoo import Pair, pair
+from reg_core.lab.toys import __main__ as command
+from reg_core.lab.toys.checkpoint import files, load_toy, read_config, save_toy
+from reg_core.lab.toys.golden import Golden, draw, golden
+from reg_core.lab.toys.measure import _summary, compare, measure, toy_grid
+from reg_core.lab.toys.networks import EpsDenoiser, EpsNet, NetShape, Toy, ddpm_sigmas
+from reg_core.lab.toys.toy import evaluate_toy
+from reg_core.lab.toys.training import ToyRecipe, explained, train_toy
 
-SMALL = Recipe(steps=500, batch=128, shape=NetShape(hidden=48, layers=2, emb=16))
+SMALL = ToyRecipe(steps=500, batch=128, shape=NetShape(hidden=48, layers=2, emb=16))
 
 
 def seeded(seed=0):
@@ -31,6 +34,11 @@ def seeded(seed=0):
 
 def column(*values):
     return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def exact_toy(made, sigmas=None):
+    """The exact denoisers of a pair in place of networks."""
+    return Toy(made, ddpm_sigmas() if sigmas is None else sigmas, made.cond.denoiser(), made.uncond.denoiser(), "exact", torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +52,23 @@ def trained():
 def test_a_small_network_learns_the_exact_noise(trained):
     """E[noise | x] of the mixture; 1 for the exact denoiser, and an untrained network explains nothing."""
     for denoiser, mixture in ((trained.cond, trained.pair.cond), (trained.uncond, trained.pair.uncond)):
-        assert 0.93 < fit(denoiser, mixture, trained.sigmas) < 1
+        assert 0.93 < explained(denoiser, mixture, trained.sigmas) < 1
         torch.manual_seed(0)
         fresh = EpsDenoiser(EpsNet(SMALL.shape), trained.sigmas, denoiser.label)
-        assert fit(fresh, mixture, trained.sigmas) < 0.3
-        assert abs(fit(mixture.denoiser(), mixture, trained.sigmas, torch.float64) - 1) < 1e-9
+        assert explained(fresh, mixture, trained.sigmas) < 0.3
+        assert abs(explained(mixture.denoiser(), mixture, trained.sigmas, torch.float64) - 1) < 1e-9
     # the two networks learned different things: cond explains less of uncond's noise
-    assert fit(trained.cond, trained.pair.uncond, trained.sigmas) < fit(trained.uncond, trained.pair.uncond, trained.sigmas) - 0.05
+    assert explained(trained.cond, trained.pair.uncond, trained.sigmas) < explained(trained.uncond, trained.pair.uncond, trained.sigmas) - 0.05
 
 
 def test_training_in_two_dimensions_is_repeatable_and_keeps_the_global_generator():
-    recipe = Recipe(steps=200, batch=128, shape=NetShape(2, 48, 2, 16))
+    recipe = ToyRecipe(steps=200, batch=128, shape=NetShape(2, 48, 2, 16))
     torch.manual_seed(11)
     before = torch.get_rng_state()
     one, two, other = (train_toy(pair("isotropic"), recipe, seed=seed) for seed in (0, 0, 5))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(one.cond.net.leave.weight, two.cond.net.leave.weight) and not torch.equal(one.cond.net.leave.weight, other.cond.net.leave.weight)
-    assert fit(one.cond, one.pair.cond, one.sigmas) > 0.7
+    assert explained(one.cond, one.pair.cond, one.sigmas) > 0.7
     with pytest.raises(ValueError, match="dimension 2, the network 1"):
         train_toy(pair("isotropic"), SMALL)
 
@@ -156,21 +164,21 @@ def test_nearer_and_decided_by_hand():
     assert compare(best, cfg, cfg, torch.tensor(2.0))[:2].sum() == 0  # a tie is no win and undecided
     # squared errors 4 and 16 of noise 1 in four points: what is left is 3 + 3 over 15 + 15
     rows = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 0, 1], [2, 2, 2, 2], [4, 4, 4, 4], [1, 1, 1, 1]], dtype=torch.float64)
-    told = _summary(rows)
-    assert told["relative_rms"] == pytest.approx((3 / 15) ** 0.5) and told["error_ratio"] == 0.5 and told["error"] == 2
-    assert (told["win"], told["win_decided"], told["decided"], told["trusted"]) == (0.75, 0.5, 0.5, 0.75)
+    found = _summary(rows)
+    assert found["relative_rms"] == pytest.approx((3 / 15) ** 0.5) and found["error_ratio"] == 0.5 and found["error"] == 2
+    assert (found["win"], found["win_decided"], found["decided"], found["trusted"]) == (0.75, 0.5, 0.5, 0.75)
     assert _summary(rows * torch.tensor([1, 0, 1, 1, 1, 1.0])[:, None])["win_decided"] is None
 
 
 @pytest.mark.parametrize("name,side,weight", [("toy", 60, 1.0), ("correlated", 8, 0.5)])
 def test_protocol_with_exact_networks_is_the_closed_form_comparison(name, side, weight):
-    """error.compare knows the optimum and the Jacobian in closed form; this way knows neither."""
-    toy = exact_toy(pair(name), error.ddpm_sigmas(60, 1e-4 / 3, 0.02 / 3))  # the paper's 20 steps leave a gap of their own
+    """The oracle knows the optimum and the Jacobian in closed form; this way knows neither."""
+    toy = exact_toy(pair(name), ddpm_sigmas(60, 1e-4 / 3, 0.02 / 3))  # the paper's 20 steps leave a gap
     grid, steps = toy_grid(toy, side), [9, 27, 42, 59]
     got = measure(toy, grid, steps, draws=200, weights=[weight])["weights"][0]["forms"]
     sigma = toy.sigmas[steps].repeat_interleave(len(grid))
     x = grid.repeat(len(steps), 1) * (1 + sigma[:, None] ** 2).sqrt()
-    want = error.compare(toy.pair, weight, x, sigma, units="eps")
+    want = closed_form(toy.pair, weight, x, sigma, units="eps")
     for form in ("row_sum", "scalar", "product", "schedule"):
         overall = got[form]["overall"]
         assert abs(overall["win"] - want[form].win) < 0.06, (form, overall, want[form])
@@ -185,11 +193,11 @@ def test_command_on_a_kept_network(trained, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
     save_toy(trained, tmp_path / "nets" / "small")
-    toys.main(["--checkpoint", str(tmp_path / "nets" / "small"), "--quick", "--weights", "1", "--out", str(tmp_path / "a")])
+    command.main(["--checkpoint", str(tmp_path / "nets" / "small"), "--quick", "--weights", "1", "--out", str(tmp_path / "a")])
     said = capsys.readouterr().out
     assert "row_sum" in said and "checkpoint small" in said
     result = json.loads((tmp_path / "a" / "checkpoint.json").read_text())
-    assert result == toys.evaluate_toy(checkpoint=tmp_path / "nets" / "small", quick=True, weights=[1.0])
+    assert result == evaluate_toy(checkpoint=tmp_path / "nets" / "small", quick=True, weights=[1.0])
     assert result["steps"] == [1, 4, 7, 10, 13, 16, 19] and len(result["curves"]) == 4 and result["quick"] is True
     # exact derivatives of the network: with w = 1 row_sum is nearer more often than not, and what it says is what the lists say
     wins = result["weights"][0]["forms"]["row_sum"]
@@ -197,13 +205,13 @@ def test_command_on_a_kept_network(trained, tmp_path, capsys):
     picture = np.asarray(image.open(tmp_path / "a" / "checkpoint.png").convert("RGB"))
     assert picture.shape[1] >= 1000 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     with pytest.raises(SystemExit):
-        toys.main(["--checkpoint", str(tmp_path / "nowhere"), "--out", str(tmp_path)])
+        command.main(["--checkpoint", str(tmp_path / "nowhere"), "--out", str(tmp_path)])
     assert "nowhere_cond.pth" in capsys.readouterr().err
 
 
 def test_unknown_toys_are_named():
     with pytest.raises(ValueError, match="toy must be one of .*got '3d'"):
-        toys.evaluate_toy("3d")
+        evaluate_toy("3d")
     with pytest.raises(ValueError, match=r"weights > 0, got \[1.0, -2.0\]"):
         measure(exact_toy(pair("nested")), column(0.0), [0], 2, [1.0, -2.0])
 
@@ -370,6 +378,6 @@ def test_the_released_toy():
     want = pair("toy")
     for mixture, reference, denoiser in ((toy.pair.cond, want.cond, toy.cond), (toy.pair.uncond, want.uncond, toy.uncond)):
         assert torch.equal(mixture.means, reference.means) and torch.allclose(mixture.variances, reference.variances)
-        assert fit(denoiser, reference, toy.sigmas) > 0.98
+        assert explained(denoiser, reference, toy.sigmas) > 0.98
     row = measure(toy, toy_grid(toy, 60), [1, 7, 13, 19], 100, [1.0])["weights"][0]["forms"]["row_sum"]["overall"]
     assert row["win"] > 0.7 and row["error_ratio"] < 0.7

@@ -25,9 +25,16 @@ def scanned_by_manager() -> set:
 
 
 def test_the_manager_finds_every_node():
+    """ComfyUI gets the node classes of the modules that nodes/__init__.py lists: those are all there are."""
     tree = ast.parse((ROOT / "nodes/__init__.py").read_text(encoding="utf-8"))
-    (listed,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "NODES"]
-    assert scanned_by_manager() == {e.id for e in listed.elts} and len(listed.elts) > 20
+    (listed,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "MODULES"]
+    nodes = {}
+    for path in ROOT.glob("nodes/*.py"):
+        classes = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)]
+        names = {c.name for c in classes if any(getattr(b, "attr", getattr(b, "id", "")) == "ComfyNode" for b in c.bases)}
+        nodes |= {path.stem: names} if names else {}
+    assert {name.id for name in listed.elts} == set(nodes)
+    assert scanned_by_manager() == set().union(*nodes.values()) and len(scanned_by_manager()) > 20
 
 
 def test_the_registry_finds_what_it_requires():
@@ -46,7 +53,7 @@ def test_versions_agree():
 
 def test_what_ships_runs_and_what_does_not_is_left_out():
     files = shipped()
-    assert {"__init__.py", "nodes/hook.py", "reg_core/rectify.py", "pyproject.toml", "LICENSE", "README.md"} <= set(files)
+    assert {"__init__.py", "nodes/guidance.py", "nodes/host/options.py", "reg_core/rectifier.py", "pyproject.toml", "LICENSE", "README.md"} <= set(files)
     assert any(f.startswith("example_workflows/") for f in files) and any(f.endswith(".safetensors") for f in files)
     assert not [f for f in files if f.startswith(("tests/", "tools/", ".ci/", "benchmarks/"))]
     assert sum((ROOT / f).stat().st_size for f in files) < 12e6
@@ -69,6 +76,18 @@ def test_python_files_print_on_any_windows_console():
         (ROOT / name).read_text(encoding="utf-8").encode("cp1252")
 
 
+def test_pip_installs_every_package_and_its_data():
+    """Oracle: the folders of reg_core that hold Python, and the files there that are none."""
+    folders = {path.parent for path in (ROOT / "reg_core").rglob("*.py")}
+    listed = re.search(r"^packages = \[(.*?)\]", PROJECT, re.M | re.S)[1]
+    assert set(re.findall(r'"([\w.]+)"', listed)) == {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    data = re.search(r"^\[tool.setuptools.package-data\]\n(.*?)\n\n", PROJECT, re.M | re.S)[1]
+    patterns = {package: re.findall(r'"([^"]+)"', globs) for package, globs in re.findall(r'^"([\w.]+)" = \[(.*)\]$', data, re.M)}
+    matched = {path for package, globs in patterns.items() for pattern in globs for path in (ROOT / package.replace(".", "/")).glob(pattern)}
+    files = {ROOT / name for name in tracked() if name.startswith("reg_core/") and not name.endswith((".py", ".toml"))}
+    assert matched == files and len(files) == 5
+
+
 def test_comfy_test_finds_nothing_forbidden():
     """Its rule for all files: no torch.nn layer by that name, no device by name, no autocast, no files of torch's own format but through ComfyUI."""
     layers = r"(?<![\w.])(?:torch\.)?nn\.(Linear|Conv[123]d|ConvTranspose[12]d|LayerNorm|GroupNorm|Embedding)\s*\("
@@ -87,7 +106,7 @@ def test_comfy_test_finds_its_workflow():
 
 def test_pack_imports_are_relative():
     """The folder's name is the user's: the Manager, git and a download all choose another."""
-    for path in [ROOT / "__init__.py", *ROOT.glob("nodes/*.py")]:
+    for path in [ROOT / "__init__.py", *ROOT.glob("nodes/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = (
                 [a.name for a in node.names]

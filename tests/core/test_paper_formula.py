@@ -3,7 +3,7 @@
 import oracles
 import torch
 
-from reg_core import VE, VP, Branches, Rectifier, Settings, expand, to_denoised
+from reg_core import VE, VP, Branches, Point, Rectifier, Settings, expand, forward, to_denoised
 
 SHAPE = (3, 2, 4, 4)
 
@@ -30,7 +30,7 @@ def test_row_sum_reverse_is_the_papers_formula():
         lambda x, s: to_denoised("eps", net(x, s, y), x, s, VP),
         lambda x, s: to_denoised("eps", net(x, s, torch.zeros_like(y)), x, s, VP),
     )
-    result = Rectifier(Settings(form="row_sum", engine="reverse"), VP)(branches, x_t, sigma)
+    result = Rectifier(Settings(form="row_sum", engine="reverse"))(branches, Point.of(x_t, sigma, VP))
     ours = -2.5 * result.rectified / expand(sigma, x_t)
     assert (ours - want).norm() / want.norm() < 1e-6
 
@@ -40,22 +40,24 @@ def test_row_sum_reverse_is_the_papers_formula():
         lambda x, s: to_denoised("eps", net(x * torch.rsqrt(1 + expand(s, x) ** 2), s, torch.zeros_like(y)), x, s, VE),
     )
     x = x_t / abar.sqrt().reshape(-1, 1, 1, 1)
-    result = Rectifier(Settings(form="row_sum", engine="reverse"), VE)(branches, x, sigma)
+    result = Rectifier(Settings(form="row_sum", engine="reverse"))(branches, Point.of(x, sigma, VE))
     ours = -2.5 * result.rectified / expand(sigma, x_t)
     assert (ours - want).norm() / want.norm() < 1e-6
 
 
 def test_finite_difference_row_sum_is_j_one_not_jt_one():
-    """The documented difference: on a network without symmetry the two are unrelated; both are what they say."""
+    """The documented difference: on a network without symmetry the two are unrelated, and each is what it is called."""
     net = oracles.SmallNet(32)
     y, sigma = torch.ones(1, dtype=torch.long), torch.tensor([0.8], dtype=torch.float64)
     x = torch.randn((1, 2, 4, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda z: net(z, sigma, y).flatten(), x).reshape(32, 32)
     branches = Branches(lambda z, s: net(z, s, y), lambda z, s: net(z, s, 0 * y))
     v = (branches.cond(x, sigma) - branches.reference(x, sigma)).detach()
-    for engine, factor in (("reverse", jacobian.T.sum(1)), ("forward", jacobian.sum(1)), ("finite_difference", jacobian.sum(1))):
+    point = Point.of(x, sigma)
+    assert torch.allclose(forward(branches.cond, point, torch.ones_like(x))[1].flatten(), jacobian.sum(1), atol=1e-10)
+    for engine, factor in (("reverse", jacobian.T.sum(1)), ("finite_difference", jacobian.sum(1))):
         rectifier = Rectifier(Settings(form="row_sum", engine=engine))
-        result = rectifier(branches, x, sigma)
+        result = rectifier(branches, point)
         assert torch.allclose(result.rectified.flatten(), factor * v.flatten(), rtol=2e-3, atol=1e-6), engine
         assert rectifier.run.rows[0].product == ("J^T 1" if engine == "reverse" else "J 1")
         assert rectifier.run.rows[0].engine == engine  # no silent fallback

@@ -342,6 +342,16 @@ def test_captions_are_drawn_below_their_image(written):
         labelled_grid(images, ["a", "b"], captions=["one"])
 
 
+def test_a_batch_may_be_laid_out_in_rows_of_a_length():
+    batch = torch.rand(7, 8, 10, 3)
+    (sheet,) = labelled_grid([batch, batch[:2]], ["a", "b"], across=3)
+    places = [find(sheet, image) for image in batch]
+    (y0, x0), second = places[0][0], places[0][1]
+    for i, place in enumerate(places):
+        assert place[0] == (y0 + i // 3 * 10, x0 + i % 3 * 12), "two pixels between images"
+    assert second[0] == places[1][1][0] and len(places[2]) == 1, "a smaller batch has one row, as long as it is"
+
+
 def test_batches_share_a_cell_and_odd_images_do():
     batch = torch.rand(5, 16, 24, 3)
     (sheet,) = labelled_grid([batch, torch.rand(1, 16, 24, 1), torch.rand(1, 16, 24, 4)], ["a", "\u732b\u306e\u5199\u771f", "two words " * 6])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reg_core.lab import demo
+from reg_core.demo_models import __main__ as demo
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -106,7 +106,7 @@ def test_reg_beside_a_skipping_cache_in_either_order(host, pack, all_nodes, flux
         assert seen["rows"] == 4 * STEPS
     else:
         assert len(trace.last.active) == STEPS - skipped
-        assert first == "cache" and len(rows) == STEPS - skipped or {r.note for r in rows if not r.active} == {"lazycache answered from memory"}
+        assert len(rows) == STEPS - skipped
     assert all(-3 < r.correction_mean < 3 for r in trace.last.active), trace
     assert not torch.equal(out, tiny.sample(flux, cached(all_nodes, name, flux.patcher, 1e9), steps=STEPS))
 

@@ -2,6 +2,7 @@
 
 import math
 
+import comfy.patcher_extension
 import pytest
 import torch
 
@@ -49,21 +50,21 @@ def test_closed_form_on_gaussian_data(host, pack, kind, rectified):
     t = build(kind, 4)
     target = torch.full((1, 4, 6, 6), 1.5)
     reward = pack.nodes["REGRewardLatent"].execute({"samples": target}, "latent", 0.8).result[0]
-    seen = {}
+    before, after = [], []
 
-    def note(key):
-        def call(args):
-            seen.setdefault(key, []).append((args["sigma"].clone(), args["cond_denoised"].clone(), args["denoised"].clone()))
-            return args["denoised"]
+    def note_before(args):
+        before.append((args["sigma"].clone(), args["cond_denoised"].clone(), args["denoised"].clone()))
+        return args["denoised"]
 
-        return call
+    def note_after(executor, *args, **kwargs):
+        after.append(executor(*args, **kwargs))
+        return after[-1]
 
-    before = t.patcher.clone()
-    before.set_model_sampler_post_cfg_function(note("before"))
-    model = guide(pack, before, reward, 0.3, rectified).clone()
-    model.set_model_sampler_post_cfg_function(note("after"))
+    model = guide(pack, t.patcher, reward, 0.3, rectified).clone()
+    model.set_model_sampler_post_cfg_function(note_before)
+    model.add_wrapper(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, note_after)
     tiny.sample(t, model, cfg=1.0, steps=4, scheduler="simple")
-    for (sigma, d, plain), (_, _, shifted) in zip(seen["before"], seen["after"], strict=True):
+    for (sigma, d, plain), shifted in zip(before, after, strict=True):
         level = float(sigma.max())
         alpha = 1 - level if kind in ("flow", "flux") else 1.0
         c = VARIANCE * alpha**2 / (VARIANCE * alpha**2 + level**2) if rectified else 1.0
@@ -99,6 +100,38 @@ def test_order_against_reg_does_not_matter_and_the_trace_stays_clean(host, pack,
     assert torch.equal(out, tiny.sample(weak, b, **values))
     assert len(trace.last.rows) == len(trace.last.active) == 5
     assert not torch.equal(out, tiny.sample(weak, reg.apply(pack, weak.patcher)[0], **values))
+
+
+def test_a_backward_pass_that_fails_is_tried_once_a_run(host, pack, monkeypatch):
+    """As with REG Guidance: finite differences from there on."""
+    t, attempts = tiny.build("sd15"), []
+    model = t.patcher.clone()
+    model.set_model_attn1_output_patch(lambda out, extra: reg.NoDerivative.apply(out))
+    monkeypatch.setattr(reg.NoDerivative, "backward", lambda ctx, grad: attempts.append(1) or refuse())
+
+    def refuse():
+        raise NotImplementedError("no derivative for this kernel")
+
+    reward = pack.nodes["REGRewardLatent"].execute(t.empty_latent(), "mean", 0.2).result[0]
+    guided = guide(pack, model, reward, 0.1)
+    for run in (1, 2):
+        out = tiny.sample(t, guided, steps=4)
+        assert len(attempts) == run
+    assert torch.isfinite(out).all() and not torch.equal(out, tiny.sample(t, model, steps=4))
+
+
+def test_nodes_behind_it_do_not_copy_the_reward(host, pack, weak):
+    """ComfyUI up to 0.3.75 makes deep copies of what is in a MODEL's options at every clone: a VAE and a CLIP model, for pictures."""
+
+    class Loaded:
+        def log_prob(self, x0):
+            return -x0.flatten(1).mean(1)
+
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    model = guide(pack, weak.patcher, Loaded(), 0.1)
+    assert torch.equal(tiny.sample(weak, reg.apply(pack, model.clone())[0]), tiny.sample(weak, reg.apply(pack, model)[0]))
 
 
 def test_interval_and_zero(host, pack, weak):

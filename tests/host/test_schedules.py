@@ -3,8 +3,10 @@
 import logging
 import math
 
+import comfy.patcher_extension
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import reg, tiny
 
@@ -119,7 +121,7 @@ def test_the_log_says_which_steps_are_active(host, pack, sd15, caplog):
     "name,values,match",
     [
         ("REGScheduleInterval", dict(start=0.8, end=0.2, axis="step"), "0.8"),
-        ("REGScheduleInterval", dict(start=0.2, end=0.8, axis="sigma", sigma_start=0.1, sigma_end=0.28), "0.28"),
+        ("REGScheduleInterval", dict(start=0.1, end=0.28, axis="sigma"), "0.28"),
         ("REGScheduleCurve", dict(points="0:1, banana", axis="step"), "banana"),
         ("REGScheduleCosine", dict(power=0.0, axis="step"), "0.0"),
         ("REGScheduleLinear", dict(start=math.nan, end=1.0, axis="step"), "nan"),
@@ -128,3 +130,39 @@ def test_the_log_says_which_steps_are_active(host, pack, sd15, caplog):
 def test_bad_input_is_named(pack, sd15, name, values, match):
     with pytest.raises(ValueError, match=match):
         execute(pack, name, sd15.patcher, **values)
+
+
+@pytest.mark.parametrize("name", ["REGScheduleLinear", "REGScheduleCosine", "REGScheduleInterval", "REGScheduleCurve"])
+def test_positions_are_made_once_a_run(host, pack, sd15, monkeypatch, name):
+    """At a model call nothing is looked up, and one number is read from the device. Oracle: the same run without the node."""
+    node = pack.nodes[name]
+    defaults = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
+    scheduled = node.execute(sd15.patcher, **defaults).result[0]
+    sampling, looked_up, reads = type(sd15.patcher.get_model_object("model_sampling")), [], {}
+    plain = sampling.percent_to_sigma
+    monkeypatch.setattr(sampling, "percent_to_sigma", lambda self, percent: looked_up.append(percent) or plain(self, percent))
+
+    def counted(executor, *args, **kwargs):
+        before = len(looked_up)
+        with HostReads() as seen:
+            out = executor(*args, **kwargs)
+        assert len(looked_up) == before
+        reads[current].append(seen.count)
+        return out
+
+    for current, model in (("plain", sd15.patcher), ("scheduled", scheduled)):
+        model, reads[current] = model.clone(), []
+        model.add_wrapper(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, counted)
+        tiny.sample(sd15, model, cfg=5.0, steps=STEPS, sampler="heun")
+    assert len(looked_up) <= 40 * STEPS
+    assert all(there <= without + 1 for there, without in zip(reads["scheduled"], reads["plain"], strict=True)), reads
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the numbers that the host waits for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))

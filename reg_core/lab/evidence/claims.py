@@ -1,0 +1,102 @@
+"""Statements about the results, each with its verdict, computed from the numbers."""
+
+from __future__ import annotations
+
+from ..fronts.analysis import at_best, at_matched, band, variant
+from ..fronts.survey import EXACT, Survey
+from ..fronts.trials import Trial
+from . import tables
+from .tables import name_of
+
+Claim = tuple[str, str]  # (better, worse, undecided; the sentence)
+
+
+def claims_fronts(found: tables.Fronts) -> list[Claim]:
+    """On every base: forms against plain guidance, and all others against the free schedule.
+
+    At matched inception score, and at their best FID."""
+    claims = []
+    for (setup, schedule), group in tables.bases(found).items():
+        levels, where = band(list(group.values())), f"{setup}, {schedule}"
+        rivals = [(form, "off") for form in group if form != "off"]
+        if "schedule" in group:
+            rivals += [(form, "schedule") for form in group if form not in ("off", "schedule")]
+        for form, rival in rivals:
+            names, ours, theirs = f"`{form}` less {name_of(rival, setup)}", group[form], group[rival]
+            matched, best = at_matched(ours, theirs, levels), at_best(ours, theirs)
+            for what, d in (("FID at matched IS", matched), ("best FID", best)):
+                claims.append((d.verdict, f"{where}: {names}, {what} {d}"))
+    return claims
+
+
+def _count(what: str, cases: dict[tuple[str, float], tuple[float, float]]) -> Claim:
+    """`cases`: (pair, w) -> (our error, the rival's). Within a thousandth they are called equal."""
+    equal = [case for case, (ours, rival) in cases.items() if abs(ours - rival) <= 1e-3 * rival]
+    lost = [case for case, (ours, rival) in cases.items() if ours > rival and case not in equal]
+    won = len(cases) - len(equal) - len(lost)
+    verdict = "better" if not lost else "worse" if not won else "mixed"
+    by_pair: dict[str, list[str]] = {}
+    for pair, weight in lost:
+        by_pair.setdefault(pair, []).append(f"{weight:g}")
+    text = f"{what} in {won} of {len(cases)} cases" + (f", equal in {len(equal)}" if equal else "")
+    if lost:
+        places = (f"{pair} at w {', '.join(weights)}" for pair, weights in by_pair.items())
+        text += "; not for " + "; ".join(places)
+    return verdict, text
+
+
+def claims_mixtures(study: dict) -> list[Claim]:
+    """Pooled errors of forms on every pair and weight, nominal and re-tuned, and the terminal distances."""
+    claims = []
+    pooled = [r for r in study["errors"] if r["sigma"] is None]
+    for form in ("row_sum", "scalar", "schedule"):
+        for what, key in (("at nominal w", "relative_rms"), ("every form at its best w", "tuned_rms")):
+            cases = {(r["pair"], r["weight"]): (r[key], 1.0) for r in pooled if r["form"] == form}
+            better = f"`{form}` has a smaller pooled RMS error than CFG"
+            claims.append(_count(f"mixtures, {what}: {better}", cases))
+    ends = {(r["pair"], r["weight"], r["form"]): r for r in study["ends"]}
+    for what, key in (("at nominal w", "distance"), ("every form at its best w", "tuned_distance")):
+        for form, rival in (("row_sum", "off"), ("schedule", "off"), ("row_sum", "schedule")):
+            places = dict.fromkeys(k[:2] for k in ends)
+            cases = {(p, w): (ends[p, w, form][key], ends[p, w, rival][key]) for p, w in places}
+            nearer = f"`{form}` ends nearer to the tilted target than {name_of(rival)}"
+            claims.append(_count(f"mixtures, after sampling, {what}: {nearer}", cases))
+    return claims
+
+
+def summary(claims: list[Claim]) -> str:
+    """The claims under what holds, what does not, what is mixed, what these samples cannot decide."""
+    titles = {
+        "better": "Holds",
+        "worse": "Does not hold: the other way round",
+        "mixed": "Holds in some cases and not in others",
+        "undecided": "Not decided by these seeds (the interval contains 0)",
+        "not reached": "Not compared (a front does not reach the level)",
+    }
+    parts = []
+    for verdict, title in titles.items():
+        mine = [text for v, text in claims if v == verdict]
+        if mine and verdict in ("undecided", "not reached"):
+            parts.append(f"**{title}**: {len(mine)} comparisons, see the tables below.")
+        elif mine:
+            parts.append(f"**{title}** ({len(mine)})\n\n" + "\n".join(f"- {text}" for text in mine))
+    return "\n\n".join(parts)
+
+
+def default_claim(results: dict[Trial, dict], survey: Survey) -> str:
+    """The node's default (finite differences, every 4th call), plain and skipping, less the exact product."""
+    claims, default = [], {"refresh": 4}
+    for name, way in (
+        ("The node's default", default),
+        ("With `skip_below` 0.05 it", default | {"skip_below": 0.05}),
+    ):
+        pairs = [[variant(results, "weak", w, **v) for v in (way, EXACT)] for w in survey.variants]
+        known = [(mine, exact) for mine, exact in pairs if mine and exact and len(exact) > 1]
+        moved = [tables.beyond_seeds(mine, exact, survey.images["weak"]) for mine, exact in known]
+        if moved:
+            inside, total = sum(not m for m in moved), len(moved)
+            worse = sum(any("worse" in metric for metric in m) for m in moved)
+            within = "within one standard deviation between seeds in FID, IS and accuracy"
+            where = f"at {inside} of {total} weights, and is worse at {worse}"
+            claims.append(f"{name} stays {within} {where}.")
+    return " ".join(claims) or "The default was not compared with the exact product in this run."

@@ -1,0 +1,119 @@
+"""docs/evidence.md: the words of page.md and candidates.md, with tables and verdicts from the results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..fronts.analysis import BAND, fronts
+from ..fronts.survey import CHEAPER_WAYS, ENGINE_WAYS, Survey
+from ..fronts.trials import INTERVAL, SETUPS, WEAKER_STEPS, Trial
+from ..mixtures.exact import MIXTURE_FORMS
+from . import claims, tables
+from .published import Candidates
+
+PICTURES = {
+    "fronts": "FID against IS for every base and form",
+    "corrections": "C(sigma) by form: mean and 5 to 95 % band",
+    "toy": "The paper's 1-D toy: guidance and error maps",
+    "maps": "Error maps in two dimensions",
+    "by_sigma": "Error over sigma",
+    "ends": "Wasserstein distance over w",
+}
+
+
+def controls(study: dict) -> str:
+    """The negative controls in a table, with whether REG lost there, as it must."""
+    lines = []
+    for control in study["controls"]:
+        for form in ("row_sum", "schedule"):
+            row = control["forms"][form]
+            lost = "yes" if row["relative_rms"] > 1 else "NO: this guard does not guard"
+            span = f"{min(control['sigmas']):g} to {max(control['sigmas']):g}"
+            numbers = [f"{100 * row['win']:.0f}%", f"{row['relative_rms']:.2f}", lost]
+            lines.append([control["pair"], f"{control['weight']:g}", span, form, *numbers])
+    head = ["pair", "w", "sigma", "form", "nearer than CFG", "RMS over CFG's", "worse than CFG"]
+    return tables.markdown(head, lines)
+
+
+def sizes(survey: Survey, results: dict[Trial, dict]) -> str:
+    """One paragraph: what was sampled."""
+    images = ", ".join(f"{setup} {count}" for setup, count in survey.images.items())
+    points, total = len(results), len(survey.trials())
+    text = f"{points} of {total} points, {survey.seeds} seeds each, {survey.steps} Heun steps"
+    text += f"; images a point: {images}."
+    if points < total:
+        text += f" **{total - points} points are missing: fronts without them are left out below.**"
+    return text
+
+
+def weight_of(study: dict) -> float:
+    """The weight at which mixtures are shown: 1 if there is one."""
+    weights = [row["weight"] for row in study["errors"]]
+    return 1.0 if 1.0 in weights else weights[0]
+
+
+def candidates_section(results: dict[Trial, dict], candidates: Candidates) -> str:
+    """The forms of ours that lost: what they were, and their tables."""
+    found = fronts(results | candidates.results)
+    return _words("candidates.md").format(
+        forms="\n".join(f"- `{name}`: {about['what']}" for name, about in candidates.forms.items()),
+        table=tables.candidates(found, candidates.forms),
+        errors=tables.candidate_errors(candidates.mixtures, 1.0),
+    )
+
+
+def winners_claim(results: dict[Trial, dict], candidates: Candidates) -> str:
+    """A line: the candidates that won."""
+    won = tables.winners(fronts(results | candidates.results), candidates.forms)
+    names = "; ".join(f"`{name}` ({', '.join(where)})" for name, where in won.items()) or "none"
+    return f"- Candidate forms of our own that beat both forms of equal cost at matched IS: {names}.\n"
+
+
+def document(
+    survey: Survey,
+    results: dict[Trial, dict],
+    study: dict,
+    toys: list[dict],
+    pictures: dict[str, str],
+    candidates: Candidates | None = None,
+) -> str:
+    """The page. `pictures`: {name: path relative to the page}; those that were not drawn are left out."""
+    found, weight = fronts(results), weight_of(study)
+    compared = claims.claims_fronts(found)
+
+    def picture(name: str, text: str) -> str:
+        return f"![{text}]({pictures[name]})\n" if name in pictures else ""
+
+    return _words("page.md").format(
+        mode=survey.name,
+        sizes=sizes(survey, results),
+        headline=tables.headline(found),
+        summary=claims.summary(compared + claims.claims_mixtures(study)),
+        comparisons=len(compared),
+        by_chance=f"{0.05 * len(compared):.0f}",
+        default=claims.default_claim(results, survey),
+        won="" if candidates is None else winners_claim(results, candidates),
+        setups="\n".join(f"- `{name}`: {text}" for name, text in SETUPS.items() if name in survey.images),
+        weaker_steps=WEAKER_STEPS,
+        low=f"{INTERVAL.low:.3g}",
+        high=f"{INTERVAL.high:.3g}",
+        levels=len(BAND),
+        best_fid=tables.best_fid(found),
+        matched_fid=tables.matched_fid(found),
+        engines=" or ".join(f"`{name}`" for name in ENGINE_WAYS),
+        engine_ways=tables.variants(results, ENGINE_WAYS, survey),
+        cheaper_ways=tables.variants(results, CHEAPER_WAYS, survey),
+        weight=f"{weight:g}",
+        mixture_errors=tables.mixture_errors(study["errors"], weight),
+        controls=controls(study),
+        same_in_1d=", ".join(MIXTURE_FORMS[1:4]),
+        end_distances=tables.end_distances(study["ends"]),
+        toys=tables.toys(toys) if toys else "Not in this run.",
+        pictures_of_toys="".join(picture(f"toy_{t['toy']}", f"Trained toy {t['toy']}") for t in toys),
+        candidates="" if candidates is None else candidates_section(results, candidates),
+        **{f"picture_{name}": picture(name, text) for name, text in PICTURES.items()},
+    )
+
+
+def _words(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")

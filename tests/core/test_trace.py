@@ -1,0 +1,104 @@
+"""What a run leaves behind. Oracles: the call's own tensors by hand, NumPy in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracles import counted_pair
+
+from reg_core import Branches, Point, Rectified, Rectifier, Row, Run, Settings, Trace
+
+X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+POINT = Point.of(X, torch.tensor([0.5, 1.5]))
+
+
+def test_numbers_are_those_of_the_call():
+    cond, reference = counted_pair()
+    rectifier = Rectifier(Settings(form="row_sum"))
+    result = rectifier(Branches(cond, reference), POINT, weight=4.0)
+    (row,) = rectifier.run.rows
+    v = result.denoised - result.reference
+    factor = result.rectified / v
+    assert row.sigma == pytest.approx(1.5) and row.cfg == 5.0 and row.fresh and not row.skipped
+    assert row.guidance_norm == pytest.approx(4 * v.square().mean().sqrt().item(), rel=1e-5)
+    assert row.rectified_norm == pytest.approx(4 * result.rectified.square().mean().sqrt().item(), rel=1e-5)
+    assert row.correction_mean == pytest.approx(factor.mean().item(), rel=1e-3)
+    assert row.correction_max == pytest.approx(factor.max().item(), rel=1e-3)
+    assert rectifier.run.effective_cfg == pytest.approx(1 + 4 * row.rectified_norm / row.guidance_norm, rel=1e-5)
+    assert 0 < row.seconds < 60 and rectifier.run.seconds == row.seconds
+    assert not any(isinstance(value, torch.Tensor) for value in vars(row).values()), "no tensor stays behind once read"
+    assert "row_sum" in rectifier.run.summary() and "J 1" in rectifier.run.table()
+
+
+def calls(count, elementwise, seed=0, shape=(2, 3, 4, 5)):
+    """(sigma, v, Rectified, weight, error)."""
+    g = torch.Generator().manual_seed(seed)
+    for i in range(count):
+        v = torch.randn(shape, generator=g)
+        factor = torch.rand(shape if elementwise else (shape[0], *[1] * (len(shape) - 1)), generator=g)
+        bad = torch.tensor([False, i == 1])
+        error = torch.tensor(0.25) if i % 2 else None
+        yield torch.tensor([1.0 + i, 0.5]), v, Rectified(factor * v, factor, bad), -2.0 - i, error
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 7), (2,)])
+def test_rows_read_at_the_end_are_those_of_each_call(shape):
+    """Oracle: float64 by NumPy, a call at a time."""
+    run, seen = Run("row_sum"), [*calls(3, True, shape=shape), *calls(2, False, 1, shape), *calls(2, True, 2, shape)]
+    for sigma, v, rectified, weight, error in seen:
+        run.rectified(Row(cfg=1 + weight, engine="finite_difference"), sigma, v, rectified, error)
+    for row, (sigma, v, rectified, weight, error) in zip(run.rows, seen, strict=True):
+        v, moved, factor = (t.double().numpy() for t in (v, rectified.vector, rectified.factor))
+        want = dict(sigma=float(sigma.max()), guidance_norm=abs(weight) * (v**2).mean() ** 0.5, correction_mean=factor.mean())
+        want |= dict(rectified_norm=abs(weight) * (moved**2).mean() ** 0.5, correction_min=factor.min(), correction_max=factor.max())
+        want |= dict(nonfinite=float(rectified.bad.sum()), error=math.nan if error is None else 0.25, cfg=1 + weight)
+        assert {name: getattr(row, name) for name in want} == pytest.approx(want, rel=1e-5, nan_ok=True)
+        near = [abs(row.correction_low - np.quantile(factor, 0.05)), abs(row.correction_high - np.quantile(factor, 0.95))]
+        assert max(near) < 0.05 or factor.size < 50
+        assert ("non-finite correction in 1" in row.note) == bool(rectified.bad.any())
+    elementwise = [rectified.factor.mean(1) for _, _, rectified, _, _ in seen if rectified.factor.ndim > 2 and rectified.factor.numel() > 2]
+    if elementwise:
+        assert torch.allclose(run.heat, sum(elementwise) / 5, atol=1e-6)
+    else:
+        assert run.heat is None, "a number a sample, or a row of numbers, is no image"
+
+
+def test_quantiles_of_a_large_factor():
+    """They are taken of some of the elements. Oracle: the quantiles of all."""
+    factor = torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0))
+    v = torch.ones_like(factor)
+    run = Run("row_sum")
+    run.rectified(Row(cfg=2.0), torch.ones(2), v, Rectified(factor * v, factor, torch.zeros(2, dtype=torch.bool)))
+    (row,) = run.rows
+    assert (row.correction_low, row.correction_high) == pytest.approx((0.05, 0.95), abs=0.02)
+
+
+def test_plain_calls_stand_in_the_trace_with_their_reason():
+    run = Run("row_sum")
+    row = run.plain(torch.tensor([2.0, 3.0]), 1.0, "cfg 1: no guidance to rectify")
+    assert row is run.rows[0] and (row.sigma, row.cfg, row.active) == (3.0, 1.0, False) and math.isnan(row.guidance_norm)
+    run.plain(torch.tensor([1.0]), 4.0, "negligible", skipped=True, extra_rows=-1)
+    assert run.skipped == 1 and run.extra_rows == -1 and not run.active and math.isnan(run.effective_cfg)
+    assert run.summary() == "form row_sum: did nothing in 2 model calls"
+    assert "[cfg 1: no guidance to rectify]" in str(run)
+
+
+def test_time_stands_only_where_it_was_measured():
+    """A clock of a GPU would tell when kernels were launched: such rows have none."""
+    run = Run("row_sum", _rows=[Row(cfg=2.0, engine="reverse", guidance_norm=1.0, rectified_norm=0.5, correction_mean=0.5)])
+    assert math.isnan(run.seconds) and not run.summary().endswith(" s")
+    run._rows.append(Row(cfg=2.0, seconds=0.5))
+    assert run.seconds == 0.5 and run.summary().endswith("0.50 s")
+
+
+def test_a_trace_keeps_the_newest_runs():
+    trace = Trace(keep=3)
+    assert trace.last is None and "nothing has been sampled" in str(trace)
+    runs = [trace.start(Run(str(i))) for i in range(5)]
+    assert trace.runs == runs[2:] and trace.last is runs[4]
+
+
+def test_remarks_are_made_once():
+    run = Run()
+    assert run.remark("a") and not run.remark("a") and run.notes == ["a"]
