@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import reg_core
+from reg_core.demo_models.loading import load_digits_classifier, load_digits_model
+from reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN
 from reg_core.drawing import labelled_grid, plot_run
 from reg_core.drawing.axes import TICK, Axes, Scale, scale_for
 from reg_core.drawing.canvas import THEMES, Canvas, wrap
-from reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN
-from reg_core.lab.models import load_digits_classifier, load_digits_model
 from reg_core.schedule import Band, Cosine, Curve, Linear
 
 FOLDER = pictures.ROOT / "web" / "docs" / "images"

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import reg_core  # noqa: E402
+from reg_core.demo_models.loading import load_digits_model  # noqa: E402
+from reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN  # noqa: E402
 from reg_core.drawing import SchedulePoint, heat_pictures, labelled_grid, plot_run, plot_schedule  # noqa: E402
-from reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN  # noqa: E402
-from reg_core.lab.models import load_digits_model  # noqa: E402
 
 FOLDER = ROOT / "docs" / "images"
 DIGITS, STEPS, DATA_STD = 10, 24, 0.75

@@ -195,15 +195,15 @@ def test_accepting_a_translation(monkeypatch, tmp_path):
     monkeypatch.setattr(locales, "NOTES", tmp_path / "notes.json")
     tree = {"A": {"display_name": "Alpha", "inputs": {"x": {"name": "x", "tooltip": "A value."}, "y": {"name": "y", "tooltip": "A value."}}}}
     with pytest.raises(ValueError, match="no English text reads 'A valu'"):
-        locales.accept("ja", tree, {"A valu": "値。"})
-    assert locales.accept("ja", tree, {"A value.": "値。"}) == ["A.inputs.x.tooltip", "A.inputs.y.tooltip"]
-    locales.accept("ko", tree, {"Alpha": "알파", "A value.": "값.", "x": "엑스", "y": "와이"})
-    assert locales.load("ja") == {"A": {"inputs": {"x": {"tooltip": "値。"}, "y": {"tooltip": "値。"}}}}
+        locales.accept("ja", tree, {"A valu": "atai."})
+    assert locales.accept("ja", tree, {"A value.": "atai."}) == ["A.inputs.x.tooltip", "A.inputs.y.tooltip"]
+    locales.accept("ko", tree, {"Alpha": "alpa", "A value.": "gap.", "x": "eks", "y": "wai"})
+    assert locales.load("ja") == {"A": {"inputs": {"x": {"tooltip": "atai."}, "y": {"tooltip": "atai."}}}}
     assert locales.trouble("ko", locales.flat(tree)) == {}
     assert locales.trouble("ja", locales.flat(tree)) == {"A.display_name": "missing", "A.inputs.x.name": "missing", "A.inputs.y.name": "missing"}
     tree["A"]["inputs"]["y"]["tooltip"] = "Another value."
     assert locales.trouble("ko", locales.flat(tree)) == {"A.inputs.y.tooltip": "out of date"}
-    locales.accept("ko", tree, {"Another value.": "다른 값."})
+    locales.accept("ko", tree, {"Another value.": "daleun gap."})
     assert locales.trouble("ko", locales.flat(tree)) == {}
     assert locales.trouble("ja", locales.flat(tree))["A.inputs.y.tooltip"] == "out of date"
 
