@@ -166,8 +166,11 @@ def test_cfg_of_autoguidance_acts_with_a_negative_prompt(tab):
     tab.load(EMPTY)
     tab.load(again)
     assert shown(tab, "REGAutoguidance") == ["scale", "cfg"]
-    tab.page.evaluate(UNLINK, ["REGAutoguidance", "negative"])
-    assert shown(tab, "REGAutoguidance") == ["scale"]
+    for cfg, names in ((5, ["scale", "cfg"]), (1, ["scale"])):  # 5 is an error without the prompt: it must be seen to be mended
+        tab.page.evaluate(LINK, ["REGDemoPrompt", 0, "REGAutoguidance", "negative"])
+        tab.page.evaluate("cfg => { const w = app.graph._nodes[0].widgets.find(w => w.name == 'cfg'); w.value = cfg; w.callback?.(cfg); }", cfg)
+        tab.page.evaluate(UNLINK, ["REGAutoguidance", "negative"])
+        assert shown(tab, "REGAutoguidance") == names
 
 
 def test_points_of_the_curve_act_without_a_drawn_one(tab, frontend):

@@ -15,7 +15,7 @@ const IDLE = {
         ]
     },
     REGScheduleCurve: (value, connected) => (connected("curve") ? ["points"] : []),
-    REGAutoguidance: (value, connected) => (connected("negative") ? [] : ["cfg"]),
+    REGAutoguidance: (value, connected) => (connected("negative") || value("cfg") !== 1 ? [] : ["cfg"]), // another cfg without it is an error
 }
 
 function hide(widget, hidden) {
