@@ -11,15 +11,17 @@ import torch
 KEY = "alone"
 
 
-def rectified(patcher, thaw):
-    """A clone of MODEL with Eq. 21 in every call, by autograd alone. `thaw`: the pack's nodes.thaw, for tensors made in inference mode.
+def rectified(patcher, pack):
+    """A clone of MODEL with Eq. 21 in every call, by autograd alone. `pack`: for tensors made in inference mode.
 
     For networks that do not add in place to what they have saved, and conds that are prompts only."""
     import comfy.samplers
     from comfy.patcher_extension import WrappersMP
 
+    thaw, thawed_cond = pack.import_("nodes.backward.thaw").Thaw(), pack.import_("nodes.host.conds").thawed_cond
+
     def whole_run(executor, *args, **kwargs):
-        with torch.inference_mode(False), thaw.thawed([patcher.model]):
+        with torch.inference_mode(False), thaw.over([patcher.model]):
             return executor(*args, **kwargs)
 
     def predict_noise(executor, x, timestep, model_options, seed=None):
@@ -31,7 +33,7 @@ def rectified(patcher, thaw):
         reference = comfy.samplers.calc_cond_batch(model, [None, negative], x, sigma, options)[1]
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()
-            denoised = comfy.samplers.calc_cond_batch(model, [[thaw.thawed_cond(c) for c in positive], None], x, sigma.clone(), options)[0]
+            denoised = comfy.samplers.calc_cond_batch(model, [[thawed_cond(c) for c in positive], None], x, sigma.clone(), options)[0]
             (product,) = torch.autograd.grad(denoised.sum(), x)
         denoised = denoised.detach()
         alpha = model.model_sampling.noise_scaling(sigma, torch.zeros_like(sigma), torch.ones_like(sigma))

@@ -114,7 +114,7 @@ def _guided(pack, subject, name):
     """(MODEL, trace or None) of a mode."""
     inputs = MODES[name].inputs
     if MODES[name].alone:
-        return alone.rectified(subject.patcher, pack.import_("nodes.thaw")), None
+        return alone.rectified(subject.patcher, pack), None
     if inputs is None:
         return subject.patcher, None
     node = pack.nodes["REGGuidance"]
@@ -124,7 +124,12 @@ def _guided(pack, subject, name):
     if unknown := inputs.keys() - given.keys():
         raise ValueError(f"mode {name}: REGGuidance has no input {', '.join(sorted(unknown))}")
     with torch.inference_mode():
-        return node.execute(subject.patcher, **given | inputs).result[:2]
+        model, trace = node.execute(subject.patcher, **given | inputs).result[:2]
+        if MODES[name].backward == "auto":
+            return model, trace
+        rectified = pack.import_("nodes.hooks.rectified")
+        [hook] = pack.import_("nodes.host.options").hooks_of(model, rectified.KEY)
+        return rectified.rectified_model(subject.patcher, hook.settings, hook.percents, memory=MODES[name].backward)
 
 
 def _table(pack):

@@ -35,9 +35,8 @@ Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as
   once, with no check, no bound on memory and no trace (`benchmarks/alone.py`). It is what reverse mode could cost at the least here; what
   the pack's takes beyond it is the price of those, of which a row in one or two of the steps is the self-check.
 - **Refresh as shipped** computes a correction at every fourth call and carries it along in between, by any engine: what a user pays who
-  chooses reverse or forward mode and leaves the rest alone. Rows that do not say so compute one at every call.
-- Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped, and what automatic refresh chooses,
-  depends on the Jacobian. For that, see v prediction, where the random network is close to a denoiser, and the digits, a trained one. A
+  chooses reverse mode and leaves the rest alone. Rows that do not say so compute one at every call.
+- Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped depends on the Jacobian. For that, see v prediction, where the random network is close to a denoiser, and the digits, a trained one. A
   random eps network has J near the identity at all noise levels, so nothing is ever skipped.
 - A target that is missed is marked **over**.
 
@@ -75,8 +74,6 @@ SHORT = (
     "reverse_resident",
     "reverse_alone",
     "reverse_refreshed",
-    "forward",
-    "forward_refreshed",
 )
 
 

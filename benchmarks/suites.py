@@ -13,12 +13,16 @@ REVERSE = ALWAYS | {"engine": "reverse"}
 
 @dataclass(frozen=True)
 class Mode:
-    """Inputs of REGGuidance that differ from what it ships with (None: plain guidance), and the ratios to reach."""
+    """Inputs of REGGuidance that differ from what it ships with (None: plain guidance), and the ratios to reach.
+
+    `backward`: see nodes.backward.reverse.BackwardPass; users get "auto", which is one of the two.
+    """
 
     title: str
     inputs: dict | None
     time: dict = field(default_factory=dict)  # {device: highest ratio to plain guidance}
     memory: dict = field(default_factory=dict)
+    backward: str = "auto"
     alone: bool = False  # PyTorch's reverse mode without the pack, see alone.py
 
 
@@ -37,17 +41,17 @@ MODES = {
     "every_call": Mode("`row_sum`, probe at every call", ALWAYS, _same(1.50), _same(1.15)),
     "scalar": Mode("`scalar`, probe at every call", ALWAYS | {"form": "scalar"}),
     "product": Mode("`product`, probe at every call", ALWAYS | {"form": "product"}),
-    "reverse_checkpoint": Mode("reverse, checkpointed", REVERSE | {"memory": "checkpoint"}, _REVERSE, _same(1.35)),
-    "reverse_resident": Mode("reverse, resident", REVERSE | {"memory": "resident"}, {"cpu": 2.0, "cuda": 1.5}),
+    "reverse_checkpoint": Mode("reverse, checkpointed", REVERSE, _REVERSE, _same(1.35), backward="checkpoint"),
+    "reverse_resident": Mode("reverse, resident", REVERSE, {"cpu": 2.0, "cuda": 1.5}, backward="resident"),
     ALONE: Mode("reverse, resident, by PyTorch alone", None, alone=True),
-    "reverse_refreshed": Mode("reverse, checkpointed, refresh as shipped", {"engine": "reverse", "memory": "checkpoint"}, _REVERSE, _same(1.35)),
-    "forward": Mode("forward", ALWAYS | {"engine": "forward"}, _same(2.7), _same(1.6)),
-    "forward_refreshed": Mode("forward, refresh as shipped", {"engine": "forward"}, _same(2.7), _same(1.6)),
+    "reverse_refreshed": Mode(
+        "reverse, checkpointed, refresh as shipped", {"engine": "reverse"}, _REVERSE, _same(1.35), backward="checkpoint"
+    ),
 }
 ALL = tuple(MODES)
 # What depends on the run: how many steps it has, and how J falls with noise. Then what costs the same at every step.
-ADAPTIVE = (CFG, "default", "skipping", "reverse_refreshed", "forward_refreshed")
-CONSTANT = (CFG, "schedule", "calibrated", "every_call", "scalar", "reverse_checkpoint", "reverse_resident", ALONE, "forward")
+ADAPTIVE = (CFG, "default", "skipping", "reverse_refreshed")
+CONSTANT = (CFG, "schedule", "calibrated", "every_call", "scalar", "reverse_checkpoint", "reverse_resident", ALONE)
 USUAL = (CFG, "schedule", "default", "skipping", "every_call")
 CLOSE = (CFG, "schedule", "calibrated", "every_call")  # targets that a few rounds cannot tell from what they measure
 SCALED = (CFG, "default", "every_call", "reverse_checkpoint")
@@ -90,7 +94,7 @@ CPU = (
         "SD1.5 (860 M), eps, 512x512 pixels",
         "sd15",
         _latent(512),
-        (CFG, "every_call", "reverse_checkpoint", "reverse_resident", ALONE, "forward"),
+        (CFG, "every_call", "reverse_checkpoint", "reverse_resident", ALONE),
         steps=6,
         rounds=1,
         memory_steps=1,

@@ -9,7 +9,7 @@ import torch
 
 
 def demo_model(denoiser, sigma_min: float, sigma_max: float):
-    """A MODEL of the digits denoiser (reg_core.lab): a real BaseModel with ComfyUI's own EDM sampling."""
+    """A MODEL of the digits denoiser: a real BaseModel with ComfyUI's own EDM sampling."""
     config = _DigitsConfig(denoiser, sigma_min, sigma_max)
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()

@@ -189,13 +189,14 @@ class _Hook:
             return to_denoised(prediction, _wide(out[:, :channels]), z, level, space)
 
         def known(out: Tensor) -> Tensor:
-            return to_denoised(prediction, _wide(out[:, :channels]), x, sigma, space)
+            return to_denoised(prediction, _wide(out[:, :channels]), x, point.sigma, space)
 
+        point = Point.of(x, sigma, space)
         branches = _Known(denoise, known(cond), known(uncond), call.x.dtype)
         # Both predictions are made already: nothing is gained by skipping one.
-        result = self.rectifier(branches, Point.of(x, sigma, space), weight, may_skip=False)
+        result = self.rectifier(branches, point, weight, may_skip=False)
         # The network's output is affine in D: its linear part takes R v along, exactly, where R v is 0.
-        moved = from_denoised(prediction, result.rectified, torch.zeros_like(x), sigma, space)
+        moved = from_denoised(prediction, result.rectified, torch.zeros_like(x), point.sigma, space)
         replaced = (_wide(cond[:, :channels]) - moved).to(cond.dtype)
         return torch.cat([replaced, uncond[:, channels:]], 1) if cond.shape[1] > channels else replaced
 

@@ -127,7 +127,7 @@ def test_a_table_of_another_model_is_refused_by_name():
 
 
 def test_nothing_measured_is_an_error():
-    with pytest.raises(ValueError, match="no guided model call"):
+    with pytest.raises(ValueError, match="no guided call was seen"):
         Measurement().table("scalar")
     measurement = Measurement()
     measurement(torch.ones(2), torch.zeros(2, 1, 3), torch.zeros(2, 1, 3))

@@ -47,7 +47,7 @@ def test_anything_else_is_refused_by_value(weight):
     "bad,match",
     [
         (dict(reference=None), "reference.*None"), (dict(cond=3), "cond.*3"),
-        (dict(settings="row_sum"), "Settings.*'row_sum'"), (dict(space="vp"), "space.*'vp'"),
+        (dict(settings="row_sum"), "Settings.*'row_sum'"), (dict(space="vp"), "Space.*'vp'"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused_by_name(bad, match):

@@ -8,10 +8,10 @@ from reg_core import (
     FLOW,
     VE,
     VP,
+    Point,
     Space,
     as_batch,
     classifier_guidance,
-    flow_sigmas,
     from_denoised,
     karras_sigmas,
     sample_ddpm,
@@ -48,7 +48,7 @@ def test_bad_names_and_sizes_are_named():
         as_batch(torch.ones(2), X0)
     assert as_batch(0.5, X0.float()).tolist() == [0.5] * 3
     assert as_batch(0.7, X0).tolist() == [0.7] * 3, "not rounded through float32"
-    for bad in (lambda: karras_sigmas(0, 0.1, 1), lambda: karras_sigmas(5, 2.0, 1.0), lambda: flow_sigmas(5, shift=0)):
+    for bad in (lambda: karras_sigmas(0, 0.1, 1), lambda: karras_sigmas(5, 2.0, 1.0)):
         with pytest.raises(ValueError, match="got"):
             bad()
     with pytest.raises(ValueError, match=r"\(1,\)"):
@@ -61,8 +61,6 @@ def test_sigma_lists():
     sigmas = karras_sigmas(10, 0.02, 80.0)
     assert len(sigmas) == 11 and sigmas[0] == 80 and sigmas[-1] == 0 and sigmas[-2] == pytest.approx(0.02)
     assert karras_sigmas(18, 0.002, 80.0)[1].item() == pytest.approx(57.586, abs=1e-3)  # of EDM's own table
-    assert flow_sigmas(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
-    assert flow_sigmas(2, shift=3.0).tolist() == pytest.approx([1, 0.75, 0])
 
 
 @pytest.mark.parametrize("space,start,order", [("ve", 20.0, 2), ("flow", 0.9, 2)])
@@ -76,7 +74,7 @@ def test_deterministic_samplers_follow_the_exact_flow(space, start, order):
     errors = {}
     for sampler in (sample_euler, sample_heun):
         for n in (40, 80):
-            sigmas = karras_sigmas(n, 0.01, start).double() if space == "ve" else flow_sigmas(n).double() * start
+            sigmas = karras_sigmas(n, 0.01, start).double() if space == "ve" else torch.linspace(start, 0, n + 1, dtype=torch.float64)
             errors[sampler, n] = (sampler(denoiser, alpha_of(start) * mean + scale * NOISE, sigmas) - want).abs().max().item()
     assert 1.7 < errors[sample_euler, 40] / errors[sample_euler, 80] < 2.4
     assert errors[sample_heun, 80] < errors[sample_euler, 80] / 10
@@ -100,8 +98,8 @@ def test_classifier_guidance_on_a_gaussian(space):
     def log_prob(x0):
         return -((x0 - target) ** 2).flatten(1).sum(1) / (2 * spread)
 
-    d, g = classifier_guidance(denoiser, log_prob, X0, sigma, w, space)
-    _, plain = classifier_guidance(denoiser, log_prob, X0, sigma, w, space, rectified=False)
+    d, g = classifier_guidance(denoiser, log_prob, Point.of(X0, sigma, space), w)
+    _, plain = classifier_guidance(denoiser, log_prob, Point.of(X0, sigma, space), w, rectified=False)
     gradient = -(d - target) / spread
     a, s = (torch.tensor([f(v) for v in sigma.tolist()], dtype=torch.float64).reshape(-1, 1, 1, 1) for f in (alpha_of, s_of))
     # the score's shift is w grad_x log p(y | D(x)); in x0 units it is multiplied by s^2 / alpha
@@ -109,12 +107,12 @@ def test_classifier_guidance_on_a_gaussian(space):
     assert torch.allclose(g, w * s * s / a * slope * gradient)
     assert torch.allclose(plain, w * (s / a) ** 2 * gradient)
     with torch.inference_mode():
-        inside = classifier_guidance(denoiser, log_prob, X0.clone(), sigma.clone(), w, space)[1]
+        inside = classifier_guidance(denoiser, log_prob, Point.of(X0.clone(), sigma.clone(), space), w)[1]
     assert torch.equal(inside, g)
 
 
 def test_classifier_guidance_at_pure_noise_is_finite():
     denoiser = oracles.gaussian_denoiser(0.2, 0.5, "flow")
     for rectified in (True, False):
-        _, g = classifier_guidance(denoiser, lambda x0: -(x0**2).flatten(1).sum(1), X0, 1.0, 1.0, FLOW, rectified)
+        _, g = classifier_guidance(denoiser, lambda x0: -(x0**2).flatten(1).sum(1), Point.of(X0, 1.0, FLOW), rectified=rectified)
         assert torch.isfinite(g).all()

@@ -79,16 +79,16 @@ def test_plain_calls_stand_in_the_trace_with_their_reason():
     row = run.plain(torch.tensor([2.0, 3.0]), 1.0, "cfg 1: no guidance to rectify")
     assert row is run.rows[0] and (row.sigma, row.cfg, row.active) == (3.0, 1.0, False) and math.isnan(row.guidance_norm)
     run.plain(torch.tensor([1.0]), 4.0, "negligible", skipped=True, extra_rows=-1)
-    assert run.skipped == 1 and run.extra_rows == -1 and not run.active and math.isnan(run.effective_cfg)
+    assert [r.skipped for r in run.rows] == [False, True] and run.extra_rows == -1 and not run.active and math.isnan(run.effective_cfg)
     assert run.summary() == "form row_sum: did nothing in 2 model calls"
     assert "[cfg 1: no guidance to rectify]" in str(run)
 
 
 def test_time_stands_only_where_it_was_measured():
     """A clock of a GPU would tell when kernels were launched: such rows have none."""
-    run = Run("row_sum", _rows=[Row(cfg=2.0, engine="reverse", guidance_norm=1.0, rectified_norm=0.5, correction_mean=0.5)])
+    run = Run("row_sum", _rows=[Row(cfg=2.0, engine="reverse", guidance_norm=1.0, rectified_norm=0.5, correction_mean=0.5, seconds=math.nan)])
     assert math.isnan(run.seconds) and not run.summary().endswith(" s")
-    run._rows.append(Row(cfg=2.0, seconds=0.5))
+    run = Run("row_sum", _rows=[Row(cfg=2.0, seconds=0.5, engine="reverse", guidance_norm=1.0, rectified_norm=0.5)])
     assert run.seconds == 0.5 and run.summary().endswith("0.50 s")
 
 

@@ -19,8 +19,8 @@ from .setup_host import REPO, host_path
 # at some of the steps; what is shipped probes at some of them.
 ROWS = {
     CFG: (2, 2), "schedule": (2, 2), "calibrated": (2, 2), "every_call": (3, 3), "scalar": (3, 3), "product": (3, 3),
-    "reverse_checkpoint": (2, 3), "reverse_resident": (2, 3), "reverse_alone": (2, 2), "forward": (2, 3), "default": (2, 3), "skipping": (1, 3),
-    "calibrated_skipping": (1, 2), "reverse_refreshed": (2, 2.6), "forward_refreshed": (2, 2.6),
+    "reverse_checkpoint": (2, 3), "reverse_resident": (2, 3), "reverse_alone": (2, 2), "default": (2, 3), "skipping": (1, 3),
+    "calibrated_skipping": (1, 2), "reverse_refreshed": (2, 2.6),
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_pytorch_alone_samples_what_the_packs_reverse_mode_samples(pack, name):
 
 def test_refresh_as_shipped_is_every_fourth_call_and_without_these_words_every_call(pack):
     """Oracle: the node's default of 4, by eye; rows of the model do not tell, since a backward pass is none."""
-    modes = {"reverse_checkpoint": [0, 1, 2, 3, 4], "reverse_refreshed": [0, 4], "forward": [0, 1, 2, 3, 4], "forward_refreshed": [0, 4]}
+    modes = {"reverse_checkpoint": [0, 1, 2, 3, 4], "reverse_refreshed": [0, 4]}
     bench = measure.Bench(dataclasses.replace(TINY[0], modes=(CFG, *modes), steps=5), pack, "cpu")
     for name, fresh in modes.items():
         model, trace = bench.prepared[name]
