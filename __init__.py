@@ -1,6 +1,6 @@
 """ComfyUI's door to the pack."""
 
-WEB_DIRECTORY = "./web"  # docs/<node_id>.md, the pages behind a node's help button; no scripts
+WEB_DIRECTORY = "./web"  # docs/<node_id>.md, the pages behind a node's help button; js/reg.js, which hides widgets that do nothing
 
 
 async def comfy_entrypoint():

@@ -39,7 +39,7 @@ class REGSweep(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, cfgs, forms, strengths) -> io.NodeOutput:
-        scales, chosen = numbers("cfgs", cfgs, 0.0, 100.0), _pieces("forms", forms)
+        scales, chosen = numbers("cfgs", cfgs, 0.0, 100.0), _once("forms", _pieces("forms", forms))
         for form in chosen:
             if form not in FORMS:
                 raise ValueError(f"REGSweep: forms must be out of {', '.join(FORMS)}; got {form!r}")
@@ -80,17 +80,21 @@ def numbers(name, text, low, high) -> list[float]:
         if not low <= value <= high:
             raise ValueError(f"REGSweep: {name} must be between {low:g} and {high:g}, got {piece}")
         values.append(value)
-    return values
+    return _once(name, values)
 
 
 def _pieces(name, text):
     pieces = [piece for piece in re.split(r"[\s,;]+", text) if piece]
     if not pieces:
         raise ValueError(f"REGSweep: {name} is empty, got {text!r}; want at least one value")
-    if len(set(pieces)) < len(pieces):
-        twice = next(piece for piece in pieces if pieces.count(piece) > 1)
-        raise ValueError(f"REGSweep: {name}: {twice} is there twice")
     return pieces
+
+
+def _once(name, values):
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"REGSweep: {name}: {value} is there twice")
+    return values
 
 
 class REGGrid(io.ComfyNode):

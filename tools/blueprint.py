@@ -6,10 +6,8 @@ import uuid
 
 if __package__:
     from .graph import Graph
-    from .workflows_digits import PLOT, guidance
 else:
     from graph import Graph
-    from workflows_digits import PLOT, guidance
 
 NAME = "CFG beside REG"
 SOCKETS = [("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT"), ("vae", "VAE")]
@@ -26,18 +24,18 @@ def _id(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"reg-guidance/{name}"))
 
 
-def json() -> dict:
-    g = Graph()
+def json(info: dict) -> dict:
+    """The blueprint, from a server's object_info."""
+    g = Graph(info)
     names = [*SOCKETS, *((name, type_) for name, (type_, _) in WIDGETS.items())]
     border = {"id": INPUT_NODE, "outputs": [{"name": name, "type": type_, "links": []} for name, type_ in names]}
     at = {name: (border, slot) for slot, (name, _) in enumerate(names)}
-    values = {name: value for name, (_, value) in WIDGETS.items()}
-    reg = g.add("REGGuidance", 0, guidance(form=values["form"], data_std=1.0), model=at["model"], form=at["form"])
-    shared = {name: at[name] for name in ("positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler")}
-    numbers = [values["seed"], "fixed", values["steps"], values["cfg"], values["sampler_name"], values["scheduler"], 1.0]
-    samplers = [g.add("KSampler", 1, numbers, f"Sample with {name}", model=source, **shared) for name, source in (("REG", (reg, 0)), ("CFG", at["model"]))]
+    fed = {name: (*at[name], value) for name, (_, value) in WIDGETS.items()}
+    reg = g.add("REGGuidance", 0, form=fed.pop("form"), model=at["model"])
+    shared = fed | {name: at[name] for name in ("positive", "negative", "latent_image")}
+    samplers = [g.add("KSampler", 1, f"Sample with {name}", model=source, **shared) for name, source in (("REG", (reg, 0)), ("CFG", at["model"]))]
     images = [g.add("VAEDecode", 2, beside=sampler, samples=(sampler, 0), vae=at["vae"]) for sampler in samplers]
-    plot = g.add("REGTracePlot", 3, PLOT, trace=(reg, 1), latent=(samplers[0], 0), image=(images[0], 0))
+    plot = g.add("REGTracePlot", 3, trace=(reg, 1), latent=(samplers[0], 0), image=(images[0], 0))
     outputs = [(images[0], 0), (images[1], 0), (plot, 0), (plot, 1)]
     left = []
     for slot, (name, (node, out)) in enumerate(zip(OUTPUTS, outputs, strict=True)):

@@ -13,15 +13,12 @@ import torch
 from PIL import Image
 
 import reg_core
-from reg_core.calibration import Measurement
+from reg_core.demo_models.loading import load_digits_classifier, load_digits_model
+from reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN
 from reg_core.drawing import labelled_grid, plot_run
 from reg_core.drawing.axes import TICK, Axes, Scale, scale_for
 from reg_core.drawing.canvas import THEMES, Canvas, wrap
-from reg_core.guidance import classifier_guidance
-from reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN
-from reg_core.lab.models import load_digits_classifier, load_digits_model
-from reg_core.rectify import schedule_factor
-from reg_core.schedule import Cosine, Curve, Interval, Linear
+from reg_core.schedule import Band, Cosine, Curve, Linear
 
 FOLDER = pictures.ROOT / "web" / "docs" / "images"
 WIDTH, MARGIN = 640, 12
@@ -106,18 +103,13 @@ def _sigmas():
 
 def calibration() -> Image.Image:
     """A table measured on the digits model, with twice its standard error, beside the schedule."""
-    model, labels, measurement = load_digits_model("digits"), torch.arange(10), Measurement()
-    for seed in range(2):
-        noise = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-        rectifier = reg_core.Rectifier(reg_core.Settings("row_sum"), observe=measurement)
-        branches = reg_core.Branches(lambda x, s: model(x, s, labels), lambda x, s: model(x, s))
-        reg_core.sample_euler(
-            lambda x, s, r=rectifier, b=branches: r(b, x, s, 4.0).guided(4.0), SIGMA_MAX * noise, reg_core.karras_sigmas(20, SIGMA_MIN, SIGMA_MAX)
-        )
-    table = measurement.table("row_sum")
+    model, labels = load_digits_model("digits"), torch.arange(10)
+    guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), 4.0, reg_core.Settings("row_sum"))
+    noises = [SIGMA_MAX * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    table = reg_core.calibrate(guided, noises, reg_core.karras_sigmas(20, SIGMA_MIN, SIGMA_MAX))
     sigmas, value, error = table.sigma.tolist(), table.factor.tolist(), table.error.tolist()
     band = (sigmas, [v - 2 * e for v, e in zip(value, error, strict=True)], [v + 2 * e for v, e in zip(value, error, strict=True)])
-    formula = schedule_factor(table.sigma, pictures.DATA_STD).tolist()
+    formula = reg_core.schedule_factor(table.sigma, pictures.DATA_STD).tolist()
     lines = [("measured, row_sum", sigmas, value), ("form schedule", sigmas, formula)]
     return curves("a table of REG Calibrate (digits)", _sigmas(), Scale(-0.05, 1.1), lines, "noise level sigma", [band], 1.0)
 
@@ -166,7 +158,7 @@ def rewarded(digit, scale, rectified):
     wanted = torch.as_tensor(digit).expand(10)[:, None]
 
     def denoise(x, sigma):
-        denoised, g = classifier_guidance(lambda x, s: model(x, s), log_prob, x, sigma, scale, rectified=rectified)
+        denoised, g = reg_core.classifier_guidance(model, log_prob, reg_core.Point.of(x, sigma), scale, rectified)
         return denoised + g
 
     def log_prob(x0):
@@ -178,13 +170,9 @@ def rewarded(digit, scale, rectified):
 
 def sheet() -> Image.Image:
     """What REG Grid makes of a sweep."""
-    labels, images, captions = [], [], []
-    for form, cfg in product(("off", "row_sum", "schedule"), (2, 8)):
-        latents, run = pictures.sample(form, cfg)
-        labels.append(f"{form} | cfg {cfg}")
-        images.append(pictures.images(latents, 6))
-        captions.append("" if form == "off" else f"effective cfg {run.effective_cfg:.2f}")
-    return from_tensor(labelled_grid(images, labels, captions=captions)[0])
+    cells = list(product(("off", "row_sum", "schedule"), (2, 8)))
+    images = [pictures.images(pictures.sample(form, cfg)[0], 6) for form, cfg in cells]
+    return from_tensor(labelled_grid(images, [f"{form} | cfg {cfg}" for form, cfg in cells])[0])
 
 
 def from_tensor(picture) -> Image.Image:
@@ -214,7 +202,7 @@ def main() -> None:
     both = {"start 0, end 2": Linear(0, 2), "start 2, end 0": Linear(2, 0)}
     save("REGScheduleLinear", multipliers("what the weight cfg - 1 is multiplied by", both))
     save("REGScheduleCosine", multipliers("what the weight cfg - 1 is multiplied by", {f"power {p:g}": Cosine(p) for p in (0.5, 1.0, 2.0)}))
-    save("REGScheduleInterval", multipliers("what the weight cfg - 1 is multiplied by", {"start 0.2, end 0.8": Interval(0.2, 0.8)}))
+    save("REGScheduleInterval", multipliers("what the weight cfg - 1 is multiplied by", {"start 0.2, end 0.8": Band(0.2, 0.8)}))
     points = "0:0, 0.2:1, 0.8:1, 1:0.5"
     save("REGScheduleCurve", multipliers("what the weight cfg - 1 is multiplied by", {points: Curve.parse(points)}))
     save("REGAutoguidance", graph({"REG Guidance": (0, 0), "weak model": (0, 1), "positive prompt": (0, 2), "REG Autoguidance Guider": (1, 1),
@@ -243,7 +231,7 @@ def main() -> None:
     save("REGSchedulePlot", pictures.schedule())
     save("REGSweep", graph({"model loader": (0, 0), "REG Sweep": (1, 0), "KSampler": (2, 0), "VAE Decode": (2, 1), "REG Grid": (1, 1)},
          [("model loader", "REG Sweep"), ("REG Sweep", "KSampler"), ("KSampler", "VAE Decode"), ("REG Sweep", "REG Grid"), ("VAE Decode", "REG Grid")],
-         {"KSampler": "model, cfg", "REG Grid": "images, labels, trace"}))  # fmt: skip
+         {"KSampler": "model, cfg", "REG Grid": "images, labels"}))  # fmt: skip
     save("REGGrid", sheet())
     save("REGDemoModel", strips([("digits, cfg 3", digits("digits", ten)), ("digits_weak, cfg 3", digits("digits_weak", ten))]))
     save("REGDemoPrompt", strips([("3", digits(labels=torch.full((10,), 3))), ("0 to 9 in turn", digits(labels=ten)), ("any digit", digits(cfg=1.0))]))

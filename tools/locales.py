@@ -1,11 +1,11 @@
-"""Writes locales/en/nodeDefs.json from the nodes' schemas and keeps the other languages up with it.
+"""Keeps the languages of locales/ up with English, which is written by hand: the nodes' schemas read it.
 
-python tools/locales.py                     English anew; then what is missing, out of date or left over in the other languages
+python tools/locales.py                     what is missing, out of date or left over in each language
 python tools/locales.py todo zh > new.json  English texts that Chinese lacks, or has from an older English, as {English: ""}
 python tools/locales.py accept zh new.json  takes {English: Chinese} in and notes which English it was made from
 
-tools/locales.json holds that note: {path: {hash of the English: languages}}. The page compiles some of these texts as
-vue-i18n messages and shows others as they are, differently in each version, so none may hold a character of its syntax.
+tools/locales.json holds that note: {path: {hash of the English: languages}}. The page compiles some of these texts as vue-i18n
+messages and shows others as they are, differently in each version. So none may hold a character of that syntax.
 """
 
 from __future__ import annotations
@@ -14,50 +14,12 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCALES = ROOT / "locales"
 NOTES = ROOT / "tools" / "locales.json"
-LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es", "ru")
+LANGUAGES = ("ja", "ko", "zh")
 SYNTAX = "@{}|%$\\"  # vue-i18n's: `a | b` shows as `a`, `@x` is an error
-BAR = "\N{DIVIDES}"  # stands for | in English
-
-
-class NewerSockets:
-    """While it lasts the host's `io` has the sockets that only newer hosts know, so that English is the same everywhere."""
-
-    def __init__(self, io):
-        self.io, self.added = io, not hasattr(io, "Curve")
-
-    def __enter__(self):
-        if self.added:
-            socket = self.io.Custom("CURVE")
-            self.io.Curve = SimpleNamespace(Input=lambda name, socketless=False, **kwargs: socket.Input(name, **kwargs))
-
-    def __exit__(self, *_):
-        if self.added:
-            del self.io.Curve
-
-
-def english(nodes: dict, io) -> dict:
-    """nodeDefs.json in English, from {node id: class}: outputs by number, `.` in names as the page wants it."""
-    with NewerSockets(io):
-        return {key: _node(cls.define_schema()) for key, cls in sorted(nodes.items())}
-
-
-def _node(schema) -> dict:
-    inputs = {i.id.replace(".", "_"): _slot(i.display_name or i.id, i.tooltip) for i in schema.inputs}
-    outputs = {str(n): _slot(o.display_name or o.id, o.tooltip) for n, o in enumerate(schema.outputs)}
-    return {"display_name": _text(schema.display_name), "description": _text(schema.description), "inputs": inputs, "outputs": outputs}
-
-
-def _slot(name, tooltip) -> dict:
-    return {"name": _text(name), "tooltip": _text(tooltip)}
-
-
-def _text(text) -> str:
-    return (text or "").replace("|", BAR)
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
@@ -138,36 +100,24 @@ def _fill(tree: dict, texts: dict, prefix: str = "") -> dict:
     return out
 
 
-def pack_in_english() -> dict:
-    """The pack as a ComfyUI loads it ($COMFYUI_PATH, or the tests' own)."""
-    import importlib
-
-    sys.path.insert(0, str(ROOT))
-    from tests.host import conftest
-
-    nodes, io = importlib.import_module("nodes"), importlib.import_module("comfy_api.latest").io
-    return english(conftest.load_pack(SimpleNamespace(nodes=nodes), ROOT).nodes, io)
-
-
 def main(arguments) -> int:
     command, language, file = (*arguments, None, None, None)[:3]
     if command not in (None, "todo", "accept") or (command and language not in LANGUAGES) or (command == "accept") != bool(file):
         print(__doc__, f"\nLanguages: {' '.join(LANGUAGES)}", file=sys.stderr)
         return 2
-    texts = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
-    tree = pack_in_english()
+    tree = load("en")
     wanted = flat(tree)
     if command == "todo":
-        text = {wanted[path]: "" for path, why in trouble(language, wanted).items() if why != "left over"}
-        print(json.dumps(text, ensure_ascii=False, indent=1))
+        texts = {wanted[path]: "" for path, why in trouble(language, wanted).items() if why != "left over"}
+        print(json.dumps(texts, ensure_ascii=False, indent=1))
         return 0
     if command == "accept":
+        texts = json.loads(Path(file).read_text(encoding="utf-8"))
         print(f"{language}: {len(accept(language, tree, texts))} texts taken in")
-    save("en", tree)
-    found = {language: trouble(language, wanted) for language in LANGUAGES}
-    for language, problems in found.items():
+    found = {name: trouble(name, wanted) for name in LANGUAGES}
+    for name, problems in found.items():
         for path, why in problems.items():
-            print(f"{language} {path}: {why}")
+            print(f"{name} {path}: {why}")
     return int(any(found.values()))
 
 

@@ -12,10 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import reg_core  # noqa: E402
+from reg_core.demo_models.loading import load_digits_model  # noqa: E402
+from reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN  # noqa: E402
 from reg_core.drawing import SchedulePoint, heat_pictures, labelled_grid, plot_run, plot_schedule  # noqa: E402
-from reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN  # noqa: E402
-from reg_core.lab.models import load_digits_model  # noqa: E402
-from reg_core.rectify import schedule_factor  # noqa: E402
 
 FOLDER = ROOT / "docs" / "images"
 DIGITS, STEPS, DATA_STD = 10, 24, 0.75
@@ -40,7 +39,7 @@ def images(latents, scale: int):
 def schedule():
     """A cosine schedule times the free form of REG."""
     sigmas = reg_core.karras_sigmas(STEPS, SIGMA_MIN, SIGMA_MAX)[:-1]
-    factors = schedule_factor(sigmas, DATA_STD).tolist()
+    factors = reg_core.schedule_factor(sigmas, DATA_STD).tolist()
     points = []
     for i, (sigma, factor) in enumerate(zip(sigmas.tolist(), factors, strict=True)):
         position = i / (STEPS - 1)
@@ -57,7 +56,7 @@ def save(picture, name: str) -> None:
 
 
 def main() -> None:
-    latents, run = sample("row_sum", 5.0, refresh=4)  # as shipped
+    latents, run = sample("row_sum", 5.0, refresh=4)  # as the node has it
     save(plot_run(run), "trace.png")
     maps, _ = heat_pictures(run.heat, images(latents, 32))
     save(torch.cat([*maps[:4]], 1), "heat.png")

@@ -1,85 +1,72 @@
-"""Writes example_workflows/*.json, subgraphs/*.json and workflows/tests/*.json: `python tools/workflows.py`. The digits' graphs are in workflows_digits.py.
+"""Writes example_workflows/*.json, subgraphs/*.json and workflows/tests/*.json: `COMFYUI_PATH=... python tools/workflows.py`.
 
-Graphs are described here once; tests run every file.
+Graphs are described here and, those of the digits, in workflows_digits.py; tests run every file. Sockets and widgets come from a
+running ComfyUI: take the oldest that is supported, so that the files have no widget that it lacks.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 if __package__:
     from . import blueprint, workflows_digits
-    from .graph import Graph
-    from .workflows_digits import GUIDANCE, NOTE
+    from .graph import ROOT, File, Graph
 else:
     import blueprint
     import workflows_digits
-    from graph import Graph
-    from workflows_digits import GUIDANCE, NOTE
+    from graph import ROOT, File, Graph
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
 SUBGRAPHS = ROOT / "subgraphs"
 COMFY_TEST = ROOT / "workflows" / "tests"  # where that tool looks; not a folder that ComfyUI serves
+HF = "https://huggingface.co"
+PROMPT = "a lighthouse on a cliff at dawn, heavy sea, photograph, fine detail"
 
 
-def text_to_image(checkpoint, cfg, steps, sampler, scheduler, latent, size, prompt, negative_prompt, note, distilled=None) -> Graph:
-    """Checkpoint, prompts, REG, sampler, image. `distilled`: the guidance embedded by models that have one."""
-    g = Graph()
-    loader = g.add("CheckpointLoaderSimple", 0, [checkpoint[0]], models=[checkpoint])
-    empty = g.add(latent, 0, [size, size, 1])
-    g.add("MarkdownNote", 0, [note], "Read me", color=NOTE)
-    reg = g.add("REGGuidance", 1, GUIDANCE, model=(loader, 0))
-    prompts = [
-        g.add("CLIPTextEncode", 1, [prompt], "Positive", clip=(loader, 1)),
-        g.add("CLIPTextEncode", 1, [negative_prompt], "Negative", clip=(loader, 1)),
-    ]
+def text_to_image(g: Graph, checkpoint: File, note: str, latent: str, size: int, negative: str, **sampler) -> None:
+    """Checkpoint, prompts, REG, sampler, image. With `distilled` among the sampler's values: the guidance embedded by models that have one."""
+    distilled = sampler.pop("distilled", None)
+    loader = g.add("CheckpointLoaderSimple", 0, ckpt_name=checkpoint)
+    empty = g.add(latent, 0, width=size, height=size)
+    g.note(0, note)
+    reg = g.add("REGGuidance", 1, model=(loader, 0))
+    prompts = [g.add("CLIPTextEncode", 1, title, text=text, clip=(loader, 1)) for title, text in (("Positive", PROMPT), ("Negative", negative))]
     if distilled is not None:
-        prompts = [g.add("FluxGuidance", 2, [distilled], "Distilled guidance 1", beside=p, conditioning=(p, 0)) for p in prompts]
+        prompts = [g.add("FluxGuidance", 2, f"Distilled guidance {distilled:g}", beside=p, guidance=distilled, conditioning=(p, 0)) for p in prompts]
     column = 2 if distilled is None else 3
-    values = [42, "fixed", steps, cfg, sampler, scheduler, 1.0]
-    sample = g.add("KSampler", column, values, model=(reg, 0), positive=(prompts[0], 0), negative=(prompts[1], 0), latent_image=(empty, 0))
+    links = dict(model=(reg, 0), positive=(prompts[0], 0), negative=(prompts[1], 0), latent_image=(empty, 0))
+    sample = g.add("KSampler", column, seed=42, **sampler, **links)
     decoded = g.add("VAEDecode", column, samples=(sample, 0), vae=(loader, 2))
-    g.add("SaveImage", column + 1, ["REG/image"], size=(440, 500), images=(decoded, 0))
-    return g
+    g.add("SaveImage", column + 1, size=(440, 500), filename_prefix="REG/image", images=(decoded, 0))
 
 
-def wan() -> Graph:
+def wan(g: Graph) -> None:
     """Text to video with Wan 2.1, 1.3B."""
-    g = Graph()
-    repository = f"{HF}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 
     def file(name, folder):
-        return name, f"{repository}/{folder}/{name}", folder
+        return File(name, f"{HF}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/{folder}/{name}", folder)
 
-    unet, encoder, vae = (
-        file(*f)
-        for f in (
-            ("wan2.1_t2v_1.3B_fp16.safetensors", "diffusion_models"),
-            ("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "text_encoders"),
-            ("wan_2.1_vae.safetensors", "vae"),
-        )
-    )
-    model = g.add("UNETLoader", 0, [unet[0], "default"], models=[unet])
-    clip = g.add("CLIPLoader", 0, [encoder[0], "wan", "default"], models=[encoder])
-    decoder = g.add("VAELoader", 0, [vae[0]], models=[vae])
-    empty = g.add("EmptyHunyuanLatentVideo", 0, [832, 480, 33, 1])
-    note = (
+    model = g.add("UNETLoader", 0, unet_name=file("wan2.1_t2v_1.3B_fp16.safetensors", "diffusion_models"))
+    clip = g.add("CLIPLoader", 0, clip_name=file("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "text_encoders"), type="wan")
+    decoder = g.add("VAELoader", 0, vae_name=file("wan_2.1_vae.safetensors", "vae"))
+    empty = g.add("EmptyHunyuanLatentVideo", 0, width=832, height=480, length=33)
+    g.note(
+        0,
         "## REG with Wan 2.1\n\nA flow model, 33 frames at 16 a second. This graph starts at cfg 9, where people usually take 6 without REG; neither "
         "is tuned.\n\nVideo is where REG's cost counts: *refresh* 4 asks for its extra model row at every fourth call only. To pay nothing, "
-        "measure a table once with **REG Calibrate** and take form `calibrated`, or try form `schedule`."
+        "measure a table once with **REG Calibrate** and take form `calibrated`, or try form `schedule`.",
     )
-    g.add("MarkdownNote", 0, [note], "Read me", color=NOTE)
-    shifted = g.add("ModelSamplingSD3", 1, [8.0], model=(model, 0))
-    reg = g.add("REGGuidance", 2, GUIDANCE, model=(shifted, 0))
-    positive = g.add("CLIPTextEncode", 1, ["a fox runs through deep snow between birches, tracking shot, morning light"], "Positive", clip=(clip, 0))
-    negative = g.add("CLIPTextEncode", 1, ["static, overexposed, subtitles, blurry, worst quality, deformed"], "Negative", clip=(clip, 0))
-    values = [42, "fixed", 30, 9.0, "uni_pc", "simple", 1.0]
-    sample = g.add("KSampler", 3, values, model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(empty, 0))
+    shifted = g.add("ModelSamplingSD3", 1, shift=8.0, model=(model, 0))
+    reg = g.add("REGGuidance", 2, model=(shifted, 0))
+    positive = g.add("CLIPTextEncode", 1, "Positive", text="a fox runs through deep snow between birches, tracking shot, morning light", clip=(clip, 0))
+    negative = g.add("CLIPTextEncode", 1, "Negative", text="static, overexposed, subtitles, blurry, worst quality, deformed", clip=(clip, 0))
+    values = dict(seed=42, steps=30, cfg=9.0, sampler_name="uni_pc", scheduler="simple")
+    sample = g.add("KSampler", 3, **values, model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(empty, 0))
     frames = g.add("VAEDecode", 3, samples=(sample, 0), vae=(decoder, 0))
-    g.add("SaveAnimatedWEBP", 4, ["REG/video", 16.0, False, 90, "default"], size=(480, 480), images=(frames, 0))
-    return g
+    g.add("SaveAnimatedWEBP", 4, size=(480, 480), filename_prefix="REG/video", fps=16.0, lossless=False, quality=90, images=(frames, 0))
 
 
 def note_for(name: str, usual: float, cfg: float, more: str = "") -> str:
@@ -90,61 +77,78 @@ def note_for(name: str, usual: float, cfg: float, more: str = "") -> str:
     )
 
 
-PROMPT = "a lighthouse on a cliff at dawn, heavy sea, photograph, fine detail"
-HF = "https://huggingface.co"
 FLUX = (
     "\n\nFlux dev is usually run at cfg 1 with a *distilled* guidance of 3.5: there is no difference of two predictions then, and REG has nothing to "
     "rectify. Here the distilled guidance is 1 and cfg is real, so a step costs two model rows, and the negative prompt counts."
 )
-WORKFLOWS = workflows_digits.WORKFLOWS | {
-    "REG with SDXL": lambda: text_to_image(
-        ("sd_xl_base_1.0.safetensors", f"{HF}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors", "checkpoints"),
-        10.0, 30, "euler", "normal", "EmptyLatentImage", 1024, PROMPT, "blurry, text, watermark", note_for("SDXL", 6, 10),
+
+
+def checkpoint(name: str, repository: str) -> File:
+    return File(name, f"{HF}/{repository}/resolve/main/{name}", "checkpoints")
+
+
+WORKFLOWS: dict[str, Callable[[Graph], None]] = workflows_digits.WORKFLOWS | {
+    "REG with SDXL": partial(
+        text_to_image, checkpoint=checkpoint("sd_xl_base_1.0.safetensors", "stabilityai/stable-diffusion-xl-base-1.0"),
+        note=note_for("SDXL", 6, 10), latent="EmptyLatentImage", size=1024, negative="blurry, text, watermark",
+        cfg=10.0, steps=30, sampler_name="euler", scheduler="normal",
     ),
-    "REG with SD1.5": lambda: text_to_image(
-        ("v1-5-pruned-emaonly-fp16.safetensors",
-         f"{HF}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors", "checkpoints"),
-        12.0, 30, "dpmpp_2m", "karras", "EmptyLatentImage", 512, PROMPT, "blurry, text, watermark", note_for("SD 1.5", 7.5, 12),
+    "REG with SD1.5": partial(
+        text_to_image, checkpoint=checkpoint("v1-5-pruned-emaonly-fp16.safetensors", "Comfy-Org/stable-diffusion-v1-5-archive"),
+        note=note_for("SD 1.5", 7.5, 12), latent="EmptyLatentImage", size=512, negative="blurry, text, watermark",
+        cfg=12.0, steps=30, sampler_name="dpmpp_2m", scheduler="karras",
     ),
-    "REG with SD3.5": lambda: text_to_image(
-        ("sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors",
-         f"{HF}/Comfy-Org/stable-diffusion-3.5-fp8/resolve/main/sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors", "checkpoints"),
-        7.0, 30, "dpmpp_2m", "sgm_uniform", "EmptySD3LatentImage", 1024, PROMPT, "", note_for("SD 3.5, a flow model,", 4.5, 7),
+    "REG with SD3.5": partial(
+        text_to_image, checkpoint=checkpoint("sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors", "Comfy-Org/stable-diffusion-3.5-fp8"),
+        note=note_for("SD 3.5, a flow model,", 4.5, 7), latent="EmptySD3LatentImage", size=1024, negative="",
+        cfg=7.0, steps=30, sampler_name="dpmpp_2m", scheduler="sgm_uniform",
     ),
-    "REG with Flux and real cfg": lambda: text_to_image(
-        ("flux1-dev-fp8.safetensors", f"{HF}/Comfy-Org/flux1-dev/resolve/main/flux1-dev-fp8.safetensors", "checkpoints"),
-        5.0, 24, "euler", "simple", "EmptySD3LatentImage", 1024, PROMPT, "blurry, text, watermark",
-        note_for("Flux dev and real cfg", 3, 5, FLUX), distilled=1.0,
+    "REG with Flux and real cfg": partial(
+        text_to_image, checkpoint=checkpoint("flux1-dev-fp8.safetensors", "Comfy-Org/flux1-dev"),
+        note=note_for("Flux dev and real cfg", 3, 5, FLUX), latent="EmptySD3LatentImage", size=1024, negative="blurry, text, watermark",
+        cfg=5.0, steps=24, sampler_name="euler", scheduler="simple", distilled=1.0,
     ),
     "REG with Wan 2.1 video": wan,
 }  # fmt: skip
 
 
-def for_comfy_test() -> Graph:
-    """A graph that comfy-test can read: it takes widgets by position, so those of KSampler and REGGuidance stay at their defaults, and knows no notes."""
-    g = Graph()
-    model = g.add("REGDemoModel", 0, ["digits"])
-    positive, negative = (g.add("REGDemoPrompt", 0, [text]) for text in ("0 to 9 in turn", "any digit"))
-    latent = g.add("REGDemoLatent", 0, [10])
-    reg = g.add("REGGuidance", 1, [], model=(model, 0))
-    sampler = g.add("KSampler", 2, [], model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
-    image = g.add("REGDemoDecode", 2, [8, 5], latent=(sampler, 0))
-    plot = g.add("REGTracePlot", 3, [], trace=(reg, 1), latent=(sampler, 0))
+def for_comfy_test(g: Graph) -> None:
+    """A graph that comfy-test can read: it takes widgets by position, so those that the page adds to stay unwritten, and knows no notes."""
+    model = g.add("REGDemoModel", 0)
+    positive, negative = (g.add("REGDemoPrompt", 0, digit=text) for text in ("0 to 9 in turn", "any digit"))
+    latent = g.add("REGDemoLatent", 0, batch_size=10)
+    reg = g.add("REGGuidance", 1, model=(model, 0))
+    sampler = g.add("KSampler", 2, model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
+    image = g.add("REGDemoDecode", 2, scale=8, columns=5, latent=(sampler, 0))
+    plot = g.add("REGTracePlot", 3, trace=(reg, 1), latent=(sampler, 0))
     for picture in (image, plot):
-        g.add("PreviewImage", 4, [], images=(picture, 0))
-    return g
+        g.add("PreviewImage", 4, images=(picture, 0))
+    for node in (reg, sampler, plot):
+        del node["widgets_values"]
 
 
-def write(folder: Path, name: str, workflow: dict) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+def files(info: dict) -> dict[Path, dict]:
+    """{path: workflow} of everything that is written here, from a server's object_info."""
+
+    def built(build) -> dict:
+        graph = Graph(info)
+        build(graph)
+        return graph.json()
+
+    found = {FOLDER / f"{name}.json": built(build) for name, build in WORKFLOWS.items()}
+    found[SUBGRAPHS / f"{blueprint.NAME}.json"] = blueprint.json(info)
+    found[COMFY_TEST / "reg_digits.json"] = built(for_comfy_test)
+    return found
 
 
 def main() -> None:
-    for name, build in WORKFLOWS.items():
-        write(FOLDER, name, build().json())
-    write(SUBGRAPHS, blueprint.NAME, blueprint.json())
-    write(COMFY_TEST, "reg_digits", for_comfy_test().json())
+    from tests.host.server import ComfyServer
+
+    with ComfyServer() as server:
+        found = files(server.object_info())
+    for path, workflow in found.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a user of the page sees of the pack. Oracles: the server's own schema, the headless converter, the files on disk."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
+from playwright.sync_api import TimeoutError
 
 from tests.host.server import ComfyServer
-from tests.host.workflow import LOADERS, _widgets, to_api
+from tests.host.workflow import LOADERS, to_api, widgets_of
 
 from .conftest import REPO, Comfy
 
@@ -85,7 +87,7 @@ def test_widgets_have_the_limits_of_the_schema(comfy, server):
             assert choices is None or widget["choices"] == choices
             if "default" in options:
                 assert widget["value"] == options["default"], (name, input_)
-    assert seen > 60
+    assert seen > 50
 
 
 def region(comfy, title):
@@ -147,9 +149,12 @@ def test_search_finds_nodes(name, typed, alias, comfy, server):
         words.append(alias)
     for word in words:
         comfy.load(EMPTY)
-        comfy.page.mouse.dblclick(1000, 700)
         box = comfy.page.locator("input[role=combobox], input[id*=search]").last
-        box.wait_for()
+        for _ in range(6):  # on a busy machine the two clicks may be too far apart
+            comfy.page.mouse.dblclick(1000, 700)
+            with contextlib.suppress(TimeoutError):
+                box.wait_for(timeout=10_000)
+                break
         box.press_sequentially(word, delay=20)
         found = comfy.page.get_by_role("option").filter(has_text=info["display_name"]).first  # not the preview beside the list
         found.wait_for()
@@ -186,11 +191,11 @@ def test_blueprint(comfy, server):
 
 def inputs_of_unlinked(file, server):
     """The blueprint's prompt as the converter makes it, where nothing is connected to the node yet."""
-    info = {name: {"input": {"required": _widgets(node["input"])}} for name, node in server.object_info().items()}
+    info = {name: {"input": {"required": widgets_of(node["input"])}} for name, node in server.object_info().items()}
     return inputs_of(to_api(file, info))
 
 
-@pytest.mark.parametrize("language", ["zh", "fr"])
+@pytest.mark.parametrize("language", ["zh", "ja"])
 def test_other_languages(language, browser, translated_server):
     """Oracle: the file of names in that language."""
     names = read(REPO / "locales" / language / "nodeDefs.json")

@@ -18,7 +18,7 @@ from .test_workflows import DIGITS, nodes_of, pixels
 
 WINDOWS = "my REG pack (1)"  # every text file of this one has Windows' line ends
 NAMES = ["reg-guidance", WINDOWS, "1 rég.test"]  # as the Manager calls it, as a second download is called, as nobody should
-TEXT = {".json", ".md", ".py", ".toml"}
+TEXT = {".js", ".json", ".md", ".py", ".toml"}
 OURS = {"benchmarks", "examples", "reg_core", "tests", "tools"}  # importable in a checkout, not in an installation
 
 
@@ -101,12 +101,14 @@ def test_the_page_finds_texts_and_workflows(installed, host):
     assert len(names) > 10 and {key: sorted(value) for key, value in running.get("/workflow_templates").items()} == {folder.name: names}
     for route, path in (
         (("extensions", folder.name, "docs"), folder / "web/docs/REGGuidance.md"),
+        (("extensions", folder.name, "js"), folder / "web/js/reg.js"),
         (("api", "workflow_templates", folder.name), folder / f"example_workflows/{DIGITS}.json"),
     ):
         got = fetched(running, *route, path.name)
         assert got == path.read_bytes() or (got is None and folder.name != urllib.parse.quote(folder.name)), path
+    assert f"/extensions/{urllib.parse.quote(folder.name)}/js/reg.js" in running.get("/extensions")
     texts = {path.parent.name: {"nodeDefs": json.loads(path.read_text(encoding="utf-8"))} for path in folder.glob("locales/*/nodeDefs.json")}
-    assert running.get("/i18n") == texts and len(texts) == 8
+    assert running.get("/i18n") == texts and len(texts) == 4
     if (host.path / "app" / "subgraph_manager.py").is_file():
         (file,) = folder.glob("subgraphs/*.json")
         ((key, entry),) = ((k, v) for k, v in running.get("/global_subgraphs").items() if v["source"] == "custom_node")

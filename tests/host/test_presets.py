@@ -1,4 +1,4 @@
-"""Presets of REGSchedule*: the cfg of a real run, as another pack sees it, against the authors' formulas in their own variables.
+"""The authors' variables as axes of REGSchedule*: the cfg of a real run, as another pack sees it, against the authors' formulas in their own variables.
 
 And ComfyUI's own curve, on hosts that have one.
 """
@@ -15,7 +15,6 @@ from . import tiny
 
 CFG = 5.0
 W0, W1 = 1.5, 6.0  # the authors' weights at both ends
-INTERVAL = dict(start=0.0, end=1.0, axis="step", sigma_start=5.0, sigma_end=0.28)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +50,12 @@ def test_edm2_on_an_edm_model(host, pack, shape):
     positive, negative = (pack.nodes["REGDemoPrompt"].execute(digit).result[0] for digit in ("3", "any digit"))
     sigmas = host.k_diffusion_sampling.get_sigmas_karras(6, 0.002, 80.0)
     values = {
-        "linear": dict(start=W0 / (CFG - 1), end=W1 / (CFG - 1), axis="step"),
-        "cosine": dict(power=1.5, axis="step"),
-        "interval": INTERVAL | dict(sigma_start=sigmas[2].item(), sigma_end=sigmas[4].item()),
+        "linear": dict(start=W0 / (CFG - 1), end=W1 / (CFG - 1), axis="edm2"),
+        "cosine": dict(power=1.5, axis="edm2"),
+        "interval": dict(start=sigmas[2].item(), end=sigmas[4].item(), axis="sigma"),
     }[shape]
     latent = pack.nodes["REGDemoLatent"].execute(1).result[0]["samples"]
-    patched = scheduled(pack, f"REGSchedule{shape.capitalize()}", model, preset="edm2", **values)
+    patched = scheduled(pack, f"REGSchedule{shape.capitalize()}", model, **values)
     seen = run(None, patched, sigmas, CFG, positive, negative, latent)
     assert len(seen) == 11
     for sigma, cfg in seen:
@@ -68,9 +67,9 @@ def test_edm2_on_an_edm_model(host, pack, shape):
         assert cfg == pytest.approx(1 + weight, abs=1e-4), sigma
 
 
-@pytest.mark.parametrize("preset", ["dit", "dit_plain", "t2i", "t2i_plain"])
+@pytest.mark.parametrize("axis", ["dit", "t2i"])
 @pytest.mark.parametrize("steps", [4, 9])
-def test_dit_and_t2i_on_training_timesteps(host, pack, sd15, preset, steps):
+def test_dit_and_t2i_on_training_timesteps(host, pack, sd15, axis, steps):
     """t is read from ComfyUI's own class at the levels of a spaced run, as DDPM samplers of the authors have them."""
     sampling = sd15.patcher.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", steps)
@@ -80,54 +79,53 @@ def test_dit_and_t2i_on_training_timesteps(host, pack, sd15, preset, steps):
 
     first, last = time(sigmas[0]), time(sigmas[-2])
     assert first > last
-    plain = preset.endswith("_plain")
-    base = CFG if plain else CFG - 1
-    values = dict(start=W0 / base, end=W1 / base, axis="step", preset=preset)
-    found = {"cosine": run(sd15, scheduled(pack, "REGScheduleCosine", sd15.patcher, power=2.0, axis="step", preset=preset), sigmas, CFG)}
-    if preset != "dit_plain":
-        found["linear"] = run(sd15, scheduled(pack, "REGScheduleLinear", sd15.patcher, **values), sigmas, CFG)
-    for shape, seen in found.items():
+    base = CFG - 1
+    models = {
+        "linear": scheduled(pack, "REGScheduleLinear", sd15.patcher, start=W0 / base, end=W1 / base, axis=axis),
+        "cosine": scheduled(pack, "REGScheduleCosine", sd15.patcher, power=2.0, axis=axis),
+    }
+    for shape, model in models.items():
+        seen = run(sd15, model, sigmas, CFG)
         assert len(seen) > steps
         for sigma, cfg in seen:
             t = time(sigma)
-            if preset.startswith("dit"):
-                coefficient = {"linear": t * (W1 - W0) / (0 - 1000) + W0, "cosine": base * cosine(1 - t / 1000, 2.0)}[shape]
+            if axis == "dit":
+                weight = {"linear": t * (W1 - W0) / (0 - 1000) + W0, "cosine": base * cosine(1 - t / 1000, 2.0)}[shape]
             else:
                 progress = (t - first) / (last - first)
-                coefficient = {"linear": W0 + progress * (W1 - W0), "cosine": base * cosine(progress, 2.0)}[shape]
-            assert cfg == pytest.approx(coefficient if plain else 1 + coefficient, abs=1e-3), (shape, t)
+                weight = {"linear": W0 + progress * (W1 - W0), "cosine": base * cosine(progress, 2.0)}[shape]
+            assert cfg == pytest.approx(1 + weight, abs=1e-3), (shape, t)
 
 
 def test_dit_interval_is_closed_on_training_timesteps(host, pack, sd15):
     sampling = sd15.patcher.get_model_object("model_sampling")
     inside = [502, 501, 206, 205]
     sigmas = torch.stack([sampling.sigma(torch.tensor(float(t))) for t in (900, 503, *inside, 204, 10)] + [torch.tensor(0.0)])
-    seen = run(sd15, scheduled(pack, "REGScheduleInterval", sd15.patcher, **INTERVAL, preset="dit"), sigmas, CFG)
+    seen = run(sd15, scheduled(pack, "REGScheduleInterval", sd15.patcher, start=502.0, end=205.0, axis="dit"), sigmas, CFG)
     guided = {int(sampling.timestep(torch.tensor([sigma])).item()) for sigma, cfg in seen if cfg == CFG}
     assert guided == set(inside) and {cfg for _, cfg in seen} == {1.0, CFG}
 
 
-def test_a_preset_takes_the_place_of_the_axis_and_custom_is_the_default(host, pack, sd15):
-    sigmas = comfy.samplers.calculate_sigmas(sd15.patcher.get_model_object("model_sampling"), "normal", 4)
-    by_axis = [run(sd15, scheduled(pack, "REGScheduleLinear", sd15.patcher, start=0.0, end=2.0, axis=a, preset="edm2"), sigmas, CFG) for a in ("step", "sigma")]
-    assert by_axis[0] == by_axis[1]
-    left_out, custom = (
-        run(sd15, scheduled(pack, "REGScheduleLinear", sd15.patcher, start=0.0, end=2.0, axis="step", **more), sigmas, CFG)
-        for more in ({}, {"preset": "custom"})
-    )
-    assert left_out == custom != by_axis[0]
+def test_axes_of_each_node(pack):
+    axes = {name: node.INPUT_TYPES()["required"]["axis"][1]["options"] for name, node in pack.nodes.items() if name.startswith("REGSchedule")}
+    common = ["step", "timestep", "sigma"]
+    assert {name: options for name, options in axes.items() if name != "REGSchedulePlot"} == {
+        "REGScheduleLinear": [*common, "edm2", "dit", "t2i"], "REGScheduleCosine": [*common, "edm2", "dit", "t2i"],
+        "REGScheduleInterval": [*common, "dit"], "REGScheduleCurve": common,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "values", "match"),
     [
-        ("REGScheduleLinear", dict(start=0.0, end=2.0, axis="step", preset="edm3"), "edm3"),
-        ("REGScheduleCosine", dict(power=-1.0, axis="step", preset="dit"), "-1.0"),
-        ("REGScheduleInterval", INTERVAL | dict(sigma_end=7.0, preset="edm2"), "7.0"),
-        ("REGScheduleInterval", INTERVAL | dict(preset="dit", timestep_start=100, timestep_end=300), "300"),
+        ("REGScheduleLinear", dict(start=0.0, end=2.0, axis="edm3"), "edm3"),
+        ("REGScheduleCosine", dict(power=-1.0, axis="dit"), "-1.0"),
+        ("REGScheduleInterval", dict(start=0.28, end=5.0, axis="sigma"), "over sigma wants start >= end >= 0, since noise falls, got start=0.28, end=5.0"),
+        ("REGScheduleInterval", dict(start=100, end=300, axis="dit"), "over dit wants start >= end >= 0, since noise falls, got start=100, end=300"),
+        ("REGScheduleInterval", dict(start=0.8, end=0.2, axis="step"), "over step wants 0 <= start <= end <= 1, got start=0.8, end=0.2"),
     ],
 )  # fmt: skip
-def test_bad_presets_are_named(pack, sd15, name, values, match):
+def test_bad_values_are_named(pack, sd15, name, values, match):
     with pytest.raises(ValueError, match=match):
         scheduled(pack, name, sd15.patcher, **values)
 
@@ -159,8 +157,6 @@ def test_a_drawn_curve_takes_the_place_of_the_points(host, pack, all_nodes, sd15
     text = "0:0, 0.5:1, 1:0.25"
     by_text = run(sd15, scheduled(pack, "REGScheduleCurve", sd15.patcher, points=text, axis="step"), sigmas, CFG)
     by_curve = run(sd15, scheduled(pack, "REGScheduleCurve", sd15.patcher, points="0:7", axis="step", curve=drawn), sigmas, CFG)
-    raw = {"points": points, "interpolation": interpolation}
-    assert by_curve == run(sd15, scheduled(pack, "REGScheduleCurve", sd15.patcher, points="0:7", axis="step", curve=raw), sigmas, CFG)
     weights = [dict((round(s, 4), (c - 1) / 4) for s, c in seen) for seen in (by_text, by_curve)]
     straight, smooth = (list(w.values()) for w in weights)
     assert straight == pytest.approx([0, 0.5, 1, 0.625, 0.25])
@@ -170,11 +166,9 @@ def test_a_drawn_curve_takes_the_place_of_the_points(host, pack, all_nodes, sd15
         assert smooth == pytest.approx([0, 0.5 + 0.5 * (2 - 0) / 8, 1, 0.625 + 0.5 * (0 + 1.5) / 8, 0.25])
 
 
-def test_bad_curves_are_named(host, pack, all_nodes, sd15):
-    curve_node(host, all_nodes)
-    with pytest.raises(ValueError, match="at least one point"):
-        scheduled(pack, "REGScheduleCurve", sd15.patcher, points="", axis="step", curve={"points": []})
-    model = scheduled(pack, "REGScheduleCurve", sd15.patcher, points="", axis="step", curve={"points": [[0, math.nan]]})
+def test_a_curve_without_a_number_is_named(host, pack, all_nodes, sd15):
+    drawn = curve_node(host, all_nodes).execute({"points": [[0, math.nan]]}).result[0]
+    model = scheduled(pack, "REGScheduleCurve", sd15.patcher, points="", axis="step", curve=drawn)
     with pytest.raises(ValueError, match="multiplier must be finite, got nan"):
         tiny.sample(sd15, model)
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from . import reg
 
-SWEEP = {"cfgs": "2, 5", "forms": "off, row_sum", "strengths": "1", "engine": "auto", "data_std": 0.75, "refresh": 1}
+SWEEP = {"cfgs": "2, 5", "forms": "off, row_sum", "strengths": "1"}
+SETTINGS = {"start_percent": 0.0, "end_percent": 1.0, "skip_below": 0.0, "data_std": 0.75, "engine": "auto", "refresh": 1}  # of REG Guidance in front
 STEPS = 4
 
 
@@ -35,16 +36,16 @@ def digits(model, cfg, batch=3, columns=0):
 
 def sweep(**values):
     prompt = digits(["sweep", 0], ["sweep", 1])
-    prompt["sweep"] = node("REGSweep", model=["base", 0], **(SWEEP | values))
-    prompt["grid"] = node("REGGrid", images=["decode", 0], labels=["sweep", 2], columns=0, theme="dark", trace=["sweep", 3])
+    prompt["settings"] = node("REGGuidance", model=["base", 0], form="scalar", strength=0.3, **SETTINGS)
+    prompt["sweep"] = node("REGSweep", model=["settings", 0], **(SWEEP | values))
+    prompt["grid"] = node("REGGrid", images=["decode", 0], labels=["sweep", 2], columns=0, theme="dark")
     prompt["save"] = node("PreviewImage", images=["grid", 0])
     return prompt
 
 
 def single(form, cfg, strength=1.0):
     prompt = digits(["reg", 0], cfg)
-    settings = {k: SWEEP[k] for k in ("engine", "data_std", "refresh")}
-    prompt["reg"] = node("REGGuidance", model=["base", 0], form=form, strength=strength, start_percent=0.0, end_percent=1.0, **settings)
+    prompt["reg"] = node("REGGuidance", model=["base", 0], form=form, strength=strength, **SETTINGS)
     return prompt
 
 
@@ -128,38 +129,57 @@ def test_the_lists(host, pack):
     assert [o.is_output_list for o in schema.outputs] == [True] * 4 and pack.nodes["REGGrid"].INPUT_IS_LIST
 
 
-def test_settings_reach_the_models(host, pack):
-    model = pack.nodes["REGDemoModel"].execute(variant="digits").result[0]
-    runs = pack.import_("nodes.host_runs")
-    models, *_ = run_sweep(pack, model, cfgs="3", forms="off, product, schedule", strengths="0.5", engine="forward", data_std=0.3, refresh=2)
-    assert runs.hooks_of(models[0], "reg") == []
+def test_settings_of_reg_guidance_in_front_reach_the_models(host, pack):
+    """All of them but form and strength; without one, those that REG Guidance has by itself."""
+    demo = pack.nodes["REGDemoModel"].execute(variant="digits").result[0]
+    hooks_of = pack.import_("nodes.host.options").hooks_of
+    in_front = dict(start=0.2, end=0.9, skip_below=0.05, data_std=0.3, refresh=2)
+    model, _ = reg.apply(pack, demo, "scalar", "reverse", strength=2.0, **in_front)
+    models, *_ = run_sweep(pack, model, cfgs="3", forms="off, product, schedule", strengths="0.5")
+    assert hooks_of(models[0], "reg") == []
     for patched, form in zip(models[1:], ("product", "schedule"), strict=True):
-        (hook,) = runs.hooks_of(patched, "reg")
+        (hook,) = hooks_of(patched, "reg")
         s = hook.settings
-        assert (s.form, s.strength, s.engine, s.data_std, s.refresh) == (form, 0.5, "forward", 0.3, 2)
+        assert (s.form, s.strength, s.engine, s.data_std, s.refresh, s.skip_below) == (form, 0.5, "reverse", 0.3, 2, 0.05)
+        assert hook.percents == (0.2, 0.9)
+    (alone,), *_ = run_sweep(pack, demo, cfgs="3", forms="row_sum")
+    (hook,), defaults = hooks_of(alone, "reg"), {i.id: i.default for i in pack.nodes["REGGuidance"].define_schema().inputs if hasattr(i, "default")}
+    assert {name: getattr(hook.settings, name) for name in ("skip_below", "data_std", "engine", "refresh")} == {
+        name: defaults[name] for name in ("skip_below", "data_std", "engine", "refresh")
+    }
+    assert hook.percents == (0.0, 1.0)
+
+
+def test_a_table_of_reg_guidance_in_front_is_used(host, pack):
+    demo = pack.nodes["REGDemoModel"].execute(variant="digits").result[0]
+    hooks_of = pack.import_("nodes.host.options").hooks_of
     table = pack.import_("reg_core.calibration").Calibration(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.2]), torch.zeros(2), "row_sum")
-    (calibrated, plain), *_ = run_sweep(pack, model, cfgs="3", forms="calibrated, row_sum", calibration=table)
-    assert runs.hooks_of(calibrated, "reg")[0].settings.calibration is table and runs.hooks_of(plain, "reg")[0].settings.calibration is None
+    model, _ = reg.apply(pack, demo, "calibrated", calibration=table)
+    (calibrated, plain), *_ = run_sweep(pack, model, cfgs="3", forms="calibrated, row_sum")
+    assert hooks_of(calibrated, "reg")[0].settings.calibration is table and hooks_of(plain, "reg")[0].settings.calibration is None
+    for model in (demo, reg.apply(pack, demo, "row_sum")[0]):
+        with pytest.raises(ValueError, match="'calibrated' needs a table: put REG Guidance with one in front"):
+            run_sweep(pack, model, forms="off, calibrated")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"cfgs": "2, four"}, "cfgs: cannot read 'four'"),
+        ({"cfgs": "2, four"}, "cfgs: 'four' is no number"),
         ({"cfgs": "2, nan"}, "between 0 and 100, got nan"),
         ({"cfgs": "-1"}, "between 0 and 100, got -1"),
         ({"cfgs": "2, 2.0"}, "2.0 is there twice"),
         ({"cfgs": " , "}, "cfgs is empty"),
         ({"forms": "off, rowsum"}, "got 'rowsum'"),
         ({"forms": "off off"}, "off is there twice"),
-        ({"forms": "calibrated"}, "needs a table"),
         ({"strengths": "11"}, "between -10 and 10, got 11"),
         ({"cfgs": ", ".join(map(str, range(33)))}, "33 cfgs times 2 forms and strengths are 66 sampling runs; want at most 64"),
     ],
 )
 def test_bad_text_is_named(pack, values, message):
+    model = pack.nodes["REGDemoModel"].execute(variant="digits").result[0]
     with pytest.raises(ValueError, match=message):
-        run_sweep(pack, None, **values)
+        run_sweep(pack, model, **values)
 
 
 def test_the_grid_takes_images_of_any_sizes_as_lists(pack):
@@ -173,30 +193,13 @@ def test_the_grid_takes_images_of_any_sizes_as_lists(pack):
         pack.nodes["REGGrid"].execute(images=images, labels=["a", "b"], columns=[0], theme=["dark"])
 
 
-def test_the_grid_writes_the_effective_cfg_below(host, pack, monkeypatch):
-    """Oracle: the traces of the same runs, read by themselves; `off` has none and says nothing."""
-    from . import tiny
-
-    t = tiny.build("sd15")
-    models, cfgs, labels, traces = run_sweep(pack, t.patcher, cfgs="4", forms="off, scalar")
-    written = []
-    monkeypatch.setattr(pack.import_("reg_core.drawing"), "labelled_grid", lambda *a: written.append(a) or torch.zeros(1, 1, 1, 3))
-    images = [tiny.sample(t, model, cfg=cfg)[:, :3].movedim(1, -1) for model, cfg in zip(models, cfgs, strict=True)]
-    pack.nodes["REGGrid"].execute(images=images, labels=labels, columns=[0], theme=["dark"], trace=traces)
-    rows = [r for r in traces[1].last.rows if r.active]
-    expected = 1 + 3 * sum(r.rectified_norm for r in rows) / sum(r.guidance_norm for r in rows)
-    assert written[0][4] == ["", f"effective cfg {expected:.2f}"]
-    with pytest.raises(ValueError, match="1 traces for 2 images"):
-        pack.nodes["REGGrid"].execute(images=images, labels=labels, columns=[0], theme=["dark"], trace=traces[:1])
-
-
 def test_a_swept_model_samples_like_reg_guidance(host, pack):
     """Any model: a tiny SD1.5, in process."""
     from . import tiny
 
     t = tiny.build("sd15")
     models, cfgs, _, traces = run_sweep(pack, t.patcher, cfgs="4", forms="off, scalar")
-    theirs, trace = reg.apply(pack, t.patcher, "scalar")
+    theirs, trace = reg.apply(pack, t.patcher, "scalar", refresh=4)
     assert torch.equal(tiny.sample(t, models[0], cfg=cfgs[0]), tiny.sample(t, cfg=4.0))
     assert torch.equal(tiny.sample(t, models[1], cfg=cfgs[1]), tiny.sample(t, theirs, cfg=4.0))
     assert traces[0].last is None and len(traces[1].last.active) == len(trace.last.active) > 0

@@ -17,7 +17,7 @@ STEPS = 18
 def library(settings, count, cfg, model, weak=None, seed=7, denoiser=None):
     """(latents, trace): CFG, or autoguidance by `weak`, rectified; or any `denoiser`."""
     import reg_core
-    from reg_core.lab.evaluate import SIGMA_MAX, SIGMA_MIN
+    from reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN
 
     labels = torch.arange(count) % 10
     if denoiser is None:
@@ -31,7 +31,7 @@ def library(settings, count, cfg, model, weak=None, seed=7, denoiser=None):
 
 @pytest.fixture(scope="module")
 def models(pack):
-    from reg_core.lab.models import load_digits_model
+    from reg_core.demo_models.loading import load_digits_model
 
     with torch.inference_mode(False):
         return {name: load_digits_model(name) for name in ("digits", "digits_weak")}
@@ -79,7 +79,7 @@ def test_the_graph_for_comfy_test_runs(server):
 
 
 def accuracy(images):
-    from reg_core.lab.models import load_digits_classifier
+    from reg_core.demo_models.loading import load_digits_classifier
 
     return (load_digits_classifier()(images).argmax(1) == torch.arange(len(images)) % 10).float().mean().item()
 
@@ -127,7 +127,7 @@ def test_autoguidance(server, models):
 
 def test_reward_guidance(server, models):
     """Oracle: the gradient written out by autograd, with and without the chain rule."""
-    from reg_core.lab.models import load_digits_classifier
+    from reg_core.demo_models.loading import load_digits_classifier
 
     prompt = api("REG reward guidance", server)
     pictures = sheets(prompt, server.run(prompt), server)

@@ -110,30 +110,25 @@ def _widget_values(node, spec) -> dict:
     value comes from a link; seeds and uploads have one more, which only the page uses."""
     values = node.get("widgets_values") or []
     if isinstance(values, dict):  # some packs save them by name
-        return {name: value for name, value in values.items() if name in _widgets(spec)}
+        return {name: value for name, value in values.items() if name in widgets_of(spec)}
     values, found = list(values), {}
-    for name, (kind, options) in _widgets(spec).items():
+    for name, (kind, options) in widgets_of(spec).items():
         if str(kind).startswith("COMFY_DYNAMIC"):
             raise WorkflowError(f"{_name(node)}: {name} is a {kind}, whose children this converter cannot place")
         if not values:
             break  # saved before the input existed: its default is used
         found[name] = values.pop(0)
-        follows = name in ("seed", "noise_seed") or options.get("control_after_generate")
-        if follows and values and values[0] in CONTROL_VALUES:
+        if followed_by_control(name, options) and values and values[0] in CONTROL_VALUES:
             values.pop(0)
         if any(options.get(f"{what}_upload") for what in ("image", "video", "audio", "animated_image")) and values:
             values.pop(0)
     if values:
         raise WorkflowError(f"{_name(node)}: {len(values)} more widget values than widgets: {values}")
-    defaults = {
-        name: options["default"] if "default" in options else (_choices(kind, options) or [None])[0]
-        for name, (kind, options) in _widgets(spec, sections=("required",)).items()
-        if name not in found
-    }
+    defaults = {name: default_of(kind, options) for name, (kind, options) in widgets_of(spec, sections=("required",)).items() if name not in found}
     return found | {name: value for name, value in defaults.items() if value is not None}
 
 
-def _widgets(spec, sections=("required", "optional")) -> dict:
+def widgets_of(spec, sections=("required", "optional")) -> dict:
     """{input name: (type, options)} of the inputs which are widgets on the page."""
     widgets = {}
     for section in sections:
@@ -145,8 +140,15 @@ def _widgets(spec, sections=("required", "optional")) -> dict:
     return widgets
 
 
-def _choices(kind, options) -> list:
-    return list(kind) if isinstance(kind, (list, tuple)) else list(options.get("options") or ())
+def default_of(kind, options):
+    """A widget's value on a new node."""
+    choices = list(kind) if isinstance(kind, (list, tuple)) else list(options.get("options") or ())
+    return options["default"] if "default" in options else (choices or [None])[0]
+
+
+def followed_by_control(name, options) -> bool:
+    """True where the page adds a widget of its own: what becomes of the value after a run."""
+    return name in ("seed", "noise_seed") or bool(options.get("control_after_generate"))
 
 
 # --- stand-ins for checkpoints -------------------------------------------------------------------------------------
