@@ -36,8 +36,9 @@ Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as
   the pack's takes beyond it is the price of those, of which a row in one or two of the steps is the self-check.
 - **Refresh as shipped** computes a correction at every fourth call and carries it along in between, by any engine: what a user pays who
   chooses reverse mode and leaves the rest alone. Rows that do not say so compute one at every call.
-- Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped depends on the Jacobian. For that, see v prediction, where the random network is close to a denoiser, and the digits, a trained one. A
-  random eps network has J near the identity at all noise levels, so nothing is ever skipped.
+- Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped depends on the Jacobian. For that,
+  see v prediction, where the random network is close to a denoiser, and the digits, a trained one. A random eps network has J near
+  the identity at all noise levels, so nothing is ever skipped.
 - A target that is missed is marked **over**.
 
 The authors state for their code {AUTHORS_TIME[0]} to {AUTHORS_TIME[1]} times the time and {AUTHORS_MEMORY[0]} to {AUTHORS_MEMORY[1]} times the

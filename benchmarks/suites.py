@@ -44,9 +44,7 @@ MODES = {
     "reverse_checkpoint": Mode("reverse, checkpointed", REVERSE, _REVERSE, _same(1.35), backward="checkpoint"),
     "reverse_resident": Mode("reverse, resident", REVERSE, {"cpu": 2.0, "cuda": 1.5}, backward="resident"),
     ALONE: Mode("reverse, resident, by PyTorch alone", None, alone=True),
-    "reverse_refreshed": Mode(
-        "reverse, checkpointed, refresh as shipped", {"engine": "reverse"}, _REVERSE, _same(1.35), backward="checkpoint"
-    ),
+    "reverse_refreshed": Mode("reverse, checkpointed, refresh as shipped", {"engine": "reverse"}, _REVERSE, _same(1.35), backward="checkpoint"),
 }
 ALL = tuple(MODES)
 # What depends on the run: how many steps it has, and how J falls with noise. Then what costs the same at every step.

@@ -36,11 +36,13 @@ def with_reference(model, reference_model, weights: tuple[float, float] | None =
             return executor(*args, **kwargs)
         other = reference_model if shared else guider.model_patcher.get_additional_models_with_key(KEY)[0]
         second = SecondModel(other, guider, conds, sample_arguments(args, kwargs))
-        options = guider.model_options  # the guider's private copy
-        options[PAIR] = ReferencePair(second, weights, options.get(PAIR)).calc_cond_batch
+        options = guider.model_options
+        pair = ReferencePair(second, weights, options.get(PAIR))
+        guider.model_options = {**options, PAIR: pair.calc_cond_batch}
         try:
             return executor(*args, **kwargs)
         finally:
+            guider.model_options = options
             second.stop()
 
     patched = hooked(model, KEY, outer_sample)

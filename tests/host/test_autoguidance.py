@@ -1,7 +1,9 @@
 """Autoguidance and reference models in real runs. Oracles: the library on the same two denoisers, and plain host calls."""
 
 import math
+from contextlib import nullcontext
 
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -156,6 +158,31 @@ def test_the_second_model_is_let_go_when_a_run_fails(host, pack):
         tiny.sample(strong, broken)
     assert second.patcher.model.current_patcher is None
     assert torch.equal(tiny.sample(strong, model), want)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_reference_is_taken_out_again(host, pack, digits, weak, fails):
+    """After a run, and after one that fails, the guider asks for its pair as before."""
+    first, seen = digits.patcher.clone(), []
+
+    def outer_sample(executor, *args, **kwargs):
+        before = executor.class_obj.model_options
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            after = executor.class_obj.model_options
+            seen.append(after is before and "sampler_calc_cond_batch_function" not in after)
+
+    def post_cfg(args):
+        assert not fails, "on purpose"
+        return args["denoised"]
+
+    first.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, outer_sample)
+    first.set_model_sampler_post_cfg_function(post_cfg)
+    model = pack.nodes["REGReferenceModel"].execute(first, weak).result[0]
+    with pytest.raises(AssertionError, match="on purpose") if fails else nullcontext():
+        tiny.sample(digits, model, steps=2)
+    assert seen == [True]
 
 
 def test_a_clone_with_other_options_shares_the_weights(host, pack, all_nodes):
