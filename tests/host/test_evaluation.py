@@ -22,7 +22,7 @@ from .setup_host import REPO
 pytest.importorskip("distributed", reason="extra `eval`")
 pytestmark = pytest.mark.skipif(os.environ.get("REG_TEST_ATTENTION") == "pytorch", reason="drives servers, whatever their attention: once is enough")
 
-from reg_core.evaluation.drive import Failed, drive  # noqa: E402
+from reg_core.evaluation.drive import Failed, Limits, drive  # noqa: E402
 from reg_core.evaluation.plan import Plan  # noqa: E402
 from reg_core.evaluation.server import PromptFailed, Server  # noqa: E402
 from reg_core.evaluation.store import Store  # noqa: E402
@@ -31,7 +31,7 @@ from reg_core.evaluation.template import check, load  # noqa: E402
 WORKFLOW = {
     "1": {"class_type": "REGDemoModel", "inputs": {"variant": "digits"}},
     "2": {"class_type": "REGGuidance", "inputs": {"model": ["1", 0], "form": "row_sum", "engine": "auto", "strength": 1.0, "start_percent": 0.0,
-          "end_percent": 1.0, "refresh": 1, "data_std": 0.75}},
+          "end_percent": 1.0, "skip_below": 0.0, "refresh": 1, "data_std": 0.75}},
     "3": {"class_type": "REGDemoPrompt", "inputs": {"digit": "3"}, "_meta": {"title": "Positive"}},
     "4": {"class_type": "REGDemoPrompt", "inputs": {"digit": "any digit"}},
     "5": {"class_type": "REGDemoLatent", "inputs": {"batch_size": 1}},
@@ -184,7 +184,7 @@ def test_failing_images_do_not_stop_the_others(server, tmp_path):
     grid = {"inputs": inputs, "grid": {"form": ["off"], "latent": {"good": {"link": ["5", 0]}, "bad": {"link": ["REGTestFail", 0]}}}}
     said = []
     with pytest.raises(Failed, match=r"2 of 4 images failed.*latent=bad.*node 9 \(REGTestFail\): .*on purpose"):
-        drive(*prepared(tmp_path, grid, (0,)), tmp_path, [url(server)], say=said.append, tries=2)
+        drive(*prepared(tmp_path, grid, (0,)), tmp_path, [url(server)], say=said.append, limits=Limits(tries=2))
     assert len(said) == 2
     assert sorted(tree(tmp_path)) == [f"images/form=off,latent=good/0000{i}_000.png" for i in (0, 1)]
 
