@@ -39,10 +39,8 @@ class REGAutoguidance(io.ComfyNode):
         total = sum(weights)
         if abs(total) < 1e-6 and max(map(abs, weights)) > 1e-6:
             raise ValueError(f"REGAutoguidance: scale {scale} and cfg {cfg} cancel each other; change one")
-        patched, other = (
-            with_reference(model, weak_model, weights),
-            positive if negative is None else negative,
-        )
+        patched = with_reference(model, weak_model, weights)
+        other = positive if negative is None else negative
         return io.NodeOutput(cfg_guider(patched, positive, other, 1 + total))
 
 

@@ -90,8 +90,7 @@ class Guided(Guidance):
 def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     """The table of form `calibrated` for a guided denoiser: one Heun run over `sigmas` from each of `noises`.
 
-    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further fields of Calibration (model, notes,
-    ...).
+    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further fields of Calibration, as `model`.
     """
     measurement, measured = Measurement(), copy(guided)
     measured.observe, measured.trace = measurement, Trace()

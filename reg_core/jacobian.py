@@ -19,8 +19,7 @@ from .space import expand, flat
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 # Length of a finite difference, |h v| / (s sqrt(n)), by the network's dtype. A shorter one is lost in
-# rounding, a longer one meets curvature. A smooth direction (ones) and a central difference allow a longer
-# one.
+# rounding, a longer one meets curvature. A smooth direction (ones) and a central difference allow more.
 PROBE = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.05, torch.bfloat16: 0.1}
 PROBE_CENTRAL = {torch.float64: 1e-4, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.2}
 PROBE_ONES = {torch.float64: 1e-5, torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.4}

@@ -103,9 +103,8 @@ class BackwardPass:
 
     def _has_another_way(self, error) -> bool:
         """Change something so that the pass may work; False when there is nothing left to change."""
-        out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError) or re.search(
-            MEMORY_WORDS, str(error).lower()
-        )
+        said = re.search(MEMORY_WORDS, str(error).lower())
+        out_of_memory = said or isinstance(error, torch.cuda.OutOfMemoryError)
         if IN_PLACE in str(error) and not self._copies:
             self._copies = True  # costs a little memory and no accuracy: nothing to tell
             return True

@@ -136,7 +136,8 @@ def test_bad_input_is_named(pack, sd15, name, values, match):
 def test_positions_are_made_once_a_run(host, pack, sd15, monkeypatch, name):
     """At a model call nothing is looked up, and one number is read from the device. Oracle: the same run without the node."""
     node = pack.nodes[name]
-    defaults = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
+    widgets = [i for i in node.define_schema().inputs if not i.optional]
+    defaults = {i.id: i.default for i in widgets if getattr(i, "default", None) is not None}
     scheduled = node.execute(sd15.patcher, **defaults).result[0]
     sampling, looked_up, reads = type(sd15.patcher.get_model_object("model_sampling")), [], {}
     plain = sampling.percent_to_sigma
