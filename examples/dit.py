@@ -35,6 +35,7 @@ class DiTBranches(reg_core.Branches):
         return self
 
     def predict(self, x, sigma, labels):
+        self.rows += len(labels) // len(self.labels)
         t = torch.full((len(x),), self.t, device=x.device)
         out = self.network(x.to(self.network.dtype), timestep=t, class_labels=labels).sample
         noise, variance = out.to(x.dtype).chunk(2, dim=1)
@@ -46,8 +47,8 @@ class DiTBranches(reg_core.Branches):
             self.variance = variance.detach()
         return denoised
 
-    def reference(self, x, sigma):
-        return self.predict(x, sigma, self.null)[0]
+    def reference(self, point):
+        return self.predict(point.x, point.sigma, self.null)[0]
 
     def both(self, point):
         return self.together(point, [point.x, point.x], [self.labels, self.null])

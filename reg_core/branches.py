@@ -18,23 +18,41 @@ class Branches:
 
     cached = False  # `both` may answer from a cache: a difference then needs a fresh prediction at x
     notes: tuple[str, ...] | list[str] = ()  # what a backward pass had to do to fit into memory
+    rows = 0  # evaluated so far, for each sample
 
     def __init__(self, cond: Denoiser, reference: Denoiser):
-        self.cond = cond
-        self.reference = reference
+        self._cond, self._reference = cond, reference
+
+    def cond(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D_c."""
+        self.rows += 1
+        return self._cond(x, sigma)
+
+    def reference(self, point: Point) -> Tensor:
+        """D_ref."""
+        self.rows += 1
+        return self._reference(point.x, point.sigma)
 
     def both(self, point: Point) -> tuple[Tensor, Tensor]:
         """(D_c, D_ref)."""
-        return self.cond(point.x, point.sigma), self.reference(point.x, point.sigma)
+        return self.cond(point.x, point.sigma), self.reference(point)
+
+    def apart(self, point: Point) -> bool:
+        """True when D_c and D_ref are the same by passes of their own as together."""
+        return True
 
     def only(self, point: Point) -> Tensor:
         """D_c, as the one pass of a call without guidance."""
         return self.cond(point.x, point.sigma)
 
+    def probe(self, point: Point, x: Tensor) -> Tensor:
+        """D_c at x, a neighbour of the point's, and never from a cache."""
+        return self.cond(x, point.sigma)
+
     def both_and_probe(self, point: Point, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(D_c, D_ref, D_c at x + step); `step` [B, 1, ...] is the same for all elements of a row."""
         denoised, reference = self.both(point)
-        return denoised, reference, self.cond(point.shifted(step).x, point.sigma)
+        return denoised, reference, self.probe(point, point.shifted(step).x)
 
     def reverse(self, point: Point, cotangent) -> tuple[Tensor, Tensor]:
         """(D_c, J^T u), as jacobian.reverse."""

@@ -15,51 +15,55 @@ from .space import expand
 
 log = logging.getLogger(__name__)
 
-# A derivative is believed when v^T J v is a finite difference to this much of v^T v plus this much of itself.
+# J^T w is believed where <J^T w, u> is <w, J u> by finite differences, both over |u|: to this much of |w| and
+# this much of the number. For a random u the error is taken as a vector, and may be this much of what J^T w has
+# beside w: that is the network's own part, and most of the rest is the way around it.
 CHECK = {torch.float64: (1e-3, 0.02), torch.float32: (0.02, 0.10)}
 CHECK_HALF = (0.10, 0.25)
-CHECK_SMALL = 0.2  # v^T J v / v^T v below which agreement proves little: checked again at half the noise
+CHECK_RANDOM, RANDOM_LENGTH = (0.002, 0.03), 3e-3
+CHECK_SMALL = 0.2  # <J^T w, w> over <w, w> below which agreement proves little: again at half the noise
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
     """D_c, D_ref and the product with J [B, ...]; `product_name` as in "J^T 1".
 
-    `extra_rows`: model rows beyond plain guidance. `error`: of the product by rounding, relative, 0-d.
+    `error`: of the product by rounding, relative to the vector it is of, 0-d.
     """
 
     denoised: Tensor
     reference: Tensor
     product: Tensor
     product_name: str
-    extra_rows: int
-    error: Tensor | None = None
+    error: Tensor
 
 
 class Difference:
     """J 1 or J v by a finite difference: one more model row, any network.
 
-    `row_sum` evaluates three rows together. In half precision that of `product` is central, one row more.
+    `row_sum` evaluates three rows together where that changes nothing. In half precision the difference of
+    `product` is central, one row more.
     """
 
     def product(self, branches: Branches, point: Point, form: str) -> Evaluated:
         dtype = branches.compute_dtype(point.x)
-        extra = 1 + branches.cached
         if form == "row_sum":
-            h = expand(point.s * jacobian.PROBE_ONES.get(dtype, 0.4), point.x)
+            length, name = jacobian.PROBE_ONES.get(dtype, 0.4), "J 1"
+            h = expand(point.s * length, point.x)
             denoised, reference, probe = branches.both_and_probe(point, h)
-            product, name = jacobian.difference(probe, denoised, h, point), "J 1"
+            product = jacobian.difference(probe, denoised, h, point)
         else:
             denoised, reference = branches.both(point)
-            v = denoised - reference
-            central = form == "product" and dtype in HALF
+            v, central, name = denoised - reference, form == "product" and dtype in HALF, "J v"
             relative = jacobian.probe_length(dtype, point, central)
-            h = jacobian.probe_step(v.to(relative.dtype), point, relative) * (1 + central)
             at_x = None if branches.cached else denoised
-            _, product = jacobian.finite_difference(branches.cond, point, v, at_x, relative, central)
-            extra, name = extra + central, "J v"
-        error = jacobian.rounding_error(point, denoised, product, h, dtype).max()
-        return Evaluated(denoised, reference, product, name, extra, error)
+            probe = lambda x, sigma: branches.probe(point, x)  # noqa: E731
+            _, product = jacobian.finite_difference(probe, point, v, at_x, relative, central)
+            length = relative * (1 + central)
+        error = jacobian.rounding_error(point, denoised, length, dtype).max()
+        if form == "scalar":  # a mean over all elements
+            error = error / denoised[0].numel() ** 0.5
+        return Evaluated(denoised, reference, product, name, error)
 
 
 class Reverse:
@@ -67,67 +71,101 @@ class Reverse:
 
     def __init__(self):
         self._check_below = math.inf  # sigma under which the next check is due; 0: all is well
+        self._generator = torch.Generator().manual_seed(0)
 
     def product(self, branches: Branches, point: Point, form: str) -> Evaluated:
-        # A fresh and a remembered prediction have no difference: from a cache both are taken together.
-        pair = branches.both(point) if branches.cached else None
-        reference = branches.reference(point.x, point.sigma) if pair is None else pair[1]
-        if form == "row_sum":
-            cotangent, name = torch.ones_like(point.x), "J^T 1"
-        elif pair is None:
-            cotangent, name = lambda denoised: denoised - reference, "J^T v"
+        denoised, name = None, "J^T 1" if form == "row_sum" else "J^T v"
+        if branches.apart(point):
+            reference = branches.reference(point)
         else:
-            cotangent, name = pair[0] - reference, "J^T v"
-        denoised, product = branches.reverse(point, cotangent)
-        denoised = denoised if pair is None else pair[0]
-        checked = self._check_below > 0 and float(point.sigma.max()) <= self._check_below
-        if checked:
-            direction = torch.ones_like(point.x) if form == "row_sum" else denoised - reference
-            self._check(branches, point, denoised, direction, product)
-        extra = (pair is not None) + checked * (1 + branches.cached)
-        return Evaluated(denoised, reference, product, name, extra)
+            denoised, reference = branches.both(point)
+        cotangent = (
+            torch.ones_like(point.x) if form == "row_sum" else lambda seen: _or(denoised, seen) - reference
+        )
+        seen, product = branches.reverse(point, cotangent)
+        denoised = _or(denoised, seen)
+        if self._check_below > 0 and float(point.sigma.max()) <= self._check_below:
+            w = torch.ones_like(point.x) if form == "row_sum" else denoised - reference
+            self._check(branches, point, None if branches.cached else denoised, w, product)
+        error = jacobian.rounding_error(point, denoised, 1.0, branches.compute_dtype(point.x)).max()
+        return Evaluated(denoised, reference, product, name, error)
 
-    def _check(self, branches, point, denoised, direction, product) -> None:
-        """Raises JacobianError where d^T J^T d is not d^T J d by a finite difference."""
+    @torch.no_grad()
+    def _check(self, branches, point, known, w, product) -> None:
+        """Raises JacobianError where <J^T w, u> is not <w, J u> by a finite difference."""
         dtype = branches.compute_dtype(point.x)
         length = {torch.float32: 1e-3, torch.float64: None}.get(dtype, 0.1)
-        at_x = None if branches.cached else denoised
-        _, difference = jacobian.finite_difference(branches.cond, point, direction, at_x, length)
-        direction = direction.to(difference.dtype)
-        sums = [(direction * t.to(direction.dtype)).sum() for t in (product, difference, direction)]
-        ours, probe, norm = torch.stack(sums).tolist()
-        absolute, relative = CHECK.get(dtype, CHECK_HALF)
-        size = max(abs(ours), abs(probe))
-        self._check_below = 0.0 if size >= CHECK_SMALL * norm else float(point.sigma.max()) / 2
-        # A nan of ours fails. A probe that is no number itself proves nothing.
-        if abs(probe) < math.inf and not abs(ours - probe) <= absolute * norm + relative * size:
-            values = f"{ours:.5g} by reverse mode but {probe:.5g} by finite differences"
-            raise JacobianError(f"self-check: v^T J v is {values}")
+        wide = torch.promote_types(product.dtype, torch.float32)
+        w, product = w.to(wide), product.to(wide)
+
+        def difference(u, length=length, central=False):
+            nonlocal known
+            nearby = lambda x, sigma: branches.probe(point, x)  # noqa: E731
+            known, probe = jacobian.finite_difference(nearby, point, u, known, length, central)
+            return probe.to(wide)
+
+        def gap(u, probe):
+            """(<J^T w, u> - <w, J u>) / |u|, and the larger of both."""
+            ours, theirs = torch.stack([(product * u).sum(), (w * probe).sum()]).div(u.norm()).tolist()
+            # A nan of ours fails. A probe that is no number itself proves nothing.
+            return (ours - theirs, max(abs(ours), abs(theirs))) if math.isfinite(theirs) else (0.0, 0.0)
+
+        across, size = difference(w), float(w.norm())
+        structured = [gap(w, across)]
+        if float(_beside(across, w).norm()) > 1e-6 * size:
+            u = _beside(across, w)
+            structured.append(gap(u, difference(u)))
+        of_w, of_number = CHECK.get(dtype, CHECK_HALF)
+        wrong = [abs(g) for g, number in structured if not abs(g) <= of_w * size + of_number * number]
+        if not (dtype in HALF or (w.is_cuda and torch.backends.cudnn.allow_tf32)):  # or rounding hides it
+            u = _beside(torch.randn(w.shape, generator=self._generator).to(w), w)
+            error = abs(gap(u, difference(u, RANDOM_LENGTH, central=True))[0]) * w.numel() ** 0.5
+            last_digit = torch.finfo(wide).eps * point.x.abs().max() / point.s.max()  # of x, over the noise
+            of_w = CHECK_RANDOM[0] + 4 * float(last_digit) / RANDOM_LENGTH
+            allowed = of_w * size + CHECK_RANDOM[1] * float(_beside(product, w).norm())
+            wrong += [error] if not error <= allowed else []
+        self._check_below = 0.0 if structured[0][1] >= CHECK_SMALL * size else float(point.sigma.max()) / 2
+        if wrong:
+            share = f"{100 * max(wrong) / max(float(product.norm()), 1e-30):.3g} %"
+            raise JacobianError(f"self-check: reverse mode differs from finite differences by {share}")
+
+
+def _beside(a: Tensor, w: Tensor) -> Tensor:
+    """The part of a that is orthogonal to w."""
+    return a - (a * w).sum() / (w * w).sum().clamp_min(1e-30) * w
+
+
+def _or(known: Tensor | None, seen: Tensor) -> Tensor:
+    return seen if known is None else known
 
 
 class FallBack:
-    """The engine of one run: reverse mode until it fails once, finite differences from then on.
+    """The way in which one run computes its products: reverse mode, finite differences, none.
 
-    `engine`: Settings.engine. `fatal`: exceptions that are nobody's to catch, as a host's cancel.
+    A way that fails once is left for the next, for the rest of the run. `engine`: Settings.engine. `fatal`:
+    exceptions that are nobody's to catch, as a host's cancel.
     """
+
+    NEXT = {"reverse": "finite_difference", "finite_difference": "none"}
+    WORDS = {"finite_difference": "finite differences", "none": "plain guidance"}
 
     def __init__(self, engine: str, fatal: tuple = ()):
         self.engine = "finite_difference" if engine == "auto" else engine
         self.fatal = fatal
         self.notes: list[str] = []
 
-    def __call__(self, exact, approximate):
-        """exact(), or approximate() after a failure; `notes` say why."""
-        if self.engine == "reverse":
+    def __call__(self, **ways):
+        """ways[engine]() of the first engine that does not fail; `notes` say why others did."""
+        while self.engine in self.NEXT:
             try:
-                return exact()
+                return ways[self.engine]()
             except self.fatal:
                 raise
-            except RuntimeError as error:  # out of memory is one of them
+            except Exception as error:
                 said, _, _ = str(error).strip().partition("\n")
                 said = f"{type(error).__name__}: {said[:200]}"
-                reason = f"engine reverse failed ({said}): finite differences from here on"
-            self.engine = "finite_difference"
+                failed, self.engine = self.engine.replace("_", " "), self.NEXT[self.engine]
+                reason = f"engine {failed} failed ({said}): {self.WORDS[self.engine]} from here on"
             log.warning("REG: %s", reason)
             self.notes.append(reason)
-        return approximate()
+        return ways[self.engine]()

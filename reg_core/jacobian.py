@@ -105,9 +105,14 @@ def difference(ahead: Tensor, behind: Tensor, h: Tensor, point: Point) -> Tensor
 
 
 def probe_step(direction: Tensor, point: Point, relative) -> Tensor:
-    """h [B, 1, ...] such that |h v| = relative * s * sqrt(n) in every row; finite also for v = 0."""
-    norm = flat(direction).norm(dim=1).clamp_min(1e-12)
-    return expand(relative * point.s.to(norm.dtype) * flat(direction).shape[1] ** 0.5 / norm, direction)
+    """h [B, 1, ...] such that rms(h v) = relative * s, over all rows of one noise level; finite also for v = 0.
+
+    They have one h, since a network may mix them: the frames of a video are rows.
+    """
+    square = flat(direction).square().mean(1)
+    if (point.s == point.s[0]).all():
+        square = square.mean()
+    return expand(relative * point.s.to(square.dtype) / square.sqrt().clamp_min(1e-12), direction)
 
 
 def probe_length(dtype: torch.dtype, point: Point, central: bool = False) -> Tensor:
@@ -122,13 +127,12 @@ def probe_length(dtype: torch.dtype, point: Point, central: bool = False) -> Ten
     return relative * (point.alpha / point.s.clamp_min(1e-12)).sqrt().clamp(1, 2)
 
 
-def rounding_error(point: Point, denoised: Tensor, product: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
-    """Relative rounding error [B] of a difference: sqrt(2) eps alpha rms(x - D) / (h rms(product)).
+def rounding_error(point: Point, denoised: Tensor, length, dtype: torch.dtype) -> Tensor:
+    """Error of J v by rounding, relative to v [B]: sqrt(2) eps alpha rms(x - D) / (length s).
 
     Networks add to x (D = x - s eps, x - s v), so x - D is what their last digit is relative to. `dtype`: the
-    network's. `h` [B, 1, ...]: the step along the direction of the product. Curvature is not in it.
+    network's. `length`: of the difference, relative to s. Curvature is not in it.
     """
     wide = torch.promote_types(point.x.dtype, torch.float32)
-    added = torch.linalg.vector_norm(flat(point.x.to(wide) - denoised), dim=1)
-    size = torch.linalg.vector_norm(flat(h * product), dim=1)
-    return (2**0.5 * torch.finfo(dtype).eps) * point.alpha * added / size.clamp_min(1e-30)
+    added = flat(point.x.to(wide) - denoised).square().mean(1).sqrt()
+    return 2**0.5 * torch.finfo(dtype).eps * point.alpha * added / (length * point.s.clamp_min(1e-12))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .branches import Branches
-from .engines import Difference, FallBack, Reverse
+from .engines import Difference, Evaluated, FallBack, Reverse
 from .forms import Rectified, blend, rectify, rectify_by_factor
 from .point import Point
 from .refresh import Refresh
@@ -19,11 +19,12 @@ from .trace import Row, Run
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """One guided model call: D_c, D_ref and the rectified difference R (D_c - D_ref), all [B, ...]."""
+    """One guided model call: D_c, D_ref and the rectified difference R (D_c - D_ref), all [B, ...]; its row."""
 
     denoised: Tensor
     reference: Tensor
     rectified: Tensor
+    row: Row
 
     def guided(self, weight: float) -> Tensor:
         """D_c + w R (D_c - D_ref) in D_c's dtype, w = cfg - 1."""
@@ -44,7 +45,7 @@ class Rectifier:
         self._fall_back = FallBack(settings.engine, fatal)
         self._reverse, self._difference = Reverse(), Difference()
         self._refresh, self._skipping = Refresh(settings), Skipping(settings)
-        self._needs_level = settings.skip_below > 0 or (settings.refresh > 1 and not settings.free)
+        self._needs_level = settings.skip_below > 0 or not settings.free
         self._call = 0
 
     def __call__(self, branches: Branches, point: Point, weight: float = 1.0, may_skip=True) -> Prediction:
@@ -52,13 +53,13 @@ class Rectifier:
 
         `weight` (w = cfg - 1) is for the trace and for skipping. `may_skip`: nobody else needs D_ref.
         """
-        begin, self._call = time.perf_counter(), self._call + 1
+        begin, rows, self._call = time.perf_counter(), branches.rows, self._call + 1
         level = float(point.sigma_ve.max()) if self._needs_level else math.nan
-        if may_skip and self._skipping.skips(level, weight):
+        if may_skip and self._skipping.skips(level, weight) and branches.apart(point):
             denoised = branches.only(point)
             note = "rectified weight negligible: no guidance"
-            row = self.run.plain(point.sigma, 1 + weight, note, skipped=True, extra_rows=-1)
-            prediction = Prediction(denoised, denoised, torch.zeros_like(denoised))
+            row = self.run.plain(point.sigma, 1 + weight, note, skipped=True)
+            prediction = Prediction(denoised, denoised, torch.zeros_like(denoised), row)
         else:
             row = Row(cfg=1 + weight)
             denoised, reference, full, error = self._full(branches, point, level, row)
@@ -67,12 +68,13 @@ class Rectifier:
                 self._skipping.saw(level, weight, v, full.vector if row.fresh else None)
             rectified = blend(v, full, self.settings.strength)
             self.run.rectified(row, point.sigma, v, rectified, error)
-            prediction = Prediction(denoised, reference, rectified.vector)
+            prediction = Prediction(denoised, reference, rectified.vector, row)
+        row.extra_rows = branches.rows - rows - 2
         row.seconds = time.perf_counter() - begin if point.x.device.type == "cpu" else math.nan
         return prediction
 
     def _full(self, branches, point, level, row) -> tuple[Tensor, Tensor, Rectified, Tensor | None]:
-        """(D_c, D_ref, R v at strength 1, error of the probe or None)."""
+        """(D_c, D_ref, R v at strength 1, error of the product or None)."""
         if self.settings.free:
             row.engine, row.fresh = "none needed", True
             row.product = "c(sigma)" if self.settings.form == "schedule" else "table"
@@ -87,16 +89,27 @@ class Rectifier:
 
     def _computed(self, branches, point, level, row):
         form, fall_back = self.settings.form, self._fall_back
-        found = fall_back(
-            lambda: self._reverse.product(branches, point, form),
-            lambda: self._difference.product(branches, point, form),
-        )
+        if level == math.inf:  # pure noise: J = alpha dD/dx is 0
+            found = Evaluated(*branches.both(point), torch.zeros_like(point.x), "0", point.s.new_zeros(()))
+        else:
+            found = fall_back(
+                reverse=lambda: self._reverse.product(branches, point, form),
+                finite_difference=lambda: self._difference.product(branches, point, form),
+                none=lambda: None,
+            )
         row.note = "; ".join(n for n in [*fall_back.notes, *branches.notes] if self.run.remark(n))
+        if found is None:
+            denoised, reference = branches.both(point)
+            return (
+                denoised,
+                reference,
+                rectify_by_factor(denoised - reference, torch.ones_like(point.s)),
+                None,
+            )
         row.engine, row.product, row.fresh = fall_back.engine, found.product_name, True
-        row.extra_rows = found.extra_rows
         v = found.denoised - found.reference
         full = rectify(form, v, found.product)
         if self.observe is not None:
             self.observe(point.sigma_ve, v, full.vector)
-        self._refresh.keep(self._call, level, point.sigma_ve, v, full, found.product_name)
+        self._refresh.keep(self._call, point, v, full, found.error, found.product_name)
         return found.denoised, found.reference, full, found.error

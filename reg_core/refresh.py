@@ -6,6 +6,7 @@ by `forms.carry`. So it is computed at every k-th call, and less often once it i
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from .forms import Rectified, carries, carry
 from .settings import Settings
 from .space import expand, flat
 
-TOLERANCE = 0.05  # |R v - v| / |v| that counts as plain guidance
+TOLERANCE = 0.05  # |R v - v| / |v| that counts as plain guidance, and what carrying may make of an error
 LONGEST = 16  # calls that a correction is used for at most
+REACH = 4.0  # ratio of sigma_ve that a correction is carried over at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,20 +26,30 @@ class Kept:
 
     factor: Tensor
     displacement: Tensor | None  # (R v - v) / |v| of `product`, which is no multiple of v
-    away: Tensor  # |R v - v| / |v| where the factor is in (0, 1), and elsewhere
+    numbers: Tensor  # |R v - v| / |v| where the factor is in (0, 1), and elsewhere; the error of R v
     sigma_ve: Tensor
     level: float
     call: int
     product_name: str
 
+    @cached_property
+    def shares(self) -> list[float]:
+        """`numbers`, read from the device once."""
+        return self.numbers.tolist()
+
     def fits(self, x: Tensor) -> bool:
         """True for a batch as large, and for an elementwise factor of latents of the same shape."""
         return len(self.factor) == len(x) and (self.factor.numel() == len(x) or self.factor.shape == x.shape)
 
+    def reaches(self, level: float) -> bool:
+        """True where not much less noise is left, and carrying has not made much of the error."""
+        inside, _, error = self.shares
+        return self.level <= level * REACH and error * growth(1 - inside, level / self.level) <= TOLERANCE
+
     def settled(self, level: float) -> bool:
         """True where the correction, carried to this level, is plain guidance within the tolerance."""
-        inside, outside = self.away.tolist()
-        if inside < 1 and 0 < level <= self.level < math.inf:
+        inside, outside, _ = self.shares
+        if inside < 1:
             inside = 1 - carried_share(1 - inside, level / self.level)
         return math.hypot(inside, outside) <= TOLERANCE
 
@@ -53,38 +65,43 @@ class Refresh:
     def usable(self, call: int, x: Tensor, level: float) -> bool:
         """True when this call may use the correction that is kept. `level`: its largest sigma_ve."""
         kept = self.kept
-        if kept is None or not kept.fits(x) or level > kept.level * 1.0001:  # more noise: a restart
+        if kept is None or not kept.fits(x) or not 0 < level <= kept.level * 1.0001 < math.inf:
             return False
         age = call - kept.call
-        return age < self.every or (age < LONGEST and kept.settled(level))
+        return (age < self.every and kept.reaches(level)) or (age < LONGEST and kept.settled(level))
 
     def reused(self, v: Tensor, sigma_ve: Tensor) -> Rectified:
         """R v by the correction that is kept, carried to sigma_ve [B]."""
         kept = self.kept
         v = v.to(kept.factor.dtype)
-        # Where both are infinite (flow at sigma 1) nothing has moved.
-        ratio = torch.where(sigma_ve == kept.sigma_ve, 1, sigma_ve / kept.sigma_ve)
-        factor = carry(kept.factor, ratio)
+        factor = carry(kept.factor, sigma_ve / kept.sigma_ve)
         if kept.displacement is None:
             return Rectified(factor * v, factor)
         away = 1 - kept.factor
         shrink = torch.where(away.abs() > 1e-6, (1 - factor) / away, 1)
         return Rectified(v + shrink * kept.displacement * _norm(v), factor)
 
-    def keep(self, call: int, level: float, sigma_ve: Tensor, v: Tensor, fresh: Rectified, name: str) -> None:
-        """Remember a correction that was computed in this call."""
+    def keep(self, call: int, point, v: Tensor, fresh: Rectified, error: Tensor, name: str) -> None:
+        """Remember a correction that was computed in this call. `error`: of R v, relative to v, 0-d."""
         if self.every == 1:
             return
-        v = v.to(fresh.vector.dtype)
+        v, level = v.to(fresh.vector.dtype), float(point.sigma_ve.max())
         away, inside = fresh.vector - v, carries(fresh.factor)
-        parts = torch.stack([(away * part).norm() for part in (inside, ~inside)]) / v.norm().clamp_min(1e-12)
+        parts = [(away * part).norm() / v.norm().clamp_min(1e-12) for part in (inside, ~inside)]
         displacement = away / _norm(v).clamp_min(1e-12) if self.directed else None
-        self.kept = Kept(fresh.factor, displacement, parts, sigma_ve, level, call, name)
+        parts = torch.stack([*parts, error])
+        self.kept = Kept(fresh.factor, displacement, parts, point.sigma_ve, level, call, name)
 
 
 def carried_share(share: float, ratio: float) -> float:
     """`forms.carry` of one number."""
     return share / (share + (1 - share) * ratio * ratio) if 0 < share < 1 else share
+
+
+def growth(share: float, ratio: float) -> float:
+    """By how much `carry` enlarges an error of a factor, the slope of carried_share."""
+    share, square = min(1.0, max(0.0, share)), ratio * ratio
+    return max(1.0, square / (share + (1 - share) * square) ** 2)
 
 
 def _norm(v: Tensor) -> Tensor:

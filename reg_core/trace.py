@@ -21,8 +21,9 @@ class Row:
 
     - `guidance_norm`, `rectified_norm`: |g| and |R g|, root mean square per element.
     - `correction_*`: mean, minimum, maximum, 5 % and 95 % quantile of R's factor (forms.Rectified).
-    - `nonfinite`: samples without a finite correction. `error`: see jacobian.rounding_error.
+    - `nonfinite`: samples without a finite correction. `error`: of R g by rounding, relative to g.
     - `fresh`: the correction was computed in this call, not reused. `skipped`: there was no guidance.
+    - `cfg`: the scale in force; nan where a guider has one that we are not told; norms are then those of v.
     - `extra_rows`: model rows beyond plain guidance, per sample; -1 where the reference was not evaluated.
     - `seconds`: of a rectified call; nan on a GPU, where a clock only tells when kernels were launched.
     """
@@ -58,17 +59,20 @@ class Row:
         if self._numbers is not None:
             for name, value in zip(Row.__dataclass_fields__, self._numbers.tolist(), strict=False):
                 setattr(self, name, value)
-            self._numbers = None
+            self._numbers, weight = None, 1.0 if math.isnan(self.cfg) else abs(self.cfg - 1)
+            self.guidance_norm, self.rectified_norm = (
+                weight * n for n in (self.guidance_norm, self.rectified_norm)
+            )
             if self.nonfinite:
                 bad = f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there"
                 self.note = "; ".join(filter(None, [self.note, bad]))
         return self
 
 
-def measured(sigma: Tensor, v: Tensor, rectified: Rectified, weight: float, error: Tensor | None) -> Tensor:
-    """The numbers of a call, in the order of Row. sigma [B], v [B, ...], w = cfg - 1, `error` 0-d."""
+def measured(sigma: Tensor, v: Tensor, rectified: Rectified, error: Tensor | None) -> Tensor:
+    """The numbers of a call, in the order of Row, norms those of v. sigma [B], v [B, ...], `error` 0-d."""
     wide = torch.promote_types(v.dtype, torch.float32)
-    factor, scale = rectified.factor.flatten(), abs(weight) / v.numel() ** 0.5
+    factor, scale = rectified.factor.flatten(), v.numel() ** -0.5
     ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
     quantiles = [ranked[round(q * (len(ranked) - 1))] for q in QUANTILES]
     norms = [scale * torch.linalg.vector_norm(t, dtype=wide) for t in (v, rectified.vector)]
@@ -96,7 +100,7 @@ class Run:
 
     def rectified(self, row: Row, sigma: Tensor, v: Tensor, rectified: Rectified, error=None) -> None:
         """Add a call whose guidance v [B, ...] became `rectified`; `row.cfg` is the scale in force."""
-        row._numbers = measured(sigma, v, rectified, row.cfg - 1, error)
+        row._numbers = measured(sigma, v, rectified, error)
         self._rows.append(row)
         factor = rectified.factor
         if factor.shape[2:].numel() > 1:  # a number a sample has no place in the image

@@ -10,8 +10,7 @@ from ...reg_core.classifier import gradient
 from ...reg_core.engines import FallBack
 from ...reg_core.schedule import within
 from ...reg_core.space import expand, flat
-from ..backward.reverse import BackwardPass
-from ..host.branches import ModelBranches
+from ..host.branches import ModelBranches, Passes
 from ..host.noise_levels import point_at, sigma_bounds
 from ..host.options import POST_CFG, Interrupted, calls_through, hooked
 from .rectified import options_without_us
@@ -52,7 +51,7 @@ class RewardRun:
     rectified: bool
     bounds: tuple[float, float]
     fall_back: FallBack = field(default_factory=lambda: FallBack("reverse", (Interrupted,)))
-    backward: BackwardPass = field(default_factory=BackwardPass)
+    passes: Passes = field(default_factory=Passes)
 
     def moved(self, args):
         """The denoised prediction after this reward, from what a post-cfg function is given."""
@@ -78,10 +77,20 @@ class RewardRun:
         return denoised + torch.where(expand(good, x), shift, 0).to(denoised.dtype)
 
     def _through_denoiser(self, args, point, slope):
-        """J^T slope; where there is no backward pass J slope, since J is symmetric in theory."""
-        options, known = options_without_us(args["model_options"]), args["cond_denoised"]
-        branches = ModelBranches(args["model"], [args["cond"], None], options, self.backward)
+        """J^T slope; without a backward pass J slope, since J is symmetric in theory; else the slope itself."""
+        options = options_without_us(args["model_options"])
+        known = args["cond_denoised"], args["uncond_denoised"]
+        branches = ModelBranches(
+            args["model"], [args["cond"], args["uncond"]], options, self.passes, known=known
+        )
+        plain = slope(known[0])
+
+        def difference():
+            nearby = lambda x, sigma: branches.probe(point, x)  # noqa: E731
+            return jacobian.finite_difference(nearby, point, plain, known[0])[1]
+
         return self.fall_back(
-            lambda: branches.reverse(point, slope)[1],
-            lambda: jacobian.finite_difference(branches.cond, point, slope(known), known)[1],
+            reverse=lambda: branches.reverse(point, slope)[1],
+            finite_difference=difference,
+            none=lambda: plain,
         )

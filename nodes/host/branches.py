@@ -1,6 +1,7 @@
-"""The conditional and the unconditional prediction of a ComfyUI model, evaluated as ComfyUI does."""
+"""The predictions that a sampler asks a ComfyUI model for, and further ones evaluated as ComfyUI does."""
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import comfy.model_management
 import comfy.samplers
@@ -8,30 +9,50 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
 from ...reg_core.branches import Branches
-from ...reg_core.jacobian import PROBE, JacobianError
+from ...reg_core.jacobian import HALF, PROBE, JacobianError
+from ...reg_core.space import flat
 from ..backward.draws import Draws
 from ..backward.reverse import BackwardPass, Network
 from .conds import networks_of, thawed_cond
-from .options import CACHES, MULTIGPU, OPAQUE, PAIR, is_cached, quiet, with_shifted_rows
+from .options import CACHES, MULTIGPU, OPAQUE, PAIR, Interrupted, is_cached, quiet, with_shifted_rows
 
 PAGED_WEIGHTS = ("_v_weight", "_v_bias")  # where newer hosts keep what they have paged in
+TF32 = 2.0**-11  # unit of the last place of what a GPU may use in place of float32
+
+
+@dataclass(eq=False)
+class Passes:
+    """What one run has learned of its model's passes. `own`: which of ours give the sampler's prediction.
+
+    Networks and patches whose rows depend on each other exist. For them a pass of other rows is another
+    network, so each kind of pass is compared with the sampler's own before it is relied on.
+    """
+
+    backward: BackwardPass = field(default_factory=BackwardPass)
+    own: dict = field(default_factory=dict)
 
 
 class ModelBranches(Branches):
-    """`conds`: [positive, negative]. `backward`: what the run has learned about its backward passes."""
+    """One model call. `conds`: the sampler's cond lists, of which that at `positive` gives D_c, the other D_ref.
 
-    def __init__(self, model, conds, model_options, backward: BackwardPass | None = None):
+    `known`: (D_c, D_ref) where the sampler has them already. `draws`: as they stood before its pass.
+    """
+
+    def __init__(self, model, conds, model_options, passes=None, positive=0, known=None, draws=None):
         self.model = model
         self.conds = conds
         self.options = model_options
-        self.backward = BackwardPass() if backward is None else backward
+        self.passes = passes or Passes()
+        self.positive = positive
         self.cached = is_cached(model_options)
-        self._draws = None
+        self._pair = self._given = known
+        self._draws = draws
 
     def evaluate(self, conds, x, sigma, options=None):
         """One prediction for each cond list; zeros for None."""
         comfy.model_management.throw_exception_if_processing_interrupted()  # older hosts ask once a step only
         options = self.options if options is None else options
+        self.rows += sum(cond is not None for cond in conds)
         with self._same_draws(x.device):
             if self.options.get(PAIR) is not None:
                 given = {"conds": conds, "input": x, "sigma": sigma, "model_options": options}
@@ -48,64 +69,129 @@ class ModelBranches(Branches):
         return nullcontext()
 
     def both(self, point):
-        denoised, reference = self.evaluate(self.conds, point.x, point.sigma)
-        return denoised, reference
+        if self._pair is None:
+            self._pair = tuple(self.evaluate(self.conds, point.x, point.sigma))
+        return self._pair
 
     def only(self, point):
-        return self.evaluate([self.conds[0], None], point.x, point.sigma)[0]
+        return self._lone(self.positive, point.x, point.sigma) if self._pair is None else self._pair[0]
 
-    def reference(self, x, sigma):
-        return self.evaluate([None, self.conds[1]], x, sigma)[1]
+    def reference(self, point):
+        return self._lone(1 - self.positive, point.x, point.sigma) if self._pair is None else self._pair[1]
 
-    def cond(self, x, sigma):
-        return self.evaluate([self.conds[0], None], x, sigma, quiet(self.options))[0]
+    def apart(self, point):
+        """True where both predictions may be made one at a time."""
+        pair = len(self.conds) == 2 and self._given is None and not self.cached
+        return pair and self._alone(0, point) and self._alone(1, point)
+
+    def probe(self, point, x):
+        """D_c at x, a neighbour of the point's, as the sampler would make it there; no cache answers."""
+        if self._alone(self.positive, point):
+            return self._lone(self.positive, x, point.sigma, quiet(self.options))
+        return self.evaluate(self.conds, x, point.sigma, quiet(self.options))[self.positive]
 
     def both_and_probe(self, point, step):
-        """One call for three, in ComfyUI's own batching (areas, masks, memory)."""
-        if self._may_join():
-            conds, options = [*self.conds, self.conds[0]], with_shifted_rows(self.options, step)
-            denoised, reference, probe = self.evaluate(conds, point.x, point.sigma, options)
-            return denoised, reference, probe
+        """One call for three where that changes nothing, in ComfyUI's own batching (areas, masks, memory)."""
+        kind = "joined", point.x.shape
+        own = self.passes.own.get(kind)
+        if own is not False and self._may_join():
+            pair = None if own else self.both(point)
+            joined = self._tried(kind, lambda: self._joined(point, step))
+            if joined and own:
+                return joined
+            if joined and self._is_own(kind, point, joined[:2], pair):
+                return *pair, joined[2]
         denoised, reference = self.both(point)
-        probe = self.cond(point.x + step, point.sigma)
+        probe = self.probe(point, point.shifted(step).x)
         if self.cached:  # what a cache answered is no neighbour of a fresh probe
-            probe = denoised + probe - self.cond(point.x, point.sigma)
+            probe = denoised + probe - self.probe(point, point.x)
         return denoised, reference, probe
 
     def _may_join(self) -> bool:
         # A control net's output is for x, a chained function expects two conds, workers hold other models.
         controlled = any(c.get("control") is not None for cond in self.conds for c in cond)
         parallel = any(self.options.get(key) for key in MULTIGPU)
-        return not (controlled or parallel or self.cached or self.options.get(PAIR) is not None)
+        chained = self.options.get(PAIR) is not None or self._pair is not None
+        return not (controlled or parallel or self.cached or chained)
+
+    def _joined(self, point, step):
+        conds, options = [*self.conds, self.conds[0]], with_shifted_rows(self.options, step)
+        return tuple(self.evaluate(conds, point.x, point.sigma, options))
+
+    def _lone(self, i, x, sigma, options=None):
+        return self.evaluate([c if j == i else None for j, c in enumerate(self.conds)], x, sigma, options)[i]
+
+    def _alone(self, i, point) -> bool:
+        """Whether the prediction of cond list i is the same by a pass of its own."""
+        kind = "alone", i, point.x.shape
+        if kind not in self.passes.own:
+            known = self.both(point)[i != self.positive]
+            if self.cached:
+                known = self.evaluate(self.conds, point.x, point.sigma, quiet(self.options))[i]
+            lone = self._tried(kind, lambda: (self._lone(i, point.x, point.sigma, quiet(self.options)),))
+            return lone is not None and self._is_own(kind, point, lone, (known,))
+        return self.passes.own[kind]
+
+    def _tried(self, kind, evaluate):
+        """The predictions of a pass that the sampler would not make; None, and never again, where it fails."""
+        try:
+            return evaluate()
+        except Interrupted:
+            raise
+        except Exception:
+            self.passes.own[kind] = False
+            return None
+
+    def _is_own(self, kind, point, found, known) -> bool:
+        """Whether predictions are the sampler's, each row to the rounding of the network. Remembered."""
+        dtype = self.compute_dtype(point.x)
+        eps = torch.finfo(dtype).eps
+        if dtype == torch.float32 and point.x.is_cuda and torch.backends.cudnn.allow_tf32:
+            eps, dtype = TF32, torch.float16
+        allowed, x = (8 if dtype in HALF else 64) * eps, point.x.float()
+        rows = [(flat(t).norm(dim=1) for t in (a - b, x - b, x)) for a, b in zip(found, known, strict=True)]
+        own = [away <= allowed * network + 1e-6 * size for away, network, size in rows]
+        return self.passes.own.setdefault(kind, bool(torch.stack(own).all()))
 
     def compute_dtype(self, x):
+        """The coarser one of the network's precision and the latents'."""
         dtype = self.model.manual_cast_dtype or self.model.get_dtype()
-        return dtype if dtype in PROBE else torch.bfloat16
+        network = dtype if dtype in PROBE else torch.bfloat16
+        return max(network, x.dtype, key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
     def notes(self):
-        return self.backward.notes
+        return self.passes.backward.notes
 
     def reverse(self, point, cotangent):
         """(D_c, J^T u): attention with a derivative, no caches, and weights that autograd may save."""
-        positive = self.conds[0]
-        if any(c.get("hooks") is not None for c in positive):
+        lone = self._alone(self.positive, point)
+        used = [cond if i == self.positive or not lone else None for i, cond in enumerate(self.conds)]
+        entries = [entry for cond in used if cond is not None for entry in cond]
+        if any(entry.get("hooks") is not None for entry in entries):
             raise JacobianError("the prompt carries hooks, which patch weights in the middle of a pass")
 
         def denoise(x, sigma):
             options = quiet(self.options, CACHES + OPAQUE)
             options["transformer_options"]["optimized_attention_override"] = _with_derivative
-            return self.evaluate([[thawed_cond(c) for c in positive], None], x, sigma, options)[0]
+            conds = [cond and [thawed_cond(entry) for entry in cond] for cond in used]
+            return self.evaluate(conds, x, sigma, options)[self.positive]
 
         network = Network(
             denoise,
-            modules=(self.model, *networks_of(positive)),
+            modules=(self.model, *networks_of(entries)),
             paged=PAGED_WEIGHTS if getattr(self.model.current_patcher, "is_dynamic", bool)() else (),
             free=lambda: comfy.model_management.get_free_memory(point.x.device),
             tick=comfy.model_management.throw_exception_if_processing_interrupted,
         )
         with _settings_for_a_derivative():
-            return self.backward.product(network, point, cotangent)
+            denoised, product = self.passes.backward.product(network, point, cotangent)
+        kind = "reverse", point.x.shape
+        if kind not in self.passes.own and self._pair is not None and not self.cached:
+            self._is_own(kind, point, [denoised], self._pair[:1])
+        if self.passes.own.get(kind) is False:
+            raise JacobianError("reverse mode's own pass gives another prediction than the sampler's")
+        return denoised, product
 
 
 def _with_derivative(attention, *args, **kwargs):

@@ -1,6 +1,20 @@
-"""Conds of a prompt, as a backward pass wants them."""
+"""Conds of a prompt."""
 
 import torch
+
+
+def is_present(conds, sigma) -> bool:
+    """Whether a prompt has an entry at the noise level sigma [B]: they may be bounded in time."""
+    bounds = [(c.get("timestep_start"), c.get("timestep_end")) for c in conds]
+    if any(start is None and end is None for start, end in bounds):
+        return True
+    now = float(sigma[0])
+    return any((start is None or now <= start) and (end is None or now >= end) for start, end in bounds)
+
+
+def same_conds(a, b) -> bool:
+    """Whether two cond lists are one, or hold the same entries."""
+    return a is b or (a is not None and b is not None and [*map(id, a)] == [*map(id, b)])
 
 
 def thawed_cond(cond: dict) -> dict:

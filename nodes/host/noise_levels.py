@@ -16,6 +16,13 @@ def point_at(sampling, x, sigma) -> Point:
     return Point(x, sigma, alpha, s)
 
 
+def has_noise(model) -> bool:
+    """False for sampling classes that start from an image (IMG_TO_IMG): there is no noise to denoise."""
+    sampling = model.get_model_object("model_sampling")
+    sigma = sampling.sigma_max.reshape(1).float()
+    return bool((sampling.noise_scaling(sigma, torch.ones_like(sigma), torch.zeros_like(sigma)) != 0).all())
+
+
 def sigma_bounds(model, start_percent: float, end_percent: float) -> tuple[float, float]:
     """(highest, lowest) sigma of an interval in ComfyUI's percent of a MODEL; no bound at either end.
 

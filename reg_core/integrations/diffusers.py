@@ -216,10 +216,14 @@ class _Known(Branches):
 
     def __init__(self, cond, denoised: Tensor, reference: Tensor, dtype: torch.dtype):
         super().__init__(cond, lambda x, sigma: reference)
-        self.denoised, self.dtype = denoised, dtype
+        self.known, self.dtype = (denoised, reference), dtype
 
     def both(self, point):
-        return self.denoised, self.reference(point.x, point.sigma)
+        self.rows += 2  # the pipeline's own
+        return self.known
+
+    def apart(self, point):
+        return False
 
     def compute_dtype(self, x):
         return self.dtype

@@ -168,7 +168,7 @@ def test_plain_guidance_is_heuns_method_written_out():
         ({"form": "schedule"}, 14),
         ({"form": "calibrated"}, 14),
         ({"form": "row_sum"}, 21),
-        ({"form": "row_sum", "refresh": 2}, 14 + 3),
+        ({"form": "row_sum", "refresh": 2}, 14 + 4),
         ({"form": "row_sum", "dtype": "bfloat16"}, 21),
         ({"form": "off", "schedule": "interval"}, 7 + 4),
     ],

@@ -173,9 +173,9 @@ def test_reverse_is_transposed_and_forward_is_not():
     spoil = torch.tensor([[1.0, 0.6], [-0.3, 0.8]], dtype=torch.float64)
     x, sigma = torch.tensor([[0.3, -0.2], [0.9, 0.4]], dtype=torch.float64), torch.tensor([0.3, 0.8], dtype=torch.float64)
     branches = Branches(lambda x, s: made.cond.denoise(x, s) @ spoil.T, made.uncond.denoiser())
-    v = branches.cond(x, sigma) - branches.reference(x, sigma)
-    jacobian = spoil @ made.cond.jacobian(x, sigma)
     point = Point.of(x, sigma)
+    v = branches.cond(x, sigma) - branches.reference(point)
+    jacobian = spoil @ made.cond.jacobian(x, sigma)
     assert torch.allclose(forward(branches.cond, point, v)[1], (jacobian @ v[..., None])[..., 0], atol=1e-9)
     for engine, matrix in (("reverse", jacobian.mT), ("finite_difference", jacobian)):
         for form, want in (("product", (matrix @ v[..., None])[..., 0]), ("row_sum", matrix.sum(2) * v)):

@@ -52,8 +52,8 @@ def test_finite_difference_row_sum_is_j_one_not_jt_one():
     x = torch.randn((1, 2, 4, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda z: net(z, sigma, y).flatten(), x).reshape(32, 32)
     branches = Branches(lambda z, s: net(z, s, y), lambda z, s: net(z, s, 0 * y))
-    v = (branches.cond(x, sigma) - branches.reference(x, sigma)).detach()
     point = Point.of(x, sigma)
+    v = (branches.cond(x, sigma) - branches.reference(point)).detach()
     assert torch.allclose(forward(branches.cond, point, torch.ones_like(x))[1].flatten(), jacobian.sum(1), atol=1e-10)
     for engine, factor in (("reverse", jacobian.T.sum(1)), ("finite_difference", jacobian.sum(1))):
         rectifier = Rectifier(Settings(form="row_sum", engine=engine))

@@ -115,7 +115,7 @@ def test_the_probe_is_spared_between_refreshes(form):
     cond, reference = counted_pair()
     guided = Guided(cond, reference, 2.0, Settings(form=form, refresh=3))
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    sample_euler(guided, x, karras_sigmas(7, 0.1, 5.0))
+    sample_euler(guided, x, karras_sigmas(7, 1.0, 5.0))
     assert [r.fresh for r in guided.trace.last.rows] == [True, False, False, True, False, False, True]
     assert cond.calls == 7 + 3 and reference.calls == 7
 

@@ -119,13 +119,13 @@ def test_nothing_is_skipped_where_weak_strength_leaves_guidance():
 
 
 def test_the_probe_has_an_error_in_calls_that_may_skip():
-    """Oracle: the estimate by hand, for D = mean + c (x - mean): sqrt(2) eps |x - D| / (h |c 1|), the largest of the batch."""
+    """Oracle: the estimate by hand, for D = mean + c (x - mean): sqrt(2) eps rms(x - D) / h, the largest of the batch."""
     sigma, x = 1.5, torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     rectifier = Rectifier(Settings(skip_below=0.05))
     rectifier(Branches(*pair(ONE.float())), Point.of(x, sigma), 2.0)
     (row,) = rectifier.run.rows
     c = 1 / (1 + sigma**2)
-    away = (1 - c) * (x - 0.7).flatten(1).norm(dim=1)
-    h, size = sigma * PROBE_ONES[torch.float32], c * 18**0.5
-    assert not row.skipped and row.error == pytest.approx(float((2**0.5 * 2.0**-23 * away / (h * size)).max()), rel=1e-3)
+    away = (1 - c) * (x - 0.7).flatten(1).square().mean(1).sqrt()
+    h = sigma * PROBE_ONES[torch.float32]
+    assert not row.skipped and row.error == pytest.approx(float((2**0.5 * 2.0**-23 * away / h).max()), rel=1e-3)
     assert all(math.isfinite(r.error) for r in run(Settings(skip_below=0.05))[1].active)

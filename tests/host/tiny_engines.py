@@ -47,8 +47,8 @@ def products(pack, t, positive=None, negative=None) -> Products:
         d_reverse, jt_u = branches.reverse(point, u)
         with host._settings_for_a_derivative():
             d_forward, j_v = jacobian.forward(denoise, point, v)
-        _, j_v_fd = jacobian.finite_difference(branches.cond, point, v, relative=3e-3, central=True)
-        plain = branches.cond(x, sigma)
+        _, j_v_fd = jacobian.finite_difference(lambda z, _: branches.probe(point, z), point, v, relative=3e-3, central=True)
+        plain = branches.probe(point, x)
         adjoint = ((u * j_v).sum() - (jt_u * v).sum()).abs() / (j_v.norm() * j_v.numel() ** 0.5)
         return float(adjoint), reg.relative(j_v_fd, j_v), max(reg.relative(d, plain) for d in (d_reverse, d_forward))
 

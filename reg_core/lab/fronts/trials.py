@@ -138,7 +138,7 @@ def sampler(trial: Trial, size: Size) -> Guided:
     same = {name: getattr(trial, name) for name in ("form", "engine", "refresh", "skip_below")}
     guided = Guided(cond, reference, weight, Settings(**same, data_std=SIGMA_DATA, calibration=known))
     if trial.dtype == "bfloat16":
-        guided.branches = _Coarse(guided.branches.cond, guided.branches.reference)
+        guided.branches = _Coarse(cond, reference)
     return guided
 
 
