@@ -49,7 +49,7 @@ class REGCalibrate(io.ComfyNode):
         further = [values.pop(name, None) for name in MORE_PROMPTS]
         prompts = [positive, *(prompt for prompt in further if prompt is not None)]
         measurement = Measurement()
-        patched, _ = rectified_model(model, Settings(form=form), observe=measurement)
+        patched, trace = rectified_model(model, Settings(form=form), observe=measurement)
         callback = step_counter(values["steps"] * runs * len(prompts))
         for prompt in prompts:
             for run in range(runs):
@@ -57,7 +57,10 @@ class REGCalibrate(io.ComfyNode):
         prediction, latent = model_kind(model)
         notes = {"runs": runs * len(prompts), **values}
         about = {"prediction": prediction, "latent": latent, "model": type(model.model).__name__}
-        table = measurement.table(form, **about, notes=notes)
+        try:
+            table = measurement.table(form, **about, notes=notes)
+        except ValueError as error:
+            raise ValueError("; ".join([f"REGCalibrate: {error}", *trace.last.notes])) from None
         text = table.summary()
         if filename_prefix.strip():
             text += f". Saved: {table.save(new_calibration_file(filename_prefix))}"

@@ -45,7 +45,9 @@ class REGTracePlot(io.ComfyNode):
     def execute(cls, trace, latent, axis, theme, run, image=None) -> io.NodeOutput:
         chosen, title = _chosen(trace.runs, run)
         plot = to_tensor(drawing.plot_run(chosen, axis, theme, title))
-        heat, remark = drawing.heat_pictures(chosen.heat if chosen else None, image, theme)
+        heats = [drawing.heat_pictures(h, image, theme) for h in (chosen.heats if chosen else None) or [None]]
+        remark = "; ".join(dict.fromkeys(filter(None, (remark for _, remark in heats))))
+        heat = drawing.of_one_size([pictures for pictures, _ in heats])
         text = drawing.run_report(chosen) + (f"\nheat map: {remark}" if remark else "")
         return _output(cls, plot, heat, text=text)
 

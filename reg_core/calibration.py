@@ -15,6 +15,7 @@ from .files import whole_file
 from .forms import PRODUCT_FORMS, carries
 from .space import flat
 
+FAR = 2.0  # from the middle of 0 and 1, beyond which no denoiser is measured
 FORMAT = "reg-calibration-1"
 TENSORS = ("sigma", "factor", "error")
 NAMES = ("form", "prediction", "latent", "model")
@@ -138,6 +139,10 @@ class Measurement:
             raise ValueError("calibration: guidance was zero or not finite in every call: nothing to measure")
         rows = [_fit(sigma[group == i], dot[group == i], norm[group == i]) for i in range(len(grid))]
         level, factor, error = (torch.stack(part).float() for part in zip(*rows, strict=True))
+        worst = int((factor - 0.5).abs().argmax())
+        if abs(float(factor[worst]) - 0.5) > FAR:
+            found = f"c = {float(factor[worst]):.3g} at sigma {float(level[worst]):.3g}"
+            raise ValueError(f"calibration: {found} is no correction, which lies between 0 and 1")
         return Calibration(level, factor, error, form, **about)
 
 

@@ -105,7 +105,7 @@ def difference(ahead: Tensor, behind: Tensor, h: Tensor, point: Point) -> Tensor
 
 
 def probe_step(direction: Tensor, point: Point, relative) -> Tensor:
-    """h [B, 1, ...] such that rms(h v) = relative * s, over all rows of one noise level; finite also for v = 0.
+    """h [B, 1, ...] such that rms(h v) = relative * s over all rows of one noise level; finite for v = 0 too.
 
     They have one h, since a network may mix them: the frames of a video are rows.
     """

@@ -19,7 +19,7 @@ from .trace import Row, Run
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """One guided model call: D_c, D_ref and the rectified difference R (D_c - D_ref), all [B, ...]; its row."""
+    """One guided model call: D_c, D_ref and the rectified difference R (D_c - D_ref), all [B, ...]."""
 
     denoised: Tensor
     reference: Tensor

@@ -88,6 +88,9 @@ class Run:
     form: str = "off"
     engine: str = "auto"
     strength: float = 1.0
+    shapes: list = field(
+        default_factory=list
+    )  # of the latents that a host has packed into one, [B, ...] each
     _rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _heat: Tensor | None = field(default=None, repr=False)
@@ -127,6 +130,14 @@ class Run:
     def heat(self) -> Tensor | None:
         """Mean factor over active calls and channels [B, *spatial], or None if none was elementwise."""
         return None if self._heat is None else self._heat / self._heated
+
+    @property
+    def heats(self) -> list[Tensor]:
+        """`heat` of each latent: one, or those that a host has packed into one (video and audio)."""
+        if self.heat is None or len(self.shapes) < 2:
+            return [] if self.heat is None else [self.heat]
+        parts = self.heat.split([shape[1:].numel() for shape in self.shapes], dim=1)
+        return [p.reshape(-1, *shape[1:]).mean(1) for p, shape in zip(parts, self.shapes, strict=True)]
 
     @property
     def effective_cfg(self) -> float:

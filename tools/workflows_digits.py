@@ -135,7 +135,7 @@ def calibration(g: Graph) -> None:
     text = (
         "## Calibration: REG for free\n\n**REG Calibrate** measures once by what REG multiplies guidance, noise level by noise level, and saves a table to "
         "`output/reg_calibration`. Form `calibrated` then needs no model row beyond plain CFG.\n\nAbove, the table; below, the form it was measured on. "
-        "The log names the extra rows: 0 and 8.\n\nNext time take **REG Load Calibration** instead; one table serves every prompt and seed of a model."
+        "The log names the extra rows of both.\n\nNext time take **REG Load Calibration** instead; one table serves every prompt and seed of a model."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 40, text)
     few = g.add("REGDemoLatent", 1, "Measured on 4 images", batch_size=4)

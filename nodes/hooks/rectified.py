@@ -33,6 +33,7 @@ from ..host.options import (
     in_the_way,
     is_cached,
     is_stock,
+    sample_arguments,
     with_wrapper,
 )
 
@@ -71,7 +72,8 @@ class RectifyHook:
     def outer_sample(self, executor, *args, **kwargs):
         guider = executor.class_obj
         settings = self.settings_for(guider.model_patcher)
-        run = self.trace.start(Run(settings.form, settings.engine, settings.strength))
+        shapes = sample_arguments(args, kwargs).get("latent_shapes") or []
+        run = self.trace.start(Run(settings.form, settings.engine, settings.strength, shapes))
         if not has_noise(guider.model_patcher):
             sampling = type(guider.model_patcher.get_model_object("model_sampling")).__bases__
             why = f"{' and '.join(base.__name__ for base in sampling)} has no noise, so there is no REG"
@@ -88,7 +90,7 @@ class RectifyHook:
 
 @dataclass(eq=False)
 class RunState:
-    """One sampling run. `cfg_is_scale`: whether the guider's `cfg` is the scale it guides with, once known."""
+    """One sampling run. `cfg_is_scale`: whether the guider's `cfg` is the scale it uses, once known."""
 
     guider: object
     rectifier: Rectifier
@@ -129,7 +131,7 @@ class RunState:
 
 @dataclass(frozen=True, eq=False)
 class Positive:
-    """The prediction of the positive prompt: that of cond list `index` in ComfyUI's function for all of them."""
+    """The positive prompt's prediction: that of cond list `index`, in ComfyUI's function for all of them."""
 
     model: object
     conds: list
@@ -221,14 +223,13 @@ class ModelCall:
             run.plain(sigma, math.nan, why)
             return result
         known = d.denoised, 2 * d.denoised - result
-        branches = ModelBranches(d.model, d.conds, self.given, state.passes, d.index, known, d.draws)
-        made = state.rectifier(
-            branches, point_at(d.model.model_sampling, d.x, d.sigma), math.nan, may_skip=False
-        )
+        options = {k: v for k, v in self.given.items() if k != PAIR}
+        branches = ModelBranches(d.model, d.conds, options, state.passes, d.index, known, d.draws)
+        point = point_at(d.model.model_sampling, d.x, d.sigma)
+        made = state.rectifier(branches, point, math.nan, may_skip=False)
         made.row.extra_rows += 2  # the guider's own
-        run.remark(
-            f"{in_the_way(state.guider)} guides in its own way: its result is rectified around the positive prediction"
-        )
+        name = in_the_way(state.guider)
+        run.remark(f"{name} guides in its own way: all of its guidance is rectified")
         return made.guided(1.0)
 
     def _why_as_it_is(self, result, sigma) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..host.options import PAIR, hooked, sample_arguments
+from ..host.conds import same_conds
+from ..host.options import PAIR, WrappersMP, hooked, in_the_way, sample_arguments, with_wrapper
 from ..host.second_model import SecondModel, calc_cond_batch, check_same_space, shares_weights
 
 KEY = "reg_reference"
@@ -37,45 +38,73 @@ def with_reference(model, reference_model, weights: tuple[float, float] | None =
         other = reference_model if shared else guider.model_patcher.get_additional_models_with_key(KEY)[0]
         second = SecondModel(other, guider, conds, sample_arguments(args, kwargs))
         options = guider.model_options
-        pair = ReferencePair(second, weights, options.get(PAIR))
-        guider.model_options = {**options, PAIR: pair.calc_cond_batch}
+        pair = ReferencePair(guider, second, weights, options.get(PAIR))
+        ours = with_wrapper(options, WrappersMP.CALC_COND_BATCH, KEY, pair.beside_the_slot)
+        guider.model_options = {**ours, PAIR: pair.calc_cond_batch}
         try:
-            return executor(*args, **kwargs)
+            result = executor(*args, **kwargs)
         finally:
             guider.model_options = options
             second.stop()
+        if not pair.used:
+            why = f"no negative prediction was asked for; in the way: {in_the_way(guider)}"
+            log.warning("REG: the reference model was not used by %s: %s", type(guider).__name__, why)
+        return result
 
     patched = hooked(model, KEY, outer_sample)
     patched.set_additional_models(KEY, [] if shared else [reference_model])
     return patched
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ReferencePair:
-    """[D_cond of this model, the reference] in place of ComfyUI's pair, for one run."""
+    """The reference in place of the negative prediction, for one run: in ComfyUI's slot for the pair, and in
+    its function for all predictions where a guider or a pack does not use the slot.
+    """
 
+    guider: object
     second: SecondModel
     weights: tuple[float, float] | None
     previous: Callable | None
+    used: bool = False
+    in_slot: bool = False
+
+    def __deepcopy__(self, memo):
+        return self  # samplers copy their arguments
 
     def calc_cond_batch(self, args):
-        cond, negative = args["conds"] if len(args["conds"]) == 2 else (None, None)
-        if negative is None:
-            return self._of_this_model(args["conds"], args)
-        x, sigma = args["input"], args["sigma"]
-        denoised = torch.zeros_like(x) if cond is None else self._of_this_model([cond, None], args)[0]
-        if self.weights is None:
-            return [denoised, self.second.denoised(x, sigma)]
-        w_reference, w_negative = self.weights
-        reference = torch.zeros_like(x)
-        if w_reference:
-            reference = reference + w_reference / (w_reference + w_negative) * self.second.denoised(x, sigma)
-        if w_negative:
-            own = self._of_this_model([None, negative], args)[1]
-            reference = reference + w_negative / (w_reference + w_negative) * own
-        return [denoised, reference]
+        def of_this_model(conds):
+            if self.previous is not None:
+                return self.previous({**args, "conds": conds})
+            return calc_cond_batch(args["model"], conds, x, sigma, args["model_options"])
 
-    def _of_this_model(self, conds, args):
-        if self.previous is not None:
-            return self.previous({**args, "conds": conds})
-        return calc_cond_batch(args["model"], conds, args["input"], args["sigma"], args["model_options"])
+        x, sigma, self.in_slot = args["input"], args["sigma"], True
+        try:
+            at = 1 if len(args["conds"]) == 2 and args["conds"][1] is not None else None
+            return self._predictions(of_this_model, args["conds"], at, x, sigma)
+        finally:
+            self.in_slot = False
+
+    def beside_the_slot(self, executor, model, conds, x, sigma, model_options):
+        negative = self.guider.conds.get("negative")
+        at = next((i for i, cond in enumerate(conds) if same_conds(cond, negative)), None)
+        at = None if self.in_slot else at
+        return self._predictions(lambda c: executor(model, c, x, sigma, model_options), conds, at, x, sigma)
+
+    def _predictions(self, of_this_model, conds, at, x, sigma):
+        """Those of `conds`, with the reference at place `at` (None: nowhere)."""
+        if at is None:
+            return of_this_model(conds)
+        self.used = True
+        others = [None if i == at else cond for i, cond in enumerate(conds)]
+        asked = any(cond is not None for cond in others)
+        out = list(of_this_model(others)) if asked else [torch.zeros_like(x) for _ in conds]
+        w_reference, w_negative = self.weights or (1.0, 0.0)
+        share = w_reference / (w_reference + w_negative) if w_reference + w_negative else 0.0
+        out[at] = torch.zeros_like(x)
+        if share:
+            out[at] = share * self.second.denoised(x, sigma)
+        if w_negative:
+            alone = [cond if i == at else None for i, cond in enumerate(conds)]
+            out[at] = out[at] + (1 - share) * of_this_model(alone)[at]
+        return out

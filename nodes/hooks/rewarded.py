@@ -10,9 +10,10 @@ from ...reg_core.classifier import gradient
 from ...reg_core.engines import FallBack
 from ...reg_core.schedule import within
 from ...reg_core.space import expand, flat
+from ..backward.draws import Draws
 from ..host.branches import ModelBranches, Passes
 from ..host.noise_levels import point_at, sigma_bounds
-from ..host.options import POST_CFG, Interrupted, calls_through, hooked
+from ..host.options import POST_CFG, Interrupted, calls_through, hooked, sample_arguments
 from .rectified import options_without_us
 
 KEY = "reg_reward"
@@ -27,6 +28,10 @@ def rewarded_model(model, reward, scale: float, rectified: bool, percents: tuple
 
     def outer_sample(executor, *args, **kwargs):
         guider = executor.class_obj
+        if len(sample_arguments(args, kwargs).get("latent_shapes") or []) > 1:
+            raise ValueError(
+                "REG Reward Guidance: video and sound in one latent is nothing a reward can judge"
+            )
         run = RewardRun(reward, scale, rectified, sigma_bounds(guider.model_patcher, *percents))
 
         def predict_noise(executor, x, timestep, model_options=None, seed=None):
@@ -77,20 +82,18 @@ class RewardRun:
         return denoised + torch.where(expand(good, x), shift, 0).to(denoised.dtype)
 
     def _through_denoiser(self, args, point, slope):
-        """J^T slope; without a backward pass J slope, since J is symmetric in theory; else the slope itself."""
-        options = options_without_us(args["model_options"])
-        known = args["cond_denoised"], args["uncond_denoised"]
-        branches = ModelBranches(
-            args["model"], [args["cond"], args["uncond"]], options, self.passes, known=known
-        )
-        plain = slope(known[0])
+        """J^T slope; without a backward pass J slope, since J is symmetric in theory; else slope itself."""
+        conds, options = [args["cond"], args["uncond"]], options_without_us(args["model_options"])
+        made = {"known": (args["cond_denoised"], args["uncond_denoised"]), "draws": Draws(point.x.device)}
+        branches = ModelBranches(args["model"], conds, options, self.passes, **made)
+        denoised = args["cond_denoised"]
 
         def difference():
             nearby = lambda x, sigma: branches.probe(point, x)  # noqa: E731
-            return jacobian.finite_difference(nearby, point, plain, known[0])[1]
+            return jacobian.finite_difference(nearby, point, slope(denoised), denoised)[1]
 
         return self.fall_back(
             reverse=lambda: branches.reverse(point, slope)[1],
             finite_difference=difference,
-            none=lambda: plain,
+            none=lambda: slope(denoised),
         )

@@ -4,10 +4,11 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 
 from ...reg_core.presets import CfgSchedule, Levels
 from ..host.noise_levels import percent_of
-from ..host.options import calls_through, hooked, sample_arguments
+from ..host.options import calls_through, hooked, reads_cfg, sample_arguments
 
 KEY = "reg_schedule"
 log = logging.getLogger("ComfyUI-REG")
@@ -27,8 +28,11 @@ class ScheduleHook:
 
     def outer_sample(self, executor, *args, **kwargs):
         guider = executor.class_obj
-        if not hasattr(guider, "cfg"):
-            log.warning("REG: %s has no effect: %s has no cfg", self.label, type(guider).__name__)
+        cfg = getattr(guider, "cfg", None)
+        if not isinstance(cfg, Real) or not reads_cfg(guider):
+            why = "its cfg is not one number" if cfg is not None else "it has no cfg"
+            why = why if not isinstance(cfg, Real) else "it does not guide by its cfg"
+            log.warning("REG: %s has no effect on %s: %s", self.label, type(guider).__name__, why)
             return executor(*args, **kwargs)
         levels = levels_of(guider.model_patcher, sample_arguments(args, kwargs)["sigmas"])
         self._announce(guider, levels)

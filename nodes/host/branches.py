@@ -33,7 +33,7 @@ class Passes:
 
 
 class ModelBranches(Branches):
-    """One model call. `conds`: the sampler's cond lists, of which that at `positive` gives D_c, the other D_ref.
+    """One model call. `conds`: the sampler's cond lists; that at `positive` gives D_c, the other D_ref.
 
     `known`: (D_c, D_ref) where the sampler has them already. `draws`: as they stood before its pass.
     """
@@ -133,7 +133,7 @@ class ModelBranches(Branches):
         return self.passes.own[kind]
 
     def _tried(self, kind, evaluate):
-        """The predictions of a pass that the sampler would not make; None, and never again, where it fails."""
+        """The predictions of a pass that is not the sampler's; None, and never again, where it fails."""
         try:
             return evaluate()
         except Interrupted:

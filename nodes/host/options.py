@@ -121,6 +121,12 @@ class Shell:
         setattr(self.guider, name, value)
 
 
+def reads_cfg(guider) -> bool:
+    """Whether the code of a guider reads its `cfg`."""
+    codes = [getattr(getattr(type(guider), name), "__code__", None) for name in ("predict_noise", *CALLS)]
+    return any(code is None or "cfg" in code.co_names for code in codes)
+
+
 def with_wrapper(model_options, kind: str, key: str, wrapper) -> dict:
     """model_options with one more wrapper, the innermost."""
     transformer = model_options.get("transformer_options", {})

@@ -51,6 +51,12 @@ def heat_pictures(
     return torch.cat([picture, bar.expand(len(picture), -1, -1, -1)], 1).clamp(0, 1), remark
 
 
+def of_one_size(pictures: list[Tensor]) -> Tensor:
+    """Pictures [N, H, W, 3] of several sizes as one batch, the smaller ones on black."""
+    height, width = (max(p.shape[i] for p in pictures) for i in (1, 2))
+    return torch.cat([F.pad(p, (0, 0, 0, width - p.shape[2], 0, height - p.shape[1])) for p in pictures])
+
+
 def colorize(values: Tensor) -> Tensor:
     """Numbers in 0..1 [...] -> RGB [..., 3]; outside values are clipped, NaN is black."""
     table = torch.tensor([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in ANCHORS])

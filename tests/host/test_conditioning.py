@@ -23,7 +23,8 @@ def test_against_the_oracle_and_every_engine_serves_or_says_why(host, pack, all_
     for engine in features.ENGINES:
         model, trace = reg.apply(pack, s.model, "scalar", engine)
         scalar[engine] = s.sample(model)
-        assert {r.engine for r in trace.last.rows} == {engine if engine in s.engines else "finite_difference"}, trace
+        used = {r.engine for r in trace.last.rows if r.product != "0"}  # that of pure noise needs no engine
+        assert used == {engine if engine in s.engines else "finite_difference"}, trace
         assert (s.why in str(trace)) if engine not in s.engines else not trace.last.notes
     assert reg.relative(scalar["finite_difference"], scalar["reverse"]) < 0.05
     assert reg.fingerprint(s.t.patcher) == before

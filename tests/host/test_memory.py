@@ -35,7 +35,7 @@ def reverse(pack, t, positive, negative, backward, batch=2, model=None, at=1, **
 
     def look(guider, x, sigma, options):
         conds = [guider.conds["positive"], guider.conds["negative"]]
-        branches = branches_of.ModelBranches(guider.inner_model, conds, options, backward)
+        branches = branches_of.ModelBranches(guider.inner_model, conds, options, branches_of.Passes(backward, {("alone", 0, x.shape): True}))
         point = levels.point_at(guider.inner_model.model_sampling, x, sigma)
         u = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
         return branches.reverse(point, u)
@@ -191,7 +191,7 @@ def test_memory_that_does_not_suffice_takes_differences(host, pack, memory):
     patched, trace = reg.apply(pack, t.patcher, "row_sum", "reverse", memory=memory)
     with small_device(t, False) as passes:
         out = tiny.sample(t, patched)
-    assert torch.equal(out, want) and len(passes) == (1 if memory == "checkpoint" else 2)
+    assert reg.relative(out, want) < 1e-4 and len(passes) == (1 if memory == "checkpoint" else 2)
     assert {r.engine for r in trace.last.rows} == {"finite_difference"} and "Tried to allocate" in str(trace)
 
 

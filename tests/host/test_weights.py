@@ -36,7 +36,7 @@ def test_every_engine_serves_or_says_why_and_the_latents_are_the_plain_models(ho
     for form, engine in RUNS if "compile" not in name else RUNS[:1] + RUNS[-1:]:  # compiling takes its time
         patched, trace = reg.apply(pack, s.model, form, engine)
         out = s.sample(patched)
-        used = {r.engine for r in trace.last.rows}
+        used = {r.engine for r in trace.last.rows if r.product != "0"}  # that of pure noise needs no engine
         if engine in s.engines:
             assert used == {engine} and not trace.last.notes, trace
         else:
