@@ -277,38 +277,3 @@ def test_post_cfg_functions_see_the_models_own_unconditional_prediction(host, pa
     tiny.sample(sd15, model, steps=1)
     tiny.sample(sd15, reg.apply(pack, model)[0], steps=1)
     assert torch.allclose(seen[0], seen[1], atol=1e-5)
-
-
-# Guiders that do not ask for the pair
-
-
-@pytest.mark.parametrize("kind", ["dual", "perp_neg"])
-def test_guiders_that_bypass_the_hook_are_told_about_and_unchanged(host, pack, all_nodes, sd15, kind, caplog):
-    from comfy_extras import nodes_custom_sampler, nodes_perpneg
-
-    def sample(model):
-        if kind == "dual":
-            guider = nodes_custom_sampler.Guider_DualCFG(model)
-            guider.set_conds(sd15.positive, sd15.conditioning("middle"), sd15.negative)
-            guider.set_cfg(4.0, 2.0, *([False] if _wants_nested(guider) else []))
-        else:
-            guider = nodes_perpneg.Guider_PerpNeg(model)
-            guider.set_conds(sd15.positive, sd15.negative, sd15.conditioning(""))
-            guider.set_cfg(4.0, 1.0)
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
-        return guider.sample(sd15.noise(), sd15.empty_latent()["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
-
-    model, trace = reg.apply(pack, sd15.patcher)
-    want = sample(sd15.patcher)
-    with caplog.at_level(logging.WARNING):
-        out = sample(model)
-    assert torch.equal(out, want)
-    name = "Guider_DualCFG" if kind == "dual" else "Guider_PerpNeg"
-    assert any("did nothing" in m and name in m for m in caplog.messages)
-    assert name in str(trace)
-
-
-def _wants_nested(guider):
-    import inspect
-
-    return "nested" in inspect.signature(guider.set_cfg).parameters
