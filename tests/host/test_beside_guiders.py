@@ -67,7 +67,6 @@ OTHERS = {
     "a list for cfg": (standins.ListGuider, nullcontext),
     "cfg is not the scale": (standins.OtherScaleGuider, nullcontext),
     "its own __call__": (standins.CallGuider, nullcontext),
-    "its own __call__ and a global sampling_function": (standins.CallGuider, functools.partial(standins.global_sampling_function, RIVAL)),
     "three prompts": (standins.ThirdCondGuider, nullcontext),
 }
 
@@ -120,7 +119,7 @@ def test_rectified_by_the_formula(host, pack, party, form, engine):
     assert (want - plain).norm() > 0.1 * size, "the formula acts"
     errors = [float((result - want).norm() / size) for result in found]
     assert max(errors) < CLOSE, f"{errors} of |D - D_c|; untouched it is {float((plain - want).norm() / size):.2f}; {trace}"
-    assert len(trace.last.active) == 2, trace
+    assert len(trace.last.active) == 2, str(trace)
 
 
 @everyone
@@ -130,7 +129,7 @@ def test_nobody_sees_reg_at_strength_1e_6(host, pack, party):
     for form, engine, refresh in MIXED:
         model, trace = reg.apply(pack, built().patcher, form, engine, refresh=refresh, strength=truth.INVISIBLE)
         found[form, engine, refresh] = reg.relative(draw(make, model, context=context), plain)
-        assert len(trace.last.active) == 3, trace  # else it is invisible because it does nothing
+        assert len(trace.last.active) == 3, str(trace)  # else it is invisible because it does nothing
     assert max(found.values()) <= truth.TRANSPARENT, found
 
 
@@ -177,7 +176,7 @@ def test_nothing_of_a_pack_that_came_and_went_survives(host, pack, order):
         assert comfy.samplers.sampling_function is own
         if name == order:
             want, plain = draw(oracle, built().patcher, context=context), draw(make, built().patcher, context=context)
-            assert (found - want).norm() < CLOSE * (plain - want).norm(), trace
+            assert (found - want).norm() < CLOSE * (plain - want).norm(), str(trace)
             return
 
 
@@ -272,16 +271,16 @@ def test_the_trace_has_the_scale_that_pre_cfg_functions_are_handed(host, pack, a
             pytest.skip(f"ComfyUI {host.version} has no {patched}")
         model = all_nodes[patched].execute(model, 2.5, 0.0, 0.6).result[0]
     elif patched:
-        model = pack.nodes[patched].execute(model, 0.5, 2.0).result[0]
+        model = pack.nodes[patched].execute(model, 0.5, 2.0, "step").result[0]
     model, seen = handed(model)
     rectified, trace = reg.apply(pack, model)
     draw(of(kind), rectified)
-    assert [(round(r.sigma, 4), round(r.cfg, 4)) for r in trace.last.rows] == [(round(s, 4), round(c, 4)) for s, c in seen], trace
+    assert [(round(r.sigma, 4), round(r.cfg, 4)) for r in trace.last.rows] == [(round(s, 4), round(c, 4)) for s, c in seen], str(trace)
     assert len(seen) == 3
 
 
 SCHEDULES = {
-    "REGScheduleLinear": (0.0, 2.0), "REGScheduleCosine": (1.0,), "REGScheduleInterval": (0.2, 0.8),
+    "REGScheduleLinear": (0.0, 2.0, "step"), "REGScheduleCosine": (1.0, "step"), "REGScheduleInterval": (0.2, 0.8, "step"),
 }  # fmt: skip
 
 
@@ -329,7 +328,7 @@ def test_who_is_in_the_way_is_named(host, pack, name, caplog):
     assert torch.equal(found, plain)
     warned = [m for m in caplog.messages if "did nothing" in m]
     assert len(warned) == 1 and party in warned[0] and name in warned[0], caplog.messages
-    assert party in str(trace) and len(trace.last.rows) == 3, trace
+    assert party in str(trace) and len(trace.last.rows) == 3, str(trace)
     assert "CFGGuider does not ask" not in warned[0] and "never called" not in warned[0]
 
 
@@ -341,6 +340,22 @@ def test_a_guider_that_asks_the_network_itself_is_named(host, pack, caplog):
     assert torch.equal(found, draw(make, built().patcher))
     warned = [m for m in caplog.messages if "did nothing" in m]
     assert len(warned) == 1 and "OutOfReachGuider" in warned[0] and "OutOfReachGuider" in str(trace), caplog.messages
+
+
+def test_a_guider_with_its_own_call_under_a_global_sampling_function(host, pack, caplog):
+    """Neither the slot nor a wrapper is asked. It is rectified by the formula, or left as it is with a warning that names the pack or the guider."""
+    make, context = of(standins.CallGuider), functools.partial(standins.global_sampling_function, RIVAL)
+    model, trace = reg.apply(pack, built().patcher, "scalar")
+    plain = draw(make, built().patcher, context=context)
+    want = draw(functools.partial(make, kind=formula.guider_class(standins.CallGuider, "scalar")), built().patcher, context=context)
+    with caplog.at_level(logging.WARNING):
+        found = draw(make, model, context=context)
+    assert len(trace.last.rows) == 3, str(trace)
+    if torch.equal(found, plain):
+        warned = [m for m in caplog.messages if "did nothing" in m]
+        assert len(warned) == 1 and ("rival_pack" in warned[0] or "CallGuider" in warned[0]) and "never called" not in warned[0], caplog.messages
+    else:
+        assert (found - want).norm() < CLOSE * (plain - want).norm(), str(trace)
 
 
 @pytest.mark.parametrize("kind", ["reference", "autoguidance"])
