@@ -19,11 +19,15 @@ COND, UNCOND = 0, 1  # as ComfyUI numbers the rows of the batch in cond_or_uncon
 
 
 def _around(model, change):
-    """`change(ask, x, context, which)` around the network. `ask(x, context)` is the network, `which` cond_or_uncond."""
+    """`change(ask, x, context, which)` around the network. `which` is cond_or_uncond, and `ask(x, context)` the network.
+
+    `ask(..., turned=n)` also turns the rows of all other inputs by n.
+    """
 
     def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        def ask(x, context):
-            return executor(x, t, c_concat, context, control, transformer_options, **kwargs)
+        def ask(x, context, turned=0):
+            more = {key: value.roll(turned, 0) if torch.is_tensor(value) and len(value) == len(x) else value for key, value in kwargs.items()}
+            return executor(x, t, c_concat, context, control, transformer_options, **more)
 
         return change(ask, x, c_crossattn, transformer_options["cond_or_uncond"])
 
@@ -96,11 +100,11 @@ def mixes_the_halves(model):
 
 
 def swaps_the_halves(model):
-    """Networks trained with cond in front: they turn texts and predictions around. Right only while both halves hold the same x."""
+    """Networks trained with cond in front: they turn prompts and predictions around. Right only while both halves hold the same x."""
 
     def change(ask, x, context, which):
         half = len(x) // 2
-        return ask(x, context.roll(half, 0)).roll(-half, 0)
+        return ask(x, context.roll(half, 0), half).roll(-half, 0)
 
     return _around(model, change)
 

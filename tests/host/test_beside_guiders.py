@@ -147,10 +147,11 @@ def test_audio_and_video_with_scales_of_their_own(host, pack, all_nodes, form, e
         guider.set_cfg(3.0, 7.0)
         return guider
 
+    levels = (0.8, 0.4, 0.0)
     model, trace = reg.apply(pack, t.patcher, form, engine, data_std=STD)
-    plain = tiny_av.draw(make, t.patcher, steps=2)
-    want = tiny_av.draw(functools.partial(make, kind=formula.guider_class(node_class, form, STD)), t.patcher, steps=2)
-    found = tiny_av.draw(make, model, steps=2)
+    plain = tiny_av.draw(make, t.patcher, levels)
+    want = tiny_av.draw(functools.partial(make, kind=formula.guider_class(node_class, form, STD)), t.patcher, levels)
+    found = tiny_av.draw(make, model, levels)
     assert (found - want).norm() < CLOSE * (plain - want).norm(), (float((found - want).norm() / (plain - want).norm()), str(trace))
 
 

@@ -36,9 +36,9 @@ def nested(fill=torch.zeros, batch: int = 1):
     return comfy.nested_tensor.NestedTensor([fill(batch, *shape) for shape in (VIDEO, AUDIO)])
 
 
-def draw(make, model, steps: int = 3, batch: int = 1):
+def draw(make, model, sigmas=(0.9, 0.6, 0.3, 0.0), batch: int = 1):
     """One run of the guider `make(model)`: both parts of its latent, as one row of numbers."""
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    sigmas = torch.tensor(sigmas)
     generator = torch.Generator().manual_seed(0)
     noise = nested(lambda *shape: torch.randn(shape, generator=generator), batch)
     out = make(model).sample(noise, nested(batch=batch), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
