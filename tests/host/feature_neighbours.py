@@ -76,6 +76,13 @@ def _guider(t, model):
     return guider
 
 
+@case(KIND, "PerpNeg (deprecated)")
+def perp_neg(w):
+    """Its cfg function asks the network for a third prompt."""
+    t = tiny.build("sd15")
+    return Setup(t, patch(w.nodes, "PerpNeg", t.patcher, empty_conditioning=t.conditioning("")), values=dict(steps=4))
+
+
 for _name in UNET + DIT + CACHES + FURTHER:  # EasyCache lives in the network's own wrappers, which SD3's network does not have
     case(KIND, _name)(functools.partial(_neighbour, _name, "sd3" if _name in DIT else "flux" if _name in CACHES else "sd15"))
 for _name in AUDIO_VIDEO:

@@ -162,6 +162,28 @@ def fixed_batch_engine(rows):
     return patch
 
 
+def once_a_level(error=RuntimeError):
+    """What knows one call a noise level only: a progress of its own, a stream of frames, a remote network."""
+
+    def patch(model):
+        levels = []
+
+        def call(apply_model, args):
+            level = float(args["timestep"].max())
+            if level in levels:
+                raise error("called twice at one level")
+            levels.append(level)
+            if level == float(args["c"]["transformer_options"]["sample_sigmas"][-2]):
+                levels.clear()  # the run is over
+            return apply_model(args["input"], args["timestep"], **args["c"])
+
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(call)
+        return patched
+
+    return patch
+
+
 # Functions that take the place of ComfyUI's own
 
 

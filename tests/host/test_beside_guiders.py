@@ -207,6 +207,46 @@ def test_two_packs_in_one_another(host, pack):
     assert (found - want).norm() < CLOSE * (plain - want).norm()
 
 
+@pytest.mark.parametrize("patch", [standins.one_row_of_each, standins.uncond_first, standins.mixes_the_halves, standins.fixed_batch_engine(2)])
+@pytest.mark.parametrize("form,engine", [("row_sum", DIFFERENCES), ("scalar", REVERSE), ("product", DIFFERENCES)])
+def test_a_global_sampling_function_beside_patches_that_need_the_pair(host, pack, patch, form, engine):
+    """Both at once: probes are pairs, as that pack asks for them."""
+    make, context = of(comfy.samplers.CFGGuider), functools.partial(standins.global_sampling_function, RIVAL)
+    patched = patch(built().patcher)
+    want = draw(functools.partial(make, kind=formula.guider_class(comfy.samplers.CFGGuider, form)), patched, context=context)
+    plain, (model, trace) = draw(make, patched, context=context), reg.apply(pack, patched, form, engine)
+    found = draw(make, model, context=context)
+    assert (found - want).norm() < CLOSE * (plain - want).norm(), str(trace)
+
+
+@pytest.mark.parametrize("name", ["CFGGuider", "DualCFGGuider", "DualModelGuider"])
+def test_no_guidance_costs_nothing(host, pack, all_nodes, name):
+    """At scale 1 D is D_c to the last bit: nothing to rectify, no further pass, and no number that is none."""
+    t, w = built(), features.world(host, pack, all_nodes)
+    if name not in all_nodes:
+        pytest.skip(f"ComfyUI {host.version} has no {name}")
+    prompts = dict(positive=t.positive, cond1=t.positive, cond2=t.conditioning("middle"), negative=t.negative, style="regular")
+
+    def make(model):
+        return feature_guiders._node(w, name, model=model, model_negative=built(1).patcher, cfg=1.0, cfg_conds=1.0, cfg_cond2_negative=1.0, **prompts)
+
+    with reg.counted(t.patcher) as rows:
+        plain = draw(make, t.patcher)
+    model, trace = reg.apply(pack, t.patcher, "scalar")
+    with reg.counted(t.patcher) as ours:
+        found = draw(make, model)
+    assert torch.equal(found, plain) and ours == rows and not trace.last.active, str(trace)
+
+
+@pytest.mark.parametrize("party", ["CFGGuider", "a global sampling_function", "PerpNegGuider"], indirect=True)
+def test_start_and_end_hold_for_every_door(host, pack, party):
+    """Outside of them a call is plain: the last of three steps is, the second is not."""
+    make, context = party
+    model, trace = reg.apply(pack, built().patcher, "schedule", end=0.8)
+    draw(make, model, context=context)
+    assert [r.active for r in trace.last.rows] == [True, True, False], str(trace)
+
+
 # The reference model
 
 
@@ -286,16 +326,30 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("node", SCHEDULES)
-@pytest.mark.parametrize("kind", [standins.ListGuider, standins.OtherScaleGuider, standins.CallGuider], ids=lambda k: k.__name__)
-def test_a_schedule_acts_or_says_that_it_cannot(host, pack, kind, node, caplog):
+@everyone
+def test_a_schedule_acts_or_says_that_it_cannot(host, pack, party, node, caplog):
     """A guider whose scale is elsewhere is not to be scheduled in silence: latents change, or one warning names the guider."""
+    make, context = party
     model = pack.nodes[node].execute(built().patcher, *SCHEDULES[node]).result[0]
-    plain = draw(of(kind), built().patcher)
+    plain, name = draw(make, built().patcher, context=context), type(make(built().patcher)).__name__
     with caplog.at_level(logging.WARNING):
-        found = draw(of(kind), model)
+        found = draw(make, model, context=context)
     assert torch.isfinite(found).all()
-    warned = [m for m in caplog.messages if "REG" in m and kind.__name__ in m]
+    warned = [m for m in caplog.messages if "REG" in m and name in m]
     assert bool(warned) == torch.equal(found, plain) and len(warned) < 2, caplog.messages
+
+
+def test_a_schedule_on_scales_of_audio_and_video(host, pack, all_nodes, caplog):
+    """LTX-AV's guider has two scales, and `cfg` is neither of them."""
+    if not tiny_av.known():
+        pytest.skip(f"ComfyUI {host.version} has no LTXAV")
+    t = tiny_av.build()
+    make = functools.partial(feature_guiders.ltxv_dual_cfg_guider, features.world(host, pack, all_nodes), t)
+    plain = tiny_av.draw(make, t.patcher)
+    with caplog.at_level(logging.WARNING):
+        found = tiny_av.draw(make, pack.nodes["REGScheduleLinear"].execute(t.patcher, 0.0, 2.0, "step").result[0])
+    warned = [m for m in caplog.messages if "REG" in m and "Guider_LTXAVDualCFG" in m]
+    assert bool(warned) == torch.equal(found, plain), caplog.messages
 
 
 # What it says

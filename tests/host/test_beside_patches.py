@@ -2,6 +2,7 @@
 
 import functools
 
+import comfy.samplers
 import pytest
 import torch
 
@@ -77,7 +78,7 @@ def mistaken(pack, t, model, runs, tolerance, **where):
     found = {}
     for form, engine in runs:
         try:
-            errors = truth.guided(pack, t, form, engine, model, **where)
+            errors = truth.guided(pack, t, form, engine, model, calls=1 + (engine == DIFFERENCES), **where)
         except Exception as died:
             found[form, engine] = died
             continue
@@ -86,8 +87,8 @@ def mistaken(pack, t, model, runs, tolerance, **where):
     return found
 
 
-PAIRS = [("row_sum", DIFFERENCES), ("row_sum", REVERSE), ("scalar", DIFFERENCES), ("product", REVERSE)]
-ALL_PAIRS = [*PAIRS, ("scalar", REVERSE), ("product", DIFFERENCES)]
+PAIRS = [("row_sum", DIFFERENCES), ("scalar", DIFFERENCES), ("product", REVERSE)]
+ALL_PAIRS = [*PAIRS, ("row_sum", REVERSE), ("scalar", REVERSE), ("product", DIFFERENCES)]
 CLOSE = 0.03  # of R v, relative to v
 
 
@@ -154,3 +155,58 @@ def test_a_cache_of_rows(host, pack, form, engine):
     assert reg.relative(sample(1, truth.INVISIBLE)[0], sample(1)[0]) <= truth.TRANSPARENT
     cost = reg.relative(plain, sample(12, cached=False)[0])
     assert reg.relative(sample(12, truth.INVISIBLE)[0], plain) <= 1.02 * cost
+
+
+# What can only be asked once, and what REG's other nodes do there
+
+
+@pytest.mark.parametrize("engine", features.ENGINES)
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "product"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, AssertionError, torch.cuda.OutOfMemoryError])
+def test_one_call_a_level_is_enough_to_go_on(host, pack, form, engine, error):
+    """Where no further pass is possible REG steps aside with the pair that it has, and says why."""
+    t, patch = built("sd3"), standins.once_a_level(error)
+    model, trace = reg.apply(pack, patch(t.patcher), form, engine)
+    found, plain = tiny.sample(t, model, steps=4), tiny.sample(t, steps=4)
+    assert torch.isfinite(found).all()
+    if not trace.last.active:  # a backward pass of the one call is possible
+        assert reg.relative(found, plain) <= truth.TRANSPARENT, str(trace)
+        assert "called twice" in str(trace) and len(trace.last.rows) == 4, str(trace)
+
+
+ONE_PAIR_ONLY = ["one_row_of_each", "uncond_first", "even_batch_only", "fixed_batch_engine"]
+
+
+@pytest.mark.parametrize("name", ONE_PAIR_ONLY)
+@pytest.mark.parametrize("rectified", [False, True], ids=["plain", "schedule"])
+def test_a_reference_model_beside_them(host, pack, name, rectified):
+    """Only a pair goes through them: D_c is that of the model's own pair. The reference is a model without the patch."""
+    t, second = built("sd3"), tiny.build("sd3", seed=1)
+    patched = STANDINS[name][1](t.patcher)
+
+    def look(guider, x, sigma, options):
+        conds = [guider.conds["positive"], guider.conds["negative"]]
+        return [p.clone() for p in comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, sigma, options)]
+
+    cond, reference = reg.inside(t, look, patched)[0], reg.inside(t, look, second.patcher)[1]
+    model = reg.apply(pack, patched, "schedule")[0] if rectified else patched
+    model = pack.nodes["REGReferenceModel"].execute(model, second.patcher).result[0]
+    found, sigma = reg.inside(t, lambda g, x, s, o: (g(x, s, model_options=o, seed=0).clone(), float(s.max())), model)
+    factor = 1 / (1 + (sigma / (1 - sigma)) ** 2) if rectified else 1.0
+    guidance = 3 * (cond - reference)
+    assert float((found - cond - factor * guidance).norm() / guidance.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ONE_PAIR_ONLY)
+def test_rewards_and_calibration_beside_them(host, pack, name):
+    """Both are made of products with J: they take those of the pair, or say that there are none. Sampling does not die."""
+    t, patch = built("sd3"), STANDINS[name][1]
+    reward = pack.nodes["REGRewardLatent"].execute({"samples": torch.full((1, *t.latent_shape), 0.7)}, "mean", 0.2).result[0]
+    model = pack.nodes["REGRewardGuidance"].execute(patch(t.patcher), reward, 1.0, True, 0.5, 1.0).result[0]
+    found = tiny.sample(t, model, steps=4)
+    assert torch.isfinite(found).all() and not torch.equal(found, tiny.sample(t, patch(t.patcher), steps=4))
+    table, text = pack.nodes["REGCalibrate"].execute(
+        model=patch(t.patcher), positive=t.positive, negative=t.negative, latent_image=t.empty_latent(1), form="scalar", cfg=4.0, steps=4,
+        runs=1, seed=0, filename_prefix="", sampler_name="euler", scheduler="simple",
+    ).result  # fmt: skip
+    assert torch.isfinite(table.factor).all(), text
