@@ -468,3 +468,26 @@ def test_cancel_goes_through_from_every_pass(host, pack, party, form, engine):
             draw(make, model, steps=2, context=context)
         assert cancel.uses == at, "it went on"
     assert torch.isfinite(draw(make, model, steps=2, context=context)).all()
+
+
+BESIDE = {
+    "a patch that needs the pair": lambda pack: reg.apply(pack, standins.uncond_first(built().patcher), "scalar", REVERSE)[0],
+    "a reference model": lambda pack: reg.apply(pack, pack.nodes["REGReferenceModel"].execute(built().patcher, built(1).patcher).result[0], "scalar")[0],
+    "a reward": lambda pack: pack.nodes["REGRewardGuidance"].execute(built().patcher, reward(pack), 1.0, True, 0.0, 1.0).result[0],
+}
+
+
+def reward(pack):
+    return pack.nodes["REGRewardLatent"].execute({"samples": torch.full((1, *built().latent_shape), 0.7)}, "mean", 0.2).result[0]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_cancel_goes_through_beside(host, pack, name):
+    """As above, where passes of ours may fail and are tried in another way: a cancel is no failure."""
+    make, model = of(comfy.samplers.CFGGuider), BESIDE[name](pack)
+    with Cancel(host, model, at=-1) as whole:
+        draw(make, model, steps=2)
+    for at in range(1, whole.uses + 1):
+        with Cancel(host, model, at) as cancel, pytest.raises(cancel.error):
+            draw(make, model, steps=2)
+        assert cancel.uses == at, "it went on"

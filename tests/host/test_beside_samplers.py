@@ -59,22 +59,46 @@ def test_refresh_works_in_them(host, pack, name):
     assert [r.fresh for r in trace.last.active] == [True, False], str(trace)
 
 
-def test_a_sampler_that_copies_its_arguments_does_not_copy_the_model(host, pack):
-    """Nothing in the call's arguments leads to the MODEL: neither to its network nor to the tensors of the run."""
+def with_reg(pack, node, model):
+    """`model` with one of REG's nodes."""
+    nodes, t = pack.nodes, built()
+    if node == "REGReferenceModel":
+        return nodes[node].execute(model, t.patcher).result[0]
+    if node == "REGScheduleLinear":
+        return nodes[node].execute(model, 0.5, 2.0, "step").result[0]
+    reward = nodes["REGRewardLatent"].execute({"samples": torch.full((1, *t.latent_shape), 0.7)}, "mean", 0.2).result[0]
+    return nodes["REGRewardGuidance"].execute(model, reward, 1.0, True, 0.5, 1.0).result[0]
+
+
+@pytest.mark.parametrize("node", ["REGGuidance", "REGReferenceModel", "REGScheduleLinear", "REGRewardGuidance"])
+def test_a_sampler_that_copies_its_arguments_does_not_copy_the_model(host, pack, node):
+    """Nothing in the call's arguments leads to a MODEL: no copy of its network, and the latents of a sampler that copies nothing."""
     t, copied = tiny.build("sd3"), []
-    model, trace = reg.apply(pack, t.patcher, "scalar", REVERSE)
+    trace = None
+    if node == "REGGuidance":
+        model, trace = reg.apply(pack, t.patcher, "scalar", REVERSE)
+    else:
+        model = with_reg(pack, node, t.patcher)
 
     def refuse(memo):
         copied.append(1)
         return t.patcher.model
 
-    for module in (t.patcher.model, *t.patcher.model.modules()):
-        object.__setattr__(module, "__deepcopy__", refuse)
-    draw(t.patcher, standins.deep_copying())
-    assert not copied, "ComfyUI's own arguments hold no model"
-    draw(model, standins.deep_copying())
+    want = draw(model, standins.euler())
+    for each in (t, built()):
+        for module in each.patcher.model.modules():
+            object.__setattr__(module, "__deepcopy__", refuse)
+    try:
+        draw(t.patcher, standins.deep_copying())
+        assert not copied, "ComfyUI's own arguments hold no model"
+        found = draw(model, standins.deep_copying())
+    finally:
+        for module in built().patcher.model.modules():
+            object.__delattr__(module, "__deepcopy__")
     assert not copied
-    assert len(trace.runs) == 1 and len(trace.last.rows) == STEPS, "it is the node's own trace"
+    assert torch.allclose(found, want, atol=1e-5)
+    if trace is not None:
+        assert len(trace.runs) == 2 and len(trace.last.rows) == STEPS, "it is the node's own trace"
 
 
 # x in half precision
