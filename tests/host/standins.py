@@ -315,5 +315,5 @@ def dropping_options():
 
 
 def in_half(dtype):
-    """It keeps x in half precision."""
+    """It keeps x in half precision, and with x the noise levels that it hands to the model."""
     return euler(prepare=lambda x, extra: (x.to(dtype), extra))

@@ -89,7 +89,7 @@ def mistaken(pack, t, model, runs, tolerance, **where):
 
 PAIRS = [("row_sum", DIFFERENCES), ("scalar", DIFFERENCES), ("product", REVERSE)]
 ALL_PAIRS = [*PAIRS, ("row_sum", REVERSE), ("scalar", REVERSE), ("product", DIFFERENCES)]
-CLOSE = 0.03  # of R v, relative to v
+CLOSE = 0.05  # of R v, relative to v: forward differences of a network as curved as a random one
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
