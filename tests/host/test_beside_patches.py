@@ -67,9 +67,10 @@ def visible(pack, sample, model, runs=RUNS, tolerance=truth.TRANSPARENT):
             ours = reg.apply(pack, model, form, engine, refresh=refresh, strength=truth.INVISIBLE)[0]
             error = reg.relative(seeded(sample)(ours), plain)
         except Exception as died:  # reported with the other runs
-            error = died
-        if not (isinstance(error, float) and error <= tolerance):
-            found[form, engine, refresh] = error if isinstance(error, Exception) else f"{error:.1e}"
+            found[form, engine, refresh] = f"{type(died).__name__}: {died}"  # its frames would keep the models
+            continue
+        if not error <= tolerance:
+            found[form, engine, refresh] = f"{error:.1e}"
     return found
 
 
@@ -80,7 +81,7 @@ def mistaken(pack, t, model, runs, tolerance, **where):
         try:
             errors = truth.guided(pack, t, form, engine, model, calls=1 + (engine == DIFFERENCES), **where)
         except Exception as died:
-            found[form, engine] = died
+            found[form, engine] = f"{type(died).__name__}: {died}"
             continue
         if not (errors.denoised <= truth.TRANSPARENT and errors.guidance <= tolerance):
             found[form, engine] = f"D_c {errors.denoised:.1e}, R v {errors.guidance:.1e}, {errors.trace.last.notes}"

@@ -21,6 +21,12 @@ def built():
     return tiny.build("sd3")
 
 
+@pytest.fixture(autouse=True)
+def nothing_loaded(host):
+    yield
+    host.model_management.unload_all_models()
+
+
 def draw(model, sampler, kind=comfy.samplers.CFGGuider, positive=None, negative=None, batch=1):
     t = built()
     guider = kind(model)
