@@ -16,7 +16,9 @@ class Branches:
     differentiate.
     """
 
-    cached = False  # `both` may answer from a cache: a difference then needs a fresh prediction at x
+    stale = (
+        False  # `both` is no neighbour of `probe` (a cache, half precision): a difference needs a fresh one
+    )
     notes: tuple[str, ...] | list[str] = ()  # what a backward pass had to do to fit into memory
     rows = 0  # evaluated so far, for each sample
 

@@ -56,7 +56,7 @@ class Difference:
             denoised, reference = branches.both(point)
             v, central, name = denoised - reference, form == "product" and dtype in HALF, "J v"
             relative = jacobian.probe_length(dtype, point, central)
-            at_x = None if branches.cached else denoised
+            at_x = None if branches.stale else denoised
             probe = lambda x, sigma: branches.probe(point, x)  # noqa: E731
             _, product = jacobian.finite_difference(probe, point, v, at_x, relative, central)
             length = relative * (1 + central)
@@ -86,7 +86,7 @@ class Reverse:
         denoised = _or(denoised, seen)
         if self._check_below > 0 and float(point.sigma.max()) <= self._check_below:
             w = torch.ones_like(point.x) if form == "row_sum" else denoised - reference
-            self._check(branches, point, None if branches.cached else denoised, w, product)
+            self._check(branches, point, None if branches.stale else denoised, w, product)
         error = jacobian.rounding_error(point, denoised, 1.0, branches.compute_dtype(point.x)).max()
         return Evaluated(denoised, reference, product, name, error)
 

@@ -23,6 +23,7 @@ from ..host.branches import ModelBranches, Passes
 from ..host.conds import is_present, same_conds
 from ..host.noise_levels import has_noise, model_kind, point_at, sigma_bounds
 from ..host.options import (
+    CFG,
     PAIR,
     POST_CFG,
     PRE_CFG,
@@ -168,10 +169,17 @@ class ModelCall:
         self.reached, state = True, self.state
         model, conds, x, sigma = args["model"], args["conds"], args["input"], args["sigma"]
         rectifier, cfg = state.rectifier, state.cfg
-        branches = ModelBranches(model, conds, self.given, state.passes)
+        branches = ModelBranches(model, conds, x, sigma, self.given, state.passes)
+        if args["model_options"].get(CFG) is not self.given.get(
+            CFG
+        ):  # the guider combines them in its own way
+            self.reached, draws = False, Draws(x.device)
+            denoised, reference = branches.both()
+            self.positive = Positive(model, conds, 0, x, sigma, draws, denoised)
+            return [denoised, reference]
         if why := self._why_plain(conds, cfg, sigma):
             self.row = rectifier.run.plain(sigma, cfg, why)
-            return branches.evaluate(conds, x, sigma)
+            return branches.evaluate(conds, x, self.given)
         # Whoever switches ComfyUI's shortcut at cfg 1 off wants the unconditional prediction for itself.
         may_skip = not self.given.get("disable_cfg1_optimization", False)
         made = rectifier(branches, point_at(model.model_sampling, x, sigma), cfg - 1, may_skip)
@@ -224,7 +232,9 @@ class ModelCall:
             return result
         known = d.denoised, 2 * d.denoised - result
         options = {k: v for k, v in self.given.items() if k != PAIR}
-        branches = ModelBranches(d.model, d.conds, options, state.passes, d.index, known, d.draws)
+        branches = ModelBranches(
+            d.model, d.conds, d.x, d.sigma, options, state.passes, d.index, known, d.draws
+        )
         point = point_at(d.model.model_sampling, d.x, d.sigma)
         made = state.rectifier(branches, point, math.nan, may_skip=False)
         made.row.extra_rows += 2  # the guider's own

@@ -85,7 +85,9 @@ class RewardRun:
         """J^T slope; without a backward pass J slope, since J is symmetric in theory; else slope itself."""
         conds, options = [args["cond"], args["uncond"]], options_without_us(args["model_options"])
         made = {"known": (args["cond_denoised"], args["uncond_denoised"]), "draws": Draws(point.x.device)}
-        branches = ModelBranches(args["model"], conds, options, self.passes, **made)
+        branches = ModelBranches(
+            args["model"], conds, args["input"], args["sigma"], options, self.passes, **made
+        )
         denoised = args["cond_denoised"]
 
         def difference():

@@ -33,31 +33,31 @@ class Passes:
 
 
 class ModelBranches(Branches):
-    """One model call. `conds`: the sampler's cond lists; that at `positive` gives D_c, the other D_ref.
+    """One model call at x, sigma, with the cond lists `conds`: that at `positive` gives D_c, the other D_ref.
 
     `known`: (D_c, D_ref) where the sampler has them already. `draws`: as they stood before its pass.
     """
 
-    def __init__(self, model, conds, model_options, passes=None, positive=0, known=None, draws=None):
-        self.model = model
-        self.conds = conds
-        self.options = model_options
+    def __init__(
+        self, model, conds, x, sigma, model_options, passes=None, positive=0, known=None, draws=None
+    ):
+        self.model, self.conds, self.x, self.sigma, self.positive = model, conds, x, sigma, positive
+        self.options, self.ours = model_options, quiet(model_options)
         self.passes = passes or Passes()
-        self.positive = positive
-        self.cached = is_cached(model_options)
+        # Our passes have x in float32 and ask no cache: what half precision or a cache gave is no neighbour.
+        self.stale = is_cached(model_options) or x.dtype in HALF
         self._pair = self._given = known
         self._draws = draws
 
-    def evaluate(self, conds, x, sigma, options=None):
+    def evaluate(self, conds, x, options):
         """One prediction for each cond list; zeros for None."""
         comfy.model_management.throw_exception_if_processing_interrupted()  # older hosts ask once a step only
-        options = self.options if options is None else options
         self.rows += sum(cond is not None for cond in conds)
         with self._same_draws(x.device):
-            if self.options.get(PAIR) is not None:
-                given = {"conds": conds, "input": x, "sigma": sigma, "model_options": options}
-                return self.options[PAIR]({**given, "model": self.model})
-            return comfy.samplers.calc_cond_batch(self.model, conds, x, sigma, options)
+            if options.get(PAIR) is not None:
+                given = {"conds": conds, "input": x, "sigma": self.sigma, "model_options": options}
+                return options[PAIR]({**given, "model": self.model})
+            return comfy.samplers.calc_cond_batch(self.model, conds, x, self.sigma, options)
 
     def _same_draws(self, device):
         """All passes draw what the first one does. Else a difference would compare two networks, and our
@@ -68,68 +68,64 @@ class ModelBranches(Branches):
         self._draws = Draws(device)
         return nullcontext()
 
-    def both(self, point):
+    def both(self, point=None):
+        """The sampler's own pair."""
         if self._pair is None:
-            self._pair = tuple(self.evaluate(self.conds, point.x, point.sigma))
+            self._pair = tuple(self.evaluate(self.conds, self.x, self.options))
         return self._pair
 
     def only(self, point):
-        return self._lone(self.positive, point.x, point.sigma) if self._pair is None else self._pair[0]
+        return self._lone(0, self.x, self.options) if self._pair is None else self._pair[0]
 
     def reference(self, point):
-        return self._lone(1 - self.positive, point.x, point.sigma) if self._pair is None else self._pair[1]
+        return self._lone(1, self.x, self.options) if self._pair is None else self._pair[1]
 
     def apart(self, point):
-        """True where both predictions may be made one at a time."""
-        pair = len(self.conds) == 2 and self._given is None and not self.cached
+        pair = len(self.conds) == 2 and self._given is None and not self.stale
         return pair and self._alone(0, point) and self._alone(1, point)
 
     def probe(self, point, x):
         """D_c at x, a neighbour of the point's, as the sampler would make it there; no cache answers."""
         if self._alone(self.positive, point):
-            return self._lone(self.positive, x, point.sigma, quiet(self.options))
-        return self.evaluate(self.conds, x, point.sigma, quiet(self.options))[self.positive]
+            return self._lone(self.positive, x, self.ours)
+        return self.evaluate(self.conds, x, self.ours)[self.positive]
 
     def both_and_probe(self, point, step):
         """One call for three where that changes nothing, in ComfyUI's own batching (areas, masks, memory)."""
-        kind = "joined", point.x.shape
+        kind = "joined", self.x.shape
         own = self.passes.own.get(kind)
         if own is not False and self._may_join():
-            pair = None if own else self.both(point)
-            joined = self._tried(kind, lambda: self._joined(point, step))
-            if joined and own:
-                return joined
-            if joined and self._is_own(kind, point, joined[:2], pair):
-                return *pair, joined[2]
-        denoised, reference = self.both(point)
+            pair = None if own else self.both()
+            joined = self._tried(kind, lambda: self._joined(step))
+            if joined and (own or self._is_own(kind, joined[:2], pair)):
+                return *(pair or joined[:2]), joined[2]
+        denoised, reference = self.both()
         probe = self.probe(point, point.shifted(step).x)
-        if self.cached:  # what a cache answered is no neighbour of a fresh probe
-            probe = denoised + probe - self.probe(point, point.x)
-        return denoised, reference, probe
+        return denoised, reference, denoised + probe - self.probe(point, point.x) if self.stale else probe
 
     def _may_join(self) -> bool:
         # A control net's output is for x, a chained function expects two conds, workers hold other models.
         controlled = any(c.get("control") is not None for cond in self.conds for c in cond)
         parallel = any(self.options.get(key) for key in MULTIGPU)
         chained = self.options.get(PAIR) is not None or self._pair is not None
-        return not (controlled or parallel or self.cached or chained)
+        return not (controlled or parallel or self.stale or chained)
 
-    def _joined(self, point, step):
-        conds, options = [*self.conds, self.conds[0]], with_shifted_rows(self.options, step)
-        return tuple(self.evaluate(conds, point.x, point.sigma, options))
+    def _joined(self, step):
+        options = with_shifted_rows(self.options, step)
+        return tuple(self.evaluate([*self.conds, self.conds[0]], self.x, options))
 
-    def _lone(self, i, x, sigma, options=None):
-        return self.evaluate([c if j == i else None for j, c in enumerate(self.conds)], x, sigma, options)[i]
+    def _lone(self, i, x, options):
+        return self.evaluate([c if j == i else None for j, c in enumerate(self.conds)], x, options)[i]
 
     def _alone(self, i, point) -> bool:
         """Whether the prediction of cond list i is the same by a pass of its own."""
-        kind = "alone", i, point.x.shape
+        kind = "alone", i, self.x.shape
         if kind not in self.passes.own:
-            known = self.both(point)[i != self.positive]
-            if self.cached:
-                known = self.evaluate(self.conds, point.x, point.sigma, quiet(self.options))[i]
-            lone = self._tried(kind, lambda: (self._lone(i, point.x, point.sigma, quiet(self.options)),))
-            return lone is not None and self._is_own(kind, point, lone, (known,))
+            known = self.both()[i != self.positive]
+            if self.stale:
+                known = self.evaluate(self.conds, point.x, self.ours)[i]
+            lone = self._tried(kind, lambda: (self._lone(i, point.x, self.ours),))
+            return lone is not None and self._is_own(kind, lone, (known,))
         return self.passes.own[kind]
 
     def _tried(self, kind, evaluate):
@@ -142,22 +138,20 @@ class ModelBranches(Branches):
             self.passes.own[kind] = False
             return None
 
-    def _is_own(self, kind, point, found, known) -> bool:
+    def _is_own(self, kind, found, known) -> bool:
         """Whether predictions are the sampler's, each row to the rounding of the network. Remembered."""
-        dtype = self.compute_dtype(point.x)
+        dtype, x = self.compute_dtype(self.x), self.x.float()
         eps = torch.finfo(dtype).eps
-        if dtype == torch.float32 and point.x.is_cuda and torch.backends.cudnn.allow_tf32:
+        if dtype == torch.float32 and x.is_cuda and torch.backends.cudnn.allow_tf32:
             eps, dtype = TF32, torch.float16
-        allowed, x = (8 if dtype in HALF else 64) * eps, point.x.float()
+        allowed = (8 if dtype in HALF else 64) * eps
         rows = [(flat(t).norm(dim=1) for t in (a - b, x - b, x)) for a, b in zip(found, known, strict=True)]
         own = [away <= allowed * network + 1e-6 * size for away, network, size in rows]
         return self.passes.own.setdefault(kind, bool(torch.stack(own).all()))
 
     def compute_dtype(self, x):
-        """The coarser one of the network's precision and the latents'."""
         dtype = self.model.manual_cast_dtype or self.model.get_dtype()
-        network = dtype if dtype in PROBE else torch.bfloat16
-        return max(network, x.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        return dtype if dtype in PROBE else torch.bfloat16
 
     @property
     def notes(self):
@@ -171,11 +165,11 @@ class ModelBranches(Branches):
         if any(entry.get("hooks") is not None for entry in entries):
             raise JacobianError("the prompt carries hooks, which patch weights in the middle of a pass")
 
-        def denoise(x, sigma):
+        def denoise(x, _):
             options = quiet(self.options, CACHES + OPAQUE)
             options["transformer_options"]["optimized_attention_override"] = _with_derivative
             conds = [cond and [thawed_cond(entry) for entry in cond] for cond in used]
-            return self.evaluate(conds, x, sigma, options)[self.positive]
+            return self.evaluate(conds, x, options)[self.positive]
 
         network = Network(
             denoise,
@@ -186,9 +180,9 @@ class ModelBranches(Branches):
         )
         with _settings_for_a_derivative():
             denoised, product = self.passes.backward.product(network, point, cotangent)
-        kind = "reverse", point.x.shape
-        if kind not in self.passes.own and self._pair is not None and not self.cached:
-            self._is_own(kind, point, [denoised], self._pair[:1])
+        kind = "reverse", self.x.shape
+        if kind not in self.passes.own and self._pair is not None and not self.stale:
+            self._is_own(kind, [denoised], self._pair[:1])
         if self.passes.own.get(kind) is False:
             raise JacobianError("reverse mode's own pass gives another prediction than the sampler's")
         return denoised, product

@@ -9,8 +9,9 @@ from ...reg_core.point import Point
 
 
 def point_at(sampling, x, sigma) -> Point:
-    """Where the model is evaluated, by the sampling class's `noise_scaling`: x [B, ...], sigma [1] or [B]."""
-    sigma = sigma.expand(len(x)).to(torch.promote_types(x.dtype, torch.float32))
+    """Where the model is evaluated, in float32, by the sampling class's `noise_scaling`. sigma [1] or [B]."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    sigma = sigma.expand(len(x)).to(x.dtype)
     alpha = sampling.noise_scaling(sigma, torch.zeros_like(sigma), torch.ones_like(sigma))
     s = sampling.noise_scaling(sigma, torch.ones_like(sigma), torch.zeros_like(sigma))
     return Point(x, sigma, alpha, s)

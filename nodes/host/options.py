@@ -13,6 +13,7 @@ CFGGuider = comfy.samplers.CFGGuider
 clone_options = comfy.model_patcher.create_model_options_clone
 
 PAIR = "sampler_calc_cond_batch_function"  # the slot where both predictions are made
+CFG = "sampler_cfg_function"
 PRE_CFG = "sampler_pre_cfg_function"
 POST_CFG = "sampler_post_cfg_function"
 CALLS = ("__call__", "outer_predict_noise")  # of a guider, on the way to its predict_noise

@@ -40,7 +40,7 @@ def test_model_calls(form, engine, cond_calls):
 class Remembered(Branches):
     """A host that answers `both` from a cache: predictions of this call's pair are not those of a fresh pass."""
 
-    cached = True
+    stale = True
 
     def both(self, point):
         return 0.9 * self._cond.f(point.x, point.sigma), 0.9 * self._reference.f(point.x, point.sigma)

@@ -1,10 +1,10 @@
-"""Cases of features.py: who asks the model. REG acts where the guider asks for the conditional and unconditional pair."""
+"""Cases of features.py: who asks the model. REG acts on every guider whose guidance goes through ComfyUI's prediction calls."""
 
 import functools
 
 import comfy.samplers
 
-from . import tiny
+from . import tiny, tiny_av
 from .features import Missing, Setup, case
 
 KIND = "guider"
@@ -51,22 +51,37 @@ def basic_guider(w, t, model):
     return _node(w, "BasicGuider", model=model, conditioning=t.positive)
 
 
-@_case("DualCFGGuider", why="Guider_DualCFG does not ask for the conditional and unconditional pair", **SILENT)
-def dual_cfg_guider(w, t, model):
+def _dual_cfg(style, w, t, model):
     return _node(
         w, "DualCFGGuider", model=model, cond1=t.positive, cond2=t.conditioning("middle"), negative=t.negative,
-        cfg_conds=4.0, cfg_cond2_negative=2.0, style="regular",
+        cfg_conds=4.0, cfg_cond2_negative=2.0, style=style,
     )  # fmt: skip
 
 
-@_case("PerpNegGuider", why="Guider_PerpNeg does not ask for the conditional and unconditional pair", **SILENT)
+_case("DualCFGGuider")(functools.partial(_dual_cfg, "regular"))
+_case("DualCFGGuider nested")(functools.partial(_dual_cfg, "nested"))
+
+
+@_case("PerpNegGuider")
 def perp_neg_guider(w, t, model):
     return _node(w, "PerpNegGuider", model=model, positive=t.positive, negative=t.negative, empty_conditioning=t.conditioning(""), cfg=4.0, neg_scale=1.0)
 
 
-@_case("DualModelGuider", why="Guider_DualModel does not ask for the conditional and unconditional pair", **SILENT)
+@_case("DualModelGuider")
 def dual_model_guider(w, t, model):
     return _node(w, "DualModelGuider", model=model, model_negative=tiny.build("sd15", seed=1).patcher, positive=t.positive, negative=t.negative, cfg=4.0)
+
+
+def ltxv_dual_cfg_guider(w, t, model):
+    return _node(w, "LTXVDualCFGGuider", model=model, positive=t.positive, negative=t.negative, video_cfg=3.0, audio_cfg=7.0)
+
+
+@case(KIND, "LTXVDualCFGGuider")
+def audio_video(w):
+    if not tiny_av.known():
+        raise Missing
+    t = tiny_av.build()
+    return Setup(t, flow=True, draw=functools.partial(tiny_av.draw, functools.partial(ltxv_dual_cfg_guider, w, t)))
 
 
 @_case("REGAutoguidance")

@@ -33,8 +33,11 @@ def counted(patcher):
         handle.remove()
 
 
-def inside(t, look, model=None, batch=1, cfg=4.0, steps=3, at=1, latent=None, positive=None, negative=None, noise_mask=None):
-    """Run `look(guider, x, sigma, model_options)` at noise level `at` of a real sampling run and return its result."""
+def inside(t, look, model=None, batch=1, cfg=4.0, steps=3, at=1, latent=None, positive=None, negative=None, noise_mask=None, make=None):
+    """Run `look(guider, x, sigma, model_options)` at noise level `at` of a real sampling run and return its result.
+
+    `make(model)`: the guider, in place of ComfyUI's own with these prompts and this cfg.
+    """
     found = {}
 
     def sampler(wrapped, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -43,9 +46,10 @@ def inside(t, look, model=None, batch=1, cfg=4.0, steps=3, at=1, latent=None, po
         return x
 
     model = t.patcher if model is None else model
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(t.positive if positive is None else positive, t.negative if negative is None else negative)
-    guider.set_cfg(cfg)
+    guider = comfy.samplers.CFGGuider(model) if make is None else make(model)
+    if make is None:
+        guider.set_conds(t.positive if positive is None else positive, t.negative if negative is None else negative)
+        guider.set_cfg(cfg)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
     latent = t.empty_latent(batch)["samples"] if latent is None else latent
     guider.sample(t.noise(batch), latent, comfy.samplers.KSAMPLER(sampler), sigmas, denoise_mask=noise_mask, disable_pbar=True, seed=0)

@@ -15,8 +15,8 @@ GUIDERS = [name for _, name in features.names("guider")]
 @pytest.mark.parametrize("engine", features.ENGINES)
 def test_guiders_are_rectified_or_told_why_not(host, pack, all_nodes, name, engine, caplog):
     """Where REG cannot act the latents are bit-identical, and the log and the trace say so, with the guider's name."""
-    setup = features.build("guider", name, features.world(host, pack, all_nodes))
     try:
+        setup = features.build("guider", name, features.world(host, pack, all_nodes))
         plain = setup.sample()
     except features.Missing:
         pytest.skip(f"ComfyUI {host.version} has no {name}")

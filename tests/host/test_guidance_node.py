@@ -208,7 +208,7 @@ def test_controlnet_is_asked_again_at_the_probe(host, pack, sd15, form):
     def look(guider, x, sigma, options):
         module, core = pack.import_("nodes.host.branches"), pack.import_("reg_core")
         both = [guider.conds["positive"], guider.conds["negative"]]
-        branches = module.ModelBranches(guider.inner_model, both, options)
+        branches = module.ModelBranches(guider.inner_model, both, x, sigma, options)
         result = core.Rectifier(core.Settings(form=form))(branches, core.Point.of(x, sigma))
         h = 0.01 * sigma.reshape(-1, 1, 1, 1)
         v = result.denoised - result.reference
@@ -277,9 +277,3 @@ def test_post_cfg_functions_see_the_models_own_unconditional_prediction(host, pa
     tiny.sample(sd15, model, steps=1)
     tiny.sample(sd15, reg.apply(pack, model)[0], steps=1)
     assert torch.allclose(seen[0], seen[1], atol=1e-5)
-
-
-def _wants_nested(guider):
-    import inspect
-
-    return "nested" in inspect.signature(guider.set_cfg).parameters

@@ -35,7 +35,7 @@ def reverse(pack, t, positive, negative, backward, batch=2, model=None, at=1, **
 
     def look(guider, x, sigma, options):
         conds = [guider.conds["positive"], guider.conds["negative"]]
-        branches = branches_of.ModelBranches(guider.inner_model, conds, options, branches_of.Passes(backward, {("alone", 0, x.shape): True}))
+        branches = branches_of.ModelBranches(guider.inner_model, conds, x, sigma, options, branches_of.Passes(backward, {("alone", 0, x.shape): True}))
         point = levels.point_at(guider.inner_model.model_sampling, x, sigma)
         u = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
         return branches.reverse(point, u)

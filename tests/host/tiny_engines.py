@@ -34,7 +34,7 @@ def products(pack, t, positive=None, negative=None) -> Products:
 
     def look(guider, x, sigma, options):
         conds = [guider.conds["positive"], guider.conds["negative"]]
-        branches = host.ModelBranches(guider.inner_model, conds, options)
+        branches = host.ModelBranches(guider.inner_model, conds, x, sigma, options)
         point = levels.point_at(guider.inner_model.model_sampling, x, sigma)
         plain_attention = comfy.patcher_extension.copy_nested_dicts(options)
         plain_attention["transformer_options"]["optimized_attention_override"] = host._with_derivative

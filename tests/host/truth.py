@@ -34,7 +34,7 @@ class Guided:
 def guided(pack, t, form="row_sum", engine="auto", model=None, at=1, steps=3, batch=2, calls=2, **where) -> Guided:
     """REG's D_c and R v in a real run, against the pair of the same run without REG. The worst of `calls` in a row.
 
-    `where`: latent, positive, negative, noise_mask of reg.inside. Reverse mode's J^T is known by its products only:
+    `where`: latent, positive, negative, noise_mask, cfg, make of reg.inside. Reverse mode's J^T is known by its products only:
     <J^T w, u> = <w, J u> for a random u.
     """
     model = t.patcher if model is None else model
@@ -53,7 +53,8 @@ class Watched:
 
     def __init__(self, model):
         self.model, self.pairs = model.clone(), []
-        self.model.set_model_sampler_pre_cfg_function(self.keep)
+        options = self.model.model_options  # in front of others' functions, which change what they are given
+        options["sampler_pre_cfg_function"] = [self.keep, *options.get("sampler_pre_cfg_function", [])]
 
     def keep(self, args):
         self.pairs.append([t.clone() for t in args["conds_out"]])
