@@ -139,19 +139,11 @@ class ModelBranches(Branches):
             return None
 
     def _is_own(self, kind, found, known) -> bool:
-        """Whether predictions are the sampler's, each row to the rounding of the network. Remembered."""
-        dtype, x = self.compute_dtype(self.x), self.x.float()
-        eps = torch.finfo(dtype).eps
-        if dtype == torch.float32 and x.is_cuda and torch.backends.cudnn.allow_tf32:
-            eps, dtype = TF32, torch.float16
-        allowed = (8 if dtype in HALF else 64) * eps
-        rows = [(flat(t).norm(dim=1) for t in (a - b, x - b, x)) for a, b in zip(found, known, strict=True)]
-        own = [away <= allowed * network + 1e-6 * size for away, network, size in rows]
-        return self.passes.own.setdefault(kind, bool(torch.stack(own).all()))
+        """Whether predictions are the sampler's. Remembered."""
+        return self.passes.own.setdefault(kind, are_same(self.model, found, known, self.x))
 
     def compute_dtype(self, x):
-        dtype = self.model.manual_cast_dtype or self.model.get_dtype()
-        return dtype if dtype in PROBE else torch.bfloat16
+        return compute_dtype(self.model)
 
     @property
     def notes(self):
@@ -186,6 +178,23 @@ class ModelBranches(Branches):
         if self.passes.own.get(kind) is False:
             raise JacobianError("reverse mode's own pass gives another prediction than the sampler's")
         return denoised, product
+
+
+def compute_dtype(model) -> torch.dtype:
+    """The precision that a model works in; of those smaller than bfloat16 that one."""
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    return dtype if dtype in PROBE else torch.bfloat16
+
+
+def are_same(model, found, known, x) -> bool:
+    """Whether predictions at x are the known ones, each row to the rounding of the network."""
+    dtype, x = compute_dtype(model), x.float()
+    eps = torch.finfo(dtype).eps
+    if dtype == torch.float32 and x.is_cuda and torch.backends.cudnn.allow_tf32:
+        eps, dtype = TF32, torch.float16
+    allowed = (8 if dtype in HALF else 64) * eps
+    rows = [(flat(t).norm(dim=1) for t in (a - b, x - b, x)) for a, b in zip(found, known, strict=True)]
+    return bool(torch.stack([away <= allowed * out + 1e-6 * size for away, out, size in rows]).all())
 
 
 def _with_derivative(attention, *args, **kwargs):

@@ -107,7 +107,7 @@ class Shell:
     """A guider as a sampler sees it, called through `predict_noise`."""
 
     def __init__(self, guider, predict_noise):
-        self.__dict__ |= {"guider": guider, "predict_noise_of": predict_noise}
+        vars(self).update(guider=guider, predict_noise_of=predict_noise)
 
     def __call__(self, x, timestep, model_options={}, seed=None):  # noqa: B006
         def call(x, timestep, model_options, seed):

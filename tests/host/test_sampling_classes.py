@@ -91,7 +91,7 @@ def test_all_forms_equal_c_times_g(host, pack, kind, rank, engine):
             point = levels_of.point_at(sampling, x, sigma)
             for form in ("row_sum", "scalar", "product", "schedule"):
                 rectifier = core.Rectifier(core.Settings(form=form, engine=engine, data_std=VARIANCE**0.5))
-                branches = branches_of.ModelBranches(guider.inner_model, conds, options)
+                branches = branches_of.ModelBranches(guider.inner_model, conds, x, sigma, options)
                 results[level, form] = rectifier(branches, point, 3.0), rectifier.run.rows[0], point
         return results
 
