@@ -8,7 +8,7 @@ from numbers import Real
 
 from ...reg_core.presets import CfgSchedule, Levels
 from ..host.noise_levels import percent_of
-from ..host.options import calls_through, hooked, reads_cfg, sample_arguments
+from ..host.options import calls_through, hooked, reads_cfg, sample_arguments, with_watch
 
 KEY = "reg_schedule"
 log = logging.getLogger("ComfyUI-REG")
@@ -34,6 +34,7 @@ class ScheduleHook:
             why = why if not isinstance(cfg, Real) else "it does not guide by its cfg"
             log.warning("REG: %s has no effect on %s: %s", self.label, type(guider).__name__, why)
             return executor(*args, **kwargs)
+        others: list[str] = []
         levels = levels_of(guider.model_patcher, sample_arguments(args, kwargs)["sigmas"])
         self._announce(guider, levels)
 
@@ -41,12 +42,15 @@ class ScheduleHook:
             cfg = guider.cfg
             guider.cfg = self.schedule.cfg(cfg, float(timestep.max()), levels)
             try:
-                return executor(x, timestep, model_options or {}, seed)
+                return executor(x, timestep, with_watch(model_options or {}, others), seed)
             finally:
                 guider.cfg = cfg
 
         with calls_through(guider, KEY, predict_noise):
-            return executor(*args, **kwargs)
+            result = executor(*args, **kwargs)
+        if others:
+            log.warning("REG: %s has no effect on %s: its scales are its own", self.label, type(guider).__name__)
+        return result
 
     def _announce(self, guider, levels):
         """Tells where guidance acts. The positions of all steps are known from here on."""

@@ -128,6 +128,18 @@ def reads_cfg(guider) -> bool:
     return any(code is None or "cfg" in code.co_names for code in codes)
 
 
+def with_watch(model_options, others: list) -> dict:
+    """model_options that tell `others` of a cfg function that a guider puts in place of the given one."""
+    given = model_options.get(CFG)
+
+    def watch(args):
+        found = args["model_options"].get(CFG)
+        others.extend([found] if found is not given else [])
+        return args["conds_out"]
+
+    return {**model_options, PRE_CFG: [*model_options.get(PRE_CFG, []), watch]}
+
+
 def with_wrapper(model_options, kind: str, key: str, wrapper) -> dict:
     """model_options with one more wrapper, the innermost."""
     transformer = model_options.get("transformer_options", {})

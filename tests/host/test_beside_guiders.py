@@ -310,6 +310,8 @@ def test_the_trace_has_the_scale_that_pre_cfg_functions_are_handed(host, pack, a
     if patched == "CFGOverride":
         if patched not in all_nodes:
             pytest.skip(f"ComfyUI {host.version} has no {patched}")
+        if kind is standins.ListGuider:
+            pytest.skip("CFGOverride puts a number where this guider reads a list: the run dies without REG too")
         model = all_nodes[patched].execute(model, 2.5, 0.0, 0.6).result[0]
     elif patched:
         model = pack.nodes[patched].execute(model, 0.5, 2.0, "step").result[0]
