@@ -5,6 +5,7 @@ Nothing about image quality can be read from them: their weights are random.
 """
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
 
 import comfy.cldm.cldm
@@ -20,10 +21,10 @@ import comfy.supported_models
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 
-from . import tiny_families
+from . import tiny_families, tiny_images, tiny_sounds, tiny_videos
 from .tiny_families import embedding, fill
 
-RECIPES = tiny_families.CORE | tiny_families.FURTHER
+RECIPES = tiny_families.CORE | tiny_images.FAMILIES | tiny_videos.FAMILIES | tiny_sounds.FAMILIES
 ARCHITECTURES = tuple(tiny_families.CORE)
 FAMILIES = tuple(RECIPES)
 
@@ -43,8 +44,11 @@ class Tiny:
         return conditioning(self.name, text, tokens)
 
     def empty_latent(self, batch: int = 1) -> dict:
-        """What an Empty...Latent node returns."""
-        return {"samples": torch.zeros(batch, *self.latent_shape)}
+        """What an Empty...Latent node returns. Where a latent has several streams, they are nested."""
+        if not isinstance(self.latent_shape[0], tuple):
+            return {"samples": torch.zeros(batch, *self.latent_shape)}
+        nested = importlib.import_module("comfy.nested_tensor").NestedTensor  # a newer ComfyUI's
+        return {"samples": nested([torch.zeros(batch, *shape) for shape in self.latent_shape])}
 
     def noise(self, batch: int = 1, seed: int = 0) -> torch.Tensor:
         return comfy.sample.prepare_noise(self.empty_latent(batch)["samples"], seed)
@@ -76,6 +80,8 @@ def conditioning(name: str, text: str, tokens: int = 7) -> list:
     recipe = RECIPES[name]
     entries = {key: value(text, tokens) if callable(value) else value for key, value in recipe.extra.items()}
     context = embedding(text, 1, tokens, recipe.context_dim)
+    if recipe.blank and text == "negative":
+        context = torch.zeros_like(context)
     if recipe.pooled_dim:
         entries["pooled_output"] = embedding(text, 1, recipe.pooled_dim)
     return [[context, entries]]
