@@ -18,6 +18,7 @@ import comfy.ops
 import comfy.sample
 import comfy.sd
 import comfy.supported_models
+import comfyui_version
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 
@@ -54,6 +55,21 @@ class Tiny:
         return comfy.sample.prepare_noise(self.empty_latent(batch)["samples"], seed)
 
 
+def missing(name: str) -> str | None:
+    """Why this ComfyUI has no such family, if so."""
+    recipe, version = RECIPES[name], comfyui_version.__version__
+    if not hasattr(comfy.supported_models, recipe.config):
+        return f"ComfyUI {version} has no {recipe.config}"
+    if tuple(int(n) for n in version.split(".")[: len(recipe.since)]) < recipe.since:
+        return f"ComfyUI {version} fails at {name} itself"
+    return None
+
+
+def batches(name: str) -> tuple:
+    """Batch sizes that the family's network takes."""
+    return (1,) if RECIPES[name].single else (1, 2)
+
+
 def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0) -> Tiny:
     """A tiny MODEL. Weights are inference tensors of `dtype`, as a loader leaves them; `manual_cast` is the dtype the
     weights are cast to at use (None: computed as stored). The same seed gives the same weights on every ComfyUI that
@@ -66,7 +82,7 @@ def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0) -> Ti
             config.model_type = lambda state_dict, prefix="": comfy.model_base.ModelType.V_PREDICTION
         config.set_inference_dtype(dtype, manual_cast)
         model = config.get_model(recipe.state_dict(seed), device="cpu").eval()
-        fill(model.diffusion_model, seed)
+        fill(model.diffusion_model, seed, recipe.gain)
         patcher = comfy.model_patcher.ModelPatcher(
             model,
             load_device=comfy.model_management.get_torch_device(),
@@ -99,6 +115,11 @@ def sample(tiny: Tiny, model=None, *, seed=0, steps=3, cfg=4.0, sampler="euler",
         tiny.negative if negative is None else negative,
         latent, denoise=denoise, seed=seed, disable_pbar=True, **options,
     )  # fmt: skip
+
+
+def packed(latent) -> torch.Tensor:
+    """One tensor, also of a nested latent."""
+    return torch.cat([stream.flatten(1) for stream in latent.unbind()], dim=1) if getattr(latent, "is_nested", False) else latent
 
 
 def build_controlnet(dtype=torch.float32, seed: int = 0) -> comfy.controlnet.ControlNet:

@@ -28,9 +28,12 @@ class Recipe:
     shrunk: Callable = nullcontext  # context in which the model is built, where a size is no key
     single: bool = False  # the network takes one sample at a time only
     blank: bool = False  # the negative's context is zeros, as nodes make it from a picture
+    gain: float = 1.0  # of the weights: less where the network would curve too much for differences
+    frames: bool = False  # the batch are the frames of one sample
+    since: tuple = ()  # the ComfyUI version whose network can do this without REG
 
 
-def fill(module: torch.nn.Module, seed: int = 0) -> None:
+def fill(module: torch.nn.Module, seed: int = 0, gain: float = 1.0) -> None:
     """Weights from a seed, for everything a checkpoint would fill: ComfyUI's layers leave them uninitialised, and so
     are some persistent buffers (SD3's pos_embed). Each tensor has its own generator, so order does not matter."""
     for key, tensor in module.state_dict().items():
@@ -38,7 +41,7 @@ def fill(module: torch.nn.Module, seed: int = 0) -> None:
             continue
         values = torch.randn(tensor.shape, generator=generator(f"{seed}/{key}"))
         if tensor.ndim >= 2:
-            values *= tensor[0].numel() ** -0.5  # fan in
+            values *= gain * tensor[0].numel() ** -0.5  # fan in
         elif key.endswith("bias"):
             values *= 0.05
         else:  # norm scales

@@ -91,6 +91,11 @@ def _t5_ids(text, tokens):
     return torch.randint(0, 32128, (tokens,), generator=generator(f"t5/{text}"))
 
 
+def _two_pictures(text, tokens):
+    """One alone has the same place by either method."""
+    return [embedding(name, 1, 16, 1, 8, 6) for name in ("picture", "second")]
+
+
 FAMILIES = {
     "chroma": Recipe("Chroma", BLOCKS | _CHROMA, (16, 16, 16), 24, extra={"pooled_output": None}, params=comfy.ldm.chroma.model.ChromaParams),
     "auraflow": Recipe("AuraFlow", _AURAFLOW, (4, 16, 16), 24),
@@ -136,15 +141,15 @@ FAMILIES = {
     ),
     "qwen_image_edit": Recipe(
         "QwenImage", _QWEN_IMAGE, (16, 1, 16, 16), 24,
-        extra={"reference_latents": guides("picture", 16, 1, 16, 12), "reference_latents_method": "index"},
+        extra={"reference_latents": _two_pictures, "reference_latents_method": "index"},
     ),
     "qwen_image_edit_offset": Recipe(
         "QwenImage", _QWEN_IMAGE, (16, 1, 16, 16), 24,
-        extra={"reference_latents": guides("picture", 16, 1, 16, 12), "reference_latents_method": "offset"},
+        extra={"reference_latents": _two_pictures, "reference_latents_method": "offset"},
     ),
     "qwen_image_edit_2511": Recipe(  # its network has a second time for the picture, 0
         "QwenImage", _QWEN_IMAGE, (16, 1, 16, 16), 24,
-        extra={"reference_latents": guides("picture", 16, 1, 16, 12), "reference_latents_method": "index_timestep_zero"},
+        extra={"reference_latents": _two_pictures, "reference_latents_method": "index_timestep_zero"},
     ),
     "z_image": Recipe("ZImage", _LUMINA2 | _Z_IMAGE, (16, 16, 16), 24, extra={"attention_mask": ones}),  # a width of 256 at least
     "cosmos_predict2": Recipe("CosmosT2IPredict2", PREDICT2, (16, 1, 16, 16), 24),

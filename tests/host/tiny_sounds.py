@@ -58,10 +58,12 @@ def _voxels(text, tokens):
 
 
 FAMILIES = {
-    "stable_audio": Recipe("StableAudio", _STABLE_AUDIO, (64, 24), AUDIO_SECONDS, state_dict=_time_embedders("seconds_start", "seconds_total")),
+    "stable_audio": Recipe(
+        "StableAudio", _STABLE_AUDIO, (64, 24), AUDIO_SECONDS, state_dict=_time_embedders("seconds_start", "seconds_total"), gain=0.7,
+    ),
     "stable_audio3": Recipe(
         "StableAudio3", _STABLE_AUDIO3, (256, 12), AUDIO_SECONDS,
-        state_dict=_time_embedders("seconds_total", fourier_features_type="expo"),
+        state_dict=_time_embedders("seconds_total", fourier_features_type="expo"), gain=0.7,
     ),
     "ace_step": Recipe(  # its lyric encoder has 80 M parameters whatever the keys; the latent does not pass through it
         "ACEStep", _ACE_STEP, (8, 16, 24), 24, extra={"conditioning_lyrics": _lyrics},

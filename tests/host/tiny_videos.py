@@ -66,15 +66,19 @@ def _cameras(text, tokens):
 
 def _first_picture(text, tokens):
     """Of SVD_img2vid_Conditioning: no picture in the negative."""
-    return embedding("picture", 1, 4, 16, 16) * (text != "negative")
+    return embedding("picture", 1, 4, 8, 8) * (text != "negative")
 
 
 _HUNYUAN_PARAMS = comfy.ldm.hunyuan_video.model.HunyuanVideoParams
 FAMILIES = {
     "hunyuan_video": Recipe("HunyuanVideo", BLOCKS | _HUNYUAN_VIDEO, (16, 2, 8, 8), 24, pooled_dim=24, params=_HUNYUAN_PARAMS),
-    "hunyuan_video_frame": Recipe(  # "v2 (replace)" of HunyuanImageToVideo; ComfyUI's network takes two rows in a batch, not three
-        "HunyuanVideo", BLOCKS | _HUNYUAN_VIDEO, (16, 2, 8, 8), 24, pooled_dim=24, extra={"guiding_frame_index": 0},
-        params=_HUNYUAN_PARAMS, single=True,
+    "hunyuan_video_frame": Recipe(  # "v2 (replace)" of HunyuanImageToVideo, which has one prompt; older networks take one row only
+        "HunyuanVideo", BLOCKS | _HUNYUAN_VIDEO, (16, 2, 8, 8), 24, pooled_dim=24,
+        extra={"guiding_frame_index": lambda text, tokens: None if text == "negative" else 0}, params=_HUNYUAN_PARAMS, single=True,
+    ),
+    "hunyuan_video_frames": Recipe(  # both prompts through that node; this network takes two rows in a batch, not three
+        "HunyuanVideo", BLOCKS | _HUNYUAN_VIDEO, (16, 2, 8, 8), 24, pooled_dim=24, extra={"guiding_frame_index": 0}, params=_HUNYUAN_PARAMS,
+        single=True, since=(0, 33),
     ),
     "hunyuan_video_i2v": Recipe(  # "v1 (concat)"
         "HunyuanVideoI2V", BLOCKS | _HUNYUAN_VIDEO | dict(in_channels=33), (16, 2, 8, 8), 24, pooled_dim=24, extra=_FRAME, params=_HUNYUAN_PARAMS,
@@ -147,7 +151,7 @@ FAMILIES = {
         extra={"time_dim_replace": guide("picture", 16, 1, 8, 8), "concat_mask": first_frame(1, 2, 8, 8)},
     ),
     "svd": Recipe(  # its batch are the frames of one video
-        "SVD_img2vid", UNET | _SVD, (4, 16, 16), 16, extra={"concat_latent_image": _first_picture}, blank=True,
+        "SVD_img2vid", UNET | _SVD, (4, 8, 8), 16, extra={"concat_latent_image": _first_picture}, blank=True, frames=True,
     ),
     "minimax_h3": Recipe("MiniMaxH3", _MINIMAX_H3, ((24, 2, 4, 4), (32, 2, 8)), 24, single=True),
 }  # fmt: skip
