@@ -67,6 +67,8 @@ def test_dot_products_agree(host, pack, family):
     """<u, J v> = <J^T u, v> between torch.func.jvp and reverse mode, and J v = central differences."""
     t = built(family)
     assert t.patcher.model.device.type == "cuda"
+    if not tiny.RECIPES[family].dual:
+        pytest.skip("torch.func.jvp would break its weights")
     found = tiny_engines.products(pack, t)
     assert found.agree, found
 

@@ -30,7 +30,10 @@ def built(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dot_products_agree(host, pack, family):
     """<u, J v> = <J^T u, v> between torch.func.jvp and reverse mode, and J v = central differences."""
-    found = tiny_engines.products(pack, built(family))
+    t = built(family)
+    if not tiny.RECIPES[family].dual:
+        pytest.skip("torch.func.jvp would break its weights")
+    found = tiny_engines.products(pack, t)
     assert found.agree, found
 
 

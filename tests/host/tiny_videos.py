@@ -89,7 +89,7 @@ FAMILIES = {
     ),
     "hunyuan_video15": Recipe(
         "HunyuanVideo15", BLOCKS | _HUNYUAN15, (32, 2, 4, 4), 24,
-        extra={"pooled_output": None, "conditioning_byt5small": glyphs}, params=_HUNYUAN_PARAMS, shrunk=BYT5,
+        extra={"pooled_output": None, "conditioning_byt5small": glyphs}, params=_HUNYUAN_PARAMS, shrunk=BYT5, dual=False,
     ),
     "hunyuan_video15_i2v": Recipe(
         "HunyuanVideo15", BLOCKS | _HUNYUAN15, (32, 2, 4, 4), 24,
@@ -99,7 +99,7 @@ FAMILIES = {
             "concat_mask": first_frame(1, 2, 4, 4),
             "clip_vision_output": vision(48),
         },
-        params=_HUNYUAN_PARAMS, shrunk=BYT5,
+        params=_HUNYUAN_PARAMS, shrunk=BYT5, dual=False,
     ),
     "ltxv": Recipe("LTXV", _LTXV, (128, 2, 4, 4), 24, extra={"attention_mask": ones}),
     "ltxav": Recipe("LTXAV", _LTXAV, ((128, 2, 4, 4), (8, 6, 16)), 48, extra={"attention_mask": ones}),  # text for both streams
