@@ -30,7 +30,7 @@ class Recipe:
     blank: bool = False  # the negative's context is zeros, as nodes make it from a picture
     gain: float = 1.0  # of the weights: less where the network would curve too much for differences
     frames: bool = False  # the batch are the frames of one sample
-    dual: bool = True  # torch.func.jvp can pass; not where the network moves a weight as it runs, and would keep jvp's own tensor
+    dual: bool = True  # torch.func.jvp can differentiate the network
     since: tuple = ()  # the ComfyUI version whose network can do this without REG
 
 

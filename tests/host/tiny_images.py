@@ -169,7 +169,9 @@ FAMILIES = {
         "HunyuanImage21", BLOCKS | HUNYUAN | dict(in_channels=64, out_channels=64, patch_size=[1, 1], axes_dim=[8, 8]), (64, 8, 8), 24,
         extra={"conditioning_byt5small": glyphs}, params=comfy.ldm.hunyuan_video.model.HunyuanVideoParams, shrunk=BYT5,
     ),
-    "pixeldit": Recipe("PixelDiTT2I", _PIXELDIT, (3, 32, 32), 24, extra={"attention_mask": ones}),
+    "pixeldit": Recipe(  # torch.func.jvp drops a part of its addcmul_ in place
+        "PixelDiTT2I", _PIXELDIT, (3, 32, 32), 24, extra={"attention_mask": ones}, dual=False,
+    ),
     "ernie": Recipe("ErnieImage", _ERNIE, (128, 8, 8), 24),
     "kandinsky5_image": Recipe("Kandinsky5Image", KANDINSKY5 | dict(visual_embed_dim=64), (16, 16, 16), 24, pooled_dim=24),
 }  # fmt: skip

@@ -87,7 +87,7 @@ FAMILIES = {
         "HunyuanVideoSkyreelsI2V", BLOCKS | _HUNYUAN_VIDEO | dict(in_channels=32), (16, 2, 8, 8), 24, pooled_dim=24,
         extra={"concat_latent_image": guide("picture", 16, 2, 8, 8)}, params=_HUNYUAN_PARAMS,
     ),
-    "hunyuan_video15": Recipe(
+    "hunyuan_video15": Recipe(  # it moves a weight as it runs, and would keep torch.func.jvp's own tensor in its place
         "HunyuanVideo15", BLOCKS | _HUNYUAN15, (32, 2, 4, 4), 24,
         extra={"pooled_output": None, "conditioning_byt5small": glyphs}, params=_HUNYUAN_PARAMS, shrunk=BYT5, dual=False,
     ),
@@ -150,8 +150,8 @@ FAMILIES = {
         "Kandinsky5", KANDINSKY5 | dict(visual_embed_dim=132), (16, 2, 8, 8), 24, pooled_dim=24,
         extra={"time_dim_replace": guide("picture", 16, 1, 8, 8), "concat_mask": first_frame(1, 2, 8, 8)},
     ),
-    "svd": Recipe(  # its batch are the frames of one video
-        "SVD_img2vid", UNET | _SVD, (4, 8, 8), 16, extra={"concat_latent_image": _first_picture}, blank=True, frames=True,
+    "svd": Recipe(  # its batch are the frames of one video; torch.func.jvp fails at GroupNorm over frames
+        "SVD_img2vid", UNET | _SVD, (4, 8, 8), 16, extra={"concat_latent_image": _first_picture}, blank=True, frames=True, dual=False,
     ),
     "minimax_h3": Recipe("MiniMaxH3", _MINIMAX_H3, ((24, 2, 4, 4), (32, 2, 8)), 24, single=True),
 }  # fmt: skip
