@@ -154,9 +154,9 @@ FAMILIES = {
     "z_image": Recipe("ZImage", _LUMINA2 | _Z_IMAGE, (16, 16, 16), 24, extra={"attention_mask": ones}),  # a width of 256 at least
     "cosmos_predict2": Recipe("CosmosT2IPredict2", PREDICT2, (16, 1, 16, 16), 24),
     "anima": Recipe(  # its text passes through an adapter, which pads it to 512 tokens
-        "Anima", PREDICT2 | dict(image_model="anima"), (16, 1, 16, 16), 24,
+        "Anima", PREDICT2 | dict(image_model="anima", crossattn_emb_channels=8), (16, 1, 16, 16), 24,
         extra={"t5xxl_ids": _t5_ids, "t5xxl_weights": lambda text, tokens: torch.ones(tokens)},
-        shrunk=resized("comfy.ldm.anima.model", LLMAdapter=dict(source_dim=24, target_dim=24, model_dim=32, num_layers=1, num_heads=2)),
+        shrunk=resized("comfy.ldm.anima.model", LLMAdapter=dict(source_dim=24, target_dim=8, model_dim=32, num_layers=1, num_heads=2)),
     ),
     "hidream": Recipe(
         "HiDream", _HIDREAM, (16, 16, 16), 24, pooled_dim=24,
