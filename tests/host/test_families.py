@@ -5,6 +5,7 @@ None of them refuses an engine. test_truth.py has the forms of every family.
 
 import inspect
 
+import comfy.model_management
 import comfy.ops
 import pytest
 import torch
@@ -24,6 +25,7 @@ CASES += [(family, form, engine) for family in KINDS for form in tiny_engines.FO
 def built(family):
     if tiny.missing(family):
         pytest.skip(tiny.missing(family))
+    comfy.model_management.current_loaded_models.clear()  # or ComfyUI collects garbage for each MODEL that is gone
     return tiny.build(family)
 
 

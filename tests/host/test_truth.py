@@ -1,5 +1,6 @@
 """Every family against the two oracles of truth.py: at almost no strength REG is invisible, and the sampler's own pair is the truth."""
 
+import comfy.model_management
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ CASES = [(family, batch) for family in tiny.FAMILIES for batch in tiny.batches(f
 def built(family):
     if tiny.missing(family):
         pytest.skip(tiny.missing(family))
+    comfy.model_management.current_loaded_models.clear()  # or ComfyUI collects garbage for each MODEL that is gone
     return tiny.build(family)
 
 
