@@ -9,7 +9,7 @@ from . import reg, tiny
 from .test_engines import fixture as engine_fixture
 
 CASES = [*tiny.FAMILIES, "controlnet"]
-ADD_IN_PLACE = ("flux", "chroma", "hunyuan_video", "hunyuan_image", "controlnet", "ltx", "pixeldit")  # LTX only to the arguments of its blocks
+ADD_IN_PLACE = ("flux", "chroma", "hunyuan_video", "hunyuan_image", "controlnet", "longcat", "ltx", "pixeldit")  # LTX only to the arguments of its blocks
 _built = {}
 
 

@@ -37,6 +37,7 @@ SAMPLING = {name: "FLOW" for name in FAMILIES} | {
     "flux_fill": "FLUX",
     "flux_kontext": "FLUX",
     "flux2": "FLUX",
+    "longcat": "FLUX",
     "chroma": "FLUX",
     "chroma_radiance": "FLUX",
     "qwen_image": "FLUX",

@@ -135,6 +135,10 @@ FAMILIES = {
         "Flux2", BLOCKS | _FLUX2, (128, 8, 8), 24, extra={"pooled_output": None, "reference_latents": guides("picture", 128, 8, 6)},
         params=comfy.ldm.flux.model.FluxParams,
     ),
+    "longcat": Recipe(
+        "LongCatImage", BLOCKS | FLUX | dict(guidance_embed=False, vec_in_dim=None, txt_ids_dims=[1, 2]), (16, 16, 16), 24,
+        extra={"pooled_output": None}, params=comfy.ldm.flux.model.FluxParams,
+    ),
     "chroma_radiance": Recipe(
         "ChromaRadiance", BLOCKS | _CHROMA | _RADIANCE, (3, 32, 32), 24, extra={"pooled_output": None},
         params=comfy.ldm.chroma_radiance.model.ChromaRadianceParams,

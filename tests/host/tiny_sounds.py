@@ -34,6 +34,7 @@ _HUNYUAN3D_21 = dict(
 )  # fmt: skip
 _TRELLIS2 = dict(image_model="trellis2", resolution=32, model_channels=144, cond_channels=24, num_blocks=1, mlp_ratio=1.0)
 _VOXELS = 12
+_TRIPOSPLAT = dict(image_model="triposplat", q_token_length=12, model_channels=128, cond_channels=24, num_blocks=1, num_refiner_blocks=1)
 
 
 def _lyrics(text, tokens):
@@ -74,6 +75,11 @@ FAMILIES = {
     ),
     "hunyuan3d": Recipe("Hunyuan3Dv2", _HUNYUAN3D, (64, 16), 24, blank=True),
     "hunyuan3d_21": Recipe("Hunyuan3Dv2_1", _HUNYUAN3D_21, (64, 16), 24, blank=True),
+    "triposplat": Recipe(  # splats and the camera
+        "TripoSplat", _TRIPOSPLAT, ((12, 16), (1, 5)), 24,
+        extra={"reference_latents": lambda text, tokens: [embedding("picture", 1, 128, 2, 2) * (text != "negative")]},
+        blank=True, gain=0.7,
+    ),
     "trellis2": Recipe(
         "Trellis2", _TRELLIS2, (32, _VOXELS, 1), 24,
         extra={
