@@ -6,6 +6,7 @@ makes the sections of that ComfyUI's version anew (both, or the one named) and l
 The runs are tests below, under pytest for the sake of conftest.py; pytest does not collect them unless it is asked for this file.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -31,11 +32,13 @@ it says otherwise), with both attentions, sub-quadratic and PyTorch's.
   is bit-identical afterwards.
 - **falls back**: sampling went on with finite differences, and the trace says why.
 - **no effect**: the latents are those without REG, and the log and the trace say why.
-- **not in this host**: this ComfyUI has no such class or node.
+- **not in this host**: this ComfyUI has no such class or node, or its network fails without REG as well.
+- **fails**: the footnote says how.
 
-Families: {STEPS} steps, batch 2. Their last two columns are relative errors at one noise level, the worse of both attentions: how far
-`<u, J v>` by `torch.func.jvp` is from `<J^T u, v>` by reverse mode, and `J v` from central differences. Features: form `row_sum`, 2 to 8
-steps; what each is stands in `tests/host/feature_*.py`, and that their latents are right is tested there against oracles.
+Families: {STEPS} steps, batch 2, or 1 where the network takes one sample only. Their last two columns are relative errors at one noise
+level, the worse of both attentions: how far `<u, J v>` by `torch.func.jvp` is from `<J^T u, v>` by reverse mode, and `J v` from central
+differences. Features: form `row_sum`, 2 to 8 steps; what each is stands in `tests/host/feature_*.py`, and that their latents are right is
+tested there against oracles.
 
 What a CPU does not show is in `tests/host/test_cuda.py`: every family with every engine in float32, float16 and bfloat16 against the same run on the
 CPU, weights left in main memory, memory that runs out, dynamic VRAM. On an H200 (PyTorch 2.11) all of it passed on ComfyUI 0.3.75, and memory,
@@ -49,17 +52,22 @@ def test_families(host, pack):
 
     families = {}
     for name, recipe in tiny.RECIPES.items():
-        row = families[name] = {"class": recipe.config, "latent": recipe.latent_shape, "cells": {}}
-        if not hasattr(host.supported_models, recipe.config):
-            row["missing"] = True
+        row = families[name] = {"class": recipe.config, "latent": _size(recipe.latent_shape), "cells": {}}
+        if tiny.missing(name):
             continue
         t = tiny.build(name)
         row["sampling"] = t.patcher.model.model_type.name
-        found = tiny_engines.products(pack, t)
-        row["adjoint"], row["difference"] = found.adjoint, found.difference
+        if recipe.dual:
+            with contextlib.suppress(RuntimeError, ValueError):  # the cells below say why
+                found = tiny_engines.products(pack, t)
+                row["adjoint"], row["difference"] = found.adjoint, found.difference
         for engine in tiny_engines.ENGINES:
             for form in tiny_engines.FORMS:
-                row["cells"][f"{engine} {form}"] = _verdict(tiny_engines.sampled(pack, t, form, engine, STEPS), engine)
+                try:
+                    verdict = _verdict(tiny_engines.sampled(pack, t, form, engine, STEPS), engine)
+                except (RuntimeError, ValueError) as error:
+                    verdict = f"fails: {str(error).splitlines()[0]}"
+                row["cells"][f"{engine} {form}"] = verdict
     _write(host, "families", families)
 
 
@@ -78,6 +86,10 @@ def test_features(host, pack, all_nodes):
         for engine in features.ENGINES:
             cells[engine] = features.run(pack, setup, engine, plain=plain).verdict
     _write(host, "features", rows)
+
+
+def _size(shape) -> str:
+    return " + ".join(map(_size, shape)) if isinstance(shape[0], tuple) else " x ".join(map(str, shape))
 
 
 def _write(host, part, rows):
@@ -106,9 +118,8 @@ def section(runs: dict) -> str:
     for name, row in first["families"].items():
         rows = [run["families"][name] for run in runs.values()]
         cells = [_cell(dict(zip(runs, (r["cells"].get(c) for r in rows), strict=True)), notes) for c in columns]
-        errors = ["" if row.get("missing") else f"{max(r[key] for r in rows):.0e}" for key in ("adjoint", "difference")]
-        shape = " x ".join(map(str, row["latent"]))
-        lines.append([name, row["class"], row.get("sampling", ""), shape, *cells, *errors])
+        errors = [f"{max(r[key] for r in rows):.0e}" if all(key in r for r in rows) else "" for key in ("adjoint", "difference")]
+        lines.append([name, row["class"], row.get("sampling", ""), row["latent"], *cells, *errors])
     titles = ["family", "class", "sampling", "latent", *(c.replace("finite_difference", "differences") for c in columns), "adjoint error", "J v error"]
     return f"## ComfyUI {first['version']}\n\ntorch {first['torch']}; columns: engine and form.\n\n" + _table(titles, lines, notes)
 

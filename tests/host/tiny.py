@@ -5,6 +5,7 @@ Nothing about image quality can be read from them: their weights are random.
 """
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
 
 import comfy.cldm.cldm
@@ -17,13 +18,14 @@ import comfy.ops
 import comfy.sample
 import comfy.sd
 import comfy.supported_models
+import comfyui_version
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 
-from . import tiny_families
+from . import tiny_families, tiny_images, tiny_sounds, tiny_videos
 from .tiny_families import embedding, fill
 
-RECIPES = tiny_families.CORE | tiny_families.FURTHER
+RECIPES = tiny_families.CORE | tiny_images.FAMILIES | tiny_videos.FAMILIES | tiny_sounds.FAMILIES
 ARCHITECTURES = tuple(tiny_families.CORE)
 FAMILIES = tuple(RECIPES)
 
@@ -43,11 +45,29 @@ class Tiny:
         return conditioning(self.name, text, tokens)
 
     def empty_latent(self, batch: int = 1) -> dict:
-        """What an Empty...Latent node returns."""
-        return {"samples": torch.zeros(batch, *self.latent_shape)}
+        """What an Empty...Latent node returns. Where a latent has several streams, they are nested."""
+        if not isinstance(self.latent_shape[0], tuple):
+            return {"samples": torch.zeros(batch, *self.latent_shape)}
+        nested = importlib.import_module("comfy.nested_tensor").NestedTensor  # a newer ComfyUI's
+        return {"samples": nested([torch.zeros(batch, *shape) for shape in self.latent_shape])}
 
     def noise(self, batch: int = 1, seed: int = 0) -> torch.Tensor:
         return comfy.sample.prepare_noise(self.empty_latent(batch)["samples"], seed)
+
+
+def missing(name: str) -> str | None:
+    """Why this ComfyUI has no such family, if so."""
+    recipe, version = RECIPES[name], comfyui_version.__version__
+    if not hasattr(comfy.supported_models, recipe.config):
+        return f"ComfyUI {version} has no {recipe.config}"
+    if tuple(int(n) for n in version.split(".")[: len(recipe.since)]) < recipe.since:
+        return f"ComfyUI {version} fails at {name} itself"
+    return None
+
+
+def batches(name: str) -> tuple:
+    """Batch sizes that the family's network takes."""
+    return (1,) if RECIPES[name].single else (1, 2)
 
 
 def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0) -> Tiny:
@@ -62,7 +82,7 @@ def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0) -> Ti
             config.model_type = lambda state_dict, prefix="": comfy.model_base.ModelType.V_PREDICTION
         config.set_inference_dtype(dtype, manual_cast)
         model = config.get_model(recipe.state_dict(seed), device="cpu").eval()
-        fill(model.diffusion_model, seed)
+        fill(model.diffusion_model, seed, recipe.gain)
         patcher = comfy.model_patcher.ModelPatcher(
             model,
             load_device=comfy.model_management.get_torch_device(),
@@ -76,6 +96,8 @@ def conditioning(name: str, text: str, tokens: int = 7) -> list:
     recipe = RECIPES[name]
     entries = {key: value(text, tokens) if callable(value) else value for key, value in recipe.extra.items()}
     context = embedding(text, 1, tokens, recipe.context_dim)
+    if recipe.blank and text == "negative":
+        context = torch.zeros_like(context)
     if recipe.pooled_dim:
         entries["pooled_output"] = embedding(text, 1, recipe.pooled_dim)
     return [[context, entries]]
@@ -93,6 +115,11 @@ def sample(tiny: Tiny, model=None, *, seed=0, steps=3, cfg=4.0, sampler="euler",
         tiny.negative if negative is None else negative,
         latent, denoise=denoise, seed=seed, disable_pbar=True, **options,
     )  # fmt: skip
+
+
+def packed(latent) -> torch.Tensor:
+    """One tensor, also of a nested latent."""
+    return torch.cat([stream.flatten(1) for stream in latent.unbind()], dim=1) if getattr(latent, "is_nested", False) else latent
 
 
 def build_controlnet(dtype=torch.float32, seed: int = 0) -> comfy.controlnet.ControlNet:

@@ -28,7 +28,7 @@ class Products:
 
 
 def products(pack, t, positive=None, negative=None) -> Products:
-    """Inside a real sampling run, at batch 2, in whatever mode the caller is in (inference mode, as ComfyUI)."""
+    """Inside a real sampling run, at batch 2 where the network takes it, in the caller's mode (inference mode, as ComfyUI)."""
     jacobian, host = pack.import_("reg_core.jacobian"), pack.import_("nodes.host.branches")
     levels = pack.import_("nodes.host.noise_levels")
 
@@ -53,13 +53,13 @@ def products(pack, t, positive=None, negative=None) -> Products:
         return float(adjoint), reg.relative(j_v_fd, j_v), max(reg.relative(d, plain) for d in (d_reverse, d_forward))
 
     before = reg.fingerprint(t.patcher)
-    errors = reg.inside(t, look, batch=2, positive=positive, negative=negative)
+    errors = reg.inside(t, look, batch=tiny.batches(t.name)[-1], positive=positive, negative=negative)
     return Products(*errors, untouched=reg.fingerprint(t.patcher) == before)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A run of a real KSampler at batch 2 with REG."""
+    """A run of a real KSampler with REG, at batch 2 where the network takes it."""
 
     latent: torch.Tensor
     engines: list  # of each model call
@@ -79,10 +79,14 @@ class Sampled:
 
 
 def sampled(pack, t, form, engine, steps=3, **conds) -> Sampled:
-    options = dict(batch=2, steps=steps, **conds)
-    before, plain = reg.fingerprint(t.patcher), tiny.sample(t, **options)
+    options = dict(batch=tiny.batches(t.name)[-1], steps=steps, **conds)
+
+    def latents(model=None):
+        return tiny.packed(tiny.sample(t, model, **options))
+
+    before, plain = reg.fingerprint(t.patcher), latents()
     model, trace = reg.apply(pack, t.patcher, form, engine)
-    latent = tiny.sample(t, model, **options)
+    latent = latents(model)
     run = trace.last
     return Sampled(
         latent,
@@ -90,6 +94,6 @@ def sampled(pack, t, form, engine, steps=3, **conds) -> Sampled:
         notes=[*run.notes, *(row.note for row in run.rows if row.note)],
         finite=bool(torch.isfinite(latent).all()),
         rectified=not torch.equal(latent, plain),
-        untouched=reg.fingerprint(t.patcher) == before and torch.equal(tiny.sample(t, **options), plain),
-        repeatable=torch.equal(tiny.sample(t, model, **options), latent),
+        untouched=reg.fingerprint(t.patcher) == before and torch.equal(latents(), plain),
+        repeatable=torch.equal(latents(model), latent),
     )

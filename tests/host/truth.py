@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import reg
+from . import reg, tiny
 from .tiny_families import generator
 
 INVISIBLE = 1e-6  # the strength
@@ -35,14 +35,15 @@ def guided(pack, t, form="row_sum", engine="auto", model=None, at=1, steps=3, ba
     """REG's D_c and R v in a real run, against the pair of the same run without REG. The worst of `calls` in a row.
 
     `where`: latent, positive, negative, noise_mask, cfg, make of reg.inside. Reverse mode's J^T is known by its products only:
-    <J^T w, u> = <w, J u> for a random u.
+    <J^T w, u> = <w, J u> for a random u. It holds for each row, but for the whole where rows are frames of one video.
     """
     model = t.patcher if model is None else model
     rectified, trace = reg.apply(pack, model, form, engine)
     where |= dict(at=at, steps=steps, batch=batch)
     plain, ours = Watched(model), Watched(rectified)
     transposed = engine == "reverse" and form != "scalar"
-    truth = reg.inside(t, lambda *call: Truth(plain, form, transposed, *call), plain.model, **where)
+    rows = _whole if tiny.RECIPES[t.name].frames else _rows
+    truth = reg.inside(t, lambda *call: Truth(plain, form, transposed, rows, *call), plain.model, **where)
     seen = reg.inside(t, lambda *call: [ours.pair(*call) for _ in range(calls)], ours.model, **where)
     errors = [(reg.relative(cond, truth.denoised), truth.error(cond - uncond)) for cond, uncond in seen]
     return Guided(max(e[0] for e in errors), max(e[1] for e in errors), trace)
@@ -69,7 +70,7 @@ class Watched:
 class Truth:
     """D_c, v and what is known of R v, from nothing but the guider's own pairs."""
 
-    def __init__(self, plain, form, transposed, guider, x, sigma, options):
+    def __init__(self, plain, form, transposed, rows, guider, x, sigma, options):
         self.denoised, reference = plain.pair(guider, x, sigma, options)
         self.v = v = self.denoised - reference
         self.z = torch.randn(x.shape, generator=generator("z")) if transposed else None
@@ -80,21 +81,25 @@ class Truth:
         ahead, behind = (plain.pair(guider, x + sign * h * direction, sigma, options)[0] for sign in (1, -1))
         product = scale(level, none, one) * (ahead - behind) / (2 * h)  # J direction
         if transposed:
-            self.expected = _rows(product * (v if form == "product" else 1))
+            self.expected = rows(product * (v if form == "product" else 1))
         elif form == "scalar":
             self.expected = v * (_rows(product * v) / _rows(v * v)).reshape(-1, *[1] * (x.ndim - 1))
         else:
             self.expected = product if form == "product" else product * v
-        self.product = form == "product"
+        self.product, self.rows = form == "product", rows
 
     def error(self, rectified) -> float:
         """Of R v, relative to v."""
         if self.z is None:
             return float((rectified - self.expected).norm() / self.v.norm())
-        found = _rows(rectified * self.z * (self.v if self.product else 1))
+        found = self.rows(rectified * self.z * (self.v if self.product else 1))
         size = self.v.norm() * (self.z * (self.v if self.product else 1)).norm()
-        return float((found - self.expected).norm() / size * self.v[0].numel() ** 0.5)
+        return float((found - self.expected).norm() / size * (self.v.numel() / found.numel()) ** 0.5)
 
 
 def _rows(x):
     return x.flatten(1).sum(1)
+
+
+def _whole(x):
+    return x.sum().reshape(1)
