@@ -1,7 +1,8 @@
 """When a correction is computed anew, and how one that is kept is used at another noise level.
 
 A correction changes slowly from call to call, and mostly as it does for Gaussian data: with the noise level,
-by `forms.carry`. So it is computed at every k-th call, and less often once it is nearly plain guidance.
+by `forms.carry`. So it is computed at every k-th call, and less often once it is nearly plain guidance. Its
+factor is kept: in between `product` has the direction of v.
 """
 
 import math
@@ -13,11 +14,10 @@ from torch import Tensor
 
 from .forms import Rectified, carries, carry
 from .settings import Settings
-from .space import expand, flat
 
 TOLERANCE = 0.05  # |R v - v| / |v| that counts as plain guidance, and what carrying may make of an error
 LONGEST = 16  # calls that a correction is used for at most
-REACH = 4.0  # ratio of sigma_ve that a correction is carried over at most
+REACH = 3.0  # ratio of sigma_ve that a correction is carried over at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,6 @@ class Kept:
     """A correction, and where it was taken: the call, sigma_ve [B] and its largest value."""
 
     factor: Tensor
-    displacement: Tensor | None  # (R v - v) / |v| of `product`, which is no multiple of v
     numbers: Tensor  # |R v - v| / |v| where the factor is in (0, 1), and elsewhere; the error of R v
     sigma_ve: Tensor
     level: float
@@ -59,7 +58,6 @@ class Refresh:
 
     def __init__(self, settings: Settings):
         self.every = int(settings.refresh)
-        self.directed = settings.form == "product"  # R v has a direction of its own
         self.kept: Kept | None = None
 
     def usable(self, call: int, x: Tensor, level: float) -> bool:
@@ -75,11 +73,7 @@ class Refresh:
         kept = self.kept
         v = v.to(kept.factor.dtype)
         factor = carry(kept.factor, sigma_ve / kept.sigma_ve)
-        if kept.displacement is None:
-            return Rectified(factor * v, factor)
-        away = 1 - kept.factor
-        shrink = torch.where(away.abs() > 1e-6, (1 - factor) / away, 1)
-        return Rectified(v + shrink * kept.displacement * _norm(v), factor)
+        return Rectified(factor * v, factor)
 
     def keep(self, call: int, point, v: Tensor, fresh: Rectified, error: Tensor, name: str) -> None:
         """Remember a correction that was computed in this call. `error`: of R v, relative to v, 0-d."""
@@ -88,9 +82,8 @@ class Refresh:
         v, level = v.to(fresh.vector.dtype), float(point.sigma_ve.max())
         away, inside = fresh.vector - v, carries(fresh.factor)
         parts = [(away * part).norm() / v.norm().clamp_min(1e-12) for part in (inside, ~inside)]
-        displacement = away / _norm(v).clamp_min(1e-12) if self.directed else None
-        parts = torch.stack([*parts, error])
-        self.kept = Kept(fresh.factor, displacement, parts, point.sigma_ve, level, call, name)
+        numbers = torch.stack([*parts, error])
+        self.kept = Kept(fresh.factor, numbers, point.sigma_ve, level, call, name)
 
 
 def carried_share(share: float, ratio: float) -> float:
@@ -102,7 +95,3 @@ def growth(share: float, ratio: float) -> float:
     """By how much `carry` enlarges an error of a factor, the slope of carried_share."""
     share, square = min(1.0, max(0.0, share)), ratio * ratio
     return max(1.0, square / (share + (1 - share) * square) ** 2)
-
-
-def _norm(v: Tensor) -> Tensor:
-    return expand(flat(v).norm(dim=1), v)
