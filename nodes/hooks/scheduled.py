@@ -49,7 +49,9 @@ class ScheduleHook:
         with calls_through(guider, KEY, predict_noise):
             result = executor(*args, **kwargs)
         if others:
-            log.warning("REG: %s has no effect on %s: its scales are its own", self.label, type(guider).__name__)
+            log.warning(
+                "REG: %s has no effect on %s: its scales are its own", self.label, type(guider).__name__
+            )
         return result
 
     def _announce(self, guider, levels):

@@ -34,12 +34,8 @@ def test_the_family_is_sound_without_reg(host, family, batch):
 @pytest.mark.parametrize("family, batch", CASES)
 def test_reg_of_no_strength_is_invisible(host, pack, family, batch):
     t = built(family)
-    plain = None
 
     def sample(model):
-        nonlocal plain
-        if model is t.patcher and plain is not None:
-            return plain
         # Two Euler steps, without Euler's differences of numbers as large as the noise, whose rounding would show.
         return tiny.packed(tiny.sample(t, model, steps=2, batch=batch, sampler="dpmpp_2m"))
 
@@ -54,4 +50,7 @@ def test_the_pair_is_the_truth(host, pack, family, engine, bound):
     t = built(family)
     found = {form: truth.guided(pack, t, form, engine, batch=tiny.batches(family)[-1]) for form in truth.FORMS}
     assert max(seen.denoised for seen in found.values()) <= 1e-5, found
-    assert max(seen.guidance for seen in found.values()) <= bound, found
+    for form, seen in found.items():
+        coupled = tiny.RECIPES[family].frames and form == "scalar"  # a frame's v^T J v is not its v^T J^T v
+        fell_back = "finite_difference" in {row.engine for row in seen.trace.last.active}
+        assert seen.guidance <= (5e-2 if coupled or fell_back else bound), found

@@ -74,7 +74,7 @@ FAMILIES = {
         "ACEStep15", _ACE_STEP15, (64, 20), 24, extra={"conditioning_lyrics": lambda text, tokens: embedding(f"lyrics/{text}", 1, 5, 24)},
     ),
     "hunyuan3d": Recipe("Hunyuan3Dv2", _HUNYUAN3D, (64, 16), 24, blank=True),
-    "hunyuan3d_21": Recipe("Hunyuan3Dv2_1", _HUNYUAN3D_21, (64, 16), 24, blank=True),
+    "hunyuan3d_21": Recipe("Hunyuan3Dv2_1", _HUNYUAN3D_21, (64, 16), 24, blank=True, dual=False),  # experts without gradient
     "triposplat": Recipe(  # splats and the camera
         "TripoSplat", _TRIPOSPLAT, ((12, 16), (1, 5)), 24,
         extra={"reference_latents": lambda text, tokens: [embedding("picture", 1, 128, 2, 2) * (text != "negative")]},

@@ -41,10 +41,10 @@ def guided(pack, t, form="row_sum", engine="auto", model=None, at=1, steps=3, ba
     rectified, trace = reg.apply(pack, model, form, engine)
     where |= dict(at=at, steps=steps, batch=batch)
     plain, ours = Watched(model), Watched(rectified)
-    transposed = engine == "reverse" and form != "scalar"
+    seen = reg.inside(t, lambda *call: [ours.pair(*call) for _ in range(calls)], ours.model, **where)
+    transposed = form != "scalar" and "reverse" in {row.engine for row in trace.last.active}  # it may have fallen back
     rows = _whole if tiny.RECIPES[t.name].frames else _rows
     truth = reg.inside(t, lambda *call: Truth(plain, form, transposed, rows, *call), plain.model, **where)
-    seen = reg.inside(t, lambda *call: [ours.pair(*call) for _ in range(calls)], ours.model, **where)
     errors = [(reg.relative(cond, truth.denoised), truth.error(cond - uncond)) for cond, uncond in seen]
     return Guided(max(e[0] for e in errors), max(e[1] for e in errors), trace)
 
