@@ -16,8 +16,8 @@ from .space import expand
 log = logging.getLogger(__name__)
 
 # J^T w is believed where <J^T w, u> is <w, J u> by finite differences, both over |u|, to this much of |w| and
-# this much of the number. For a random u the error is taken as a vector, and may be this much of what J^T w has
-# beside w: that is the network's own part, and most of the rest is the way around it.
+# this much of the number. For a random u the error is taken as a vector, and may be this much of what J^T w
+# has beside w. That is the network's own part; most of the rest is the way around it.
 CHECK = {torch.float64: (1e-3, 0.02), torch.float32: (0.02, 0.10)}
 CHECK_HALF = (0.10, 0.25)
 CHECK_RANDOM, RANDOM_LENGTH = (0.002, 0.03), 3e-3

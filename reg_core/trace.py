@@ -88,13 +88,11 @@ class Run:
     form: str = "off"
     engine: str = "auto"
     strength: float = 1.0
-    shapes: list = field(
-        default_factory=list
-    )  # of the latents that a host has packed into one, [B, ...] each
     _rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _heat: Tensor | None = field(default=None, repr=False)
     _heated: int = 0
+    shapes: list = field(default_factory=list)  # [B, ...] of the latents that a host packed into one
 
     def plain(self, sigma: Tensor, cfg: float, note: str, **more) -> Row:
         """Add a call whose guidance was not rectified, and why."""

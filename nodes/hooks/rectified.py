@@ -11,34 +11,19 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
 
 from ...reg_core.rectifier import Rectifier
 from ...reg_core.settings import Settings
 from ...reg_core.trace import Run, Trace
-from ..backward.draws import Draws
 from ..backward.reverse import BackwardPass
-from ..host.branches import ModelBranches, Passes
-from ..host.conds import is_present, same_conds
-from ..host.noise_levels import has_noise, model_kind, point_at, sigma_bounds
-from ..host.options import (
-    CFG,
-    PAIR,
-    POST_CFG,
-    PRE_CFG,
-    Interrupted,
-    WrappersMP,
-    calls_through,
-    hooked,
-    in_the_way,
-    is_cached,
-    is_stock,
-    sample_arguments,
-    with_wrapper,
-)
+from ..host.branches import Passes
+from ..host.guiders import calls_through, is_stock, sample_arguments
+from ..host.noise_levels import has_noise, model_kind, sigma_bounds
+from ..host.options import Interrupted, hooked
+from .model_call import KEY, ModelCall
 
-KEY = "reg"
 log = logging.getLogger("ComfyUI-REG")
 
 
@@ -74,7 +59,7 @@ class RectifyHook:
         guider = executor.class_obj
         settings = self.settings_for(guider.model_patcher)
         shapes = sample_arguments(args, kwargs).get("latent_shapes") or []
-        run = self.trace.start(Run(settings.form, settings.engine, settings.strength, shapes))
+        run = self.trace.start(Run(settings.form, settings.engine, settings.strength, shapes=shapes))
         if not has_noise(guider.model_patcher):
             sampling = type(guider.model_patcher.get_model_object("model_sampling")).__bases__
             why = f"{' and '.join(base.__name__ for base in sampling)} has no noise, so there is no REG"
@@ -128,136 +113,3 @@ class RunState:
         if run.remark(f"did nothing: {why}"):
             name, cfg = type(self.guider).__name__, getattr(self.guider, "cfg", "?")
             log.warning("REG did nothing with %s (cfg %s): %s", name, cfg, why)
-
-
-@dataclass(frozen=True, eq=False)
-class Positive:
-    """The positive prompt's prediction: that of cond list `index`, in ComfyUI's function for all of them."""
-
-    model: object
-    conds: list
-    index: int
-    x: object
-    sigma: object
-    draws: Draws
-    denoised: object
-
-
-@dataclass(eq=False)
-class ModelCall:
-    """One call of the guider. `given`: model_options without us. `row`: what the trace says of it."""
-
-    state: RunState
-    given: dict
-    reached: bool = False
-    row: object = None
-    uncond: object = None
-    positive: Positive | None = None
-    scales: list = field(default_factory=list)
-
-    def __deepcopy__(self, memo):
-        return self
-
-    def options(self):
-        options = with_wrapper(self.given, WrappersMP.CALC_COND_BATCH, KEY, self.note_positive)
-        post_cfg = [self._with_true_uncond(function) for function in self.given.get(POST_CFG, [])]
-        pre_cfg = [self.learn_scale, *self.given.get(PRE_CFG, [])]
-        return {**options, PAIR: self.pair, PRE_CFG: pre_cfg, POST_CFG: post_cfg}
-
-    def pair(self, args):
-        """In ComfyUI's slot for both predictions: [d, d - R (d - u)]."""
-        self.reached, state = True, self.state
-        model, conds, x, sigma = args["model"], args["conds"], args["input"], args["sigma"]
-        rectifier, cfg = state.rectifier, state.cfg
-        branches = ModelBranches(model, conds, x, sigma, self.given, state.passes)
-        if args["model_options"].get(CFG) is not self.given.get(
-            CFG
-        ):  # the guider combines them in its own way
-            self.reached, draws = False, Draws(x.device)
-            denoised, reference = branches.both()
-            self.positive = Positive(model, conds, 0, x, sigma, draws, denoised)
-            return [denoised, reference]
-        if why := self._why_plain(conds, cfg, sigma):
-            self.row = rectifier.run.plain(sigma, cfg, why)
-            return branches.evaluate(conds, x, self.given)
-        # Whoever switches ComfyUI's shortcut at cfg 1 off wants the unconditional prediction for itself.
-        may_skip = not self.given.get("disable_cfg1_optimization", False)
-        made = rectifier(branches, point_at(model.model_sampling, x, sigma), cfg - 1, may_skip)
-        self.uncond, self.row = made.reference, made.row
-        return [made.denoised, (made.denoised - made.rectified).to(made.denoised.dtype)]
-
-    def _why_plain(self, conds, cfg, sigma) -> str:
-        """Why the pair is not rectified; "" where it is. Guidance is where two prompts are asked for."""
-        if len(conds) != 2 or conds[0] is None or conds[1] is None:
-            return (
-                "cfg 1: no guidance to rectify"
-                if cfg == 1
-                else "no unconditional pass: no guidance to rectify"
-            )
-        if not all(is_present(cond, sigma) for cond in conds):
-            return "a prompt has no entry at this noise level"
-        known = self.state.cfg_is_scale or cfg != 1
-        return self.state.rectifier.settings.why_plain(cfg - 1 if known else math.nan, sigma)
-
-    def learn_scale(self, args):
-        """First of the pre-cfg functions: those are given the scale that the guider guides with."""
-        scale, state = args["cond_scale"], self.state
-        if isinstance(scale, Real):
-            state.cfg_is_scale = math.isclose(scale, state.cfg)
-            if self.row is not None:
-                self.row.cfg = float(scale)
-        return args["conds_out"]
-
-    def _with_true_uncond(self, post_cfg):
-        """CFG++ samplers and others read the unconditional prediction here: give them the model's own."""
-        return lambda args: post_cfg(args | ({} if self.uncond is None else {"uncond_denoised": self.uncond}))
-
-    def note_positive(self, executor, model, conds, x, sigma, model_options):
-        """Around ComfyUI's function for all predictions, whoever calls it."""
-        prompt = self.state.guider.conds.get("positive")
-        found = [i for i, cond in enumerate(conds) if same_conds(cond, prompt)]
-        if self.reached or self.positive is not None or not found:
-            return executor(model, conds, x, sigma, model_options)
-        draws = Draws(x.device)
-        out = executor(model, conds, x, sigma, model_options)
-        self.positive = Positive(model, conds, found[0], x, sigma, draws, out[found[0]].clone())
-        return out
-
-    def around_positive(self, result, sigma):
-        """D of a guider that does not use the slot -> d + R (D - d)."""
-        state, d = self.state, self.positive
-        run = state.rectifier.run
-        if why := self._why_as_it_is(result, sigma):
-            run.plain(sigma, math.nan, why)
-            return result
-        known = d.denoised, 2 * d.denoised - result
-        options = {k: v for k, v in self.given.items() if k != PAIR}
-        branches = ModelBranches(
-            d.model, d.conds, d.x, d.sigma, options, state.passes, d.index, known, d.draws
-        )
-        point = point_at(d.model.model_sampling, d.x, d.sigma)
-        made = state.rectifier(branches, point, math.nan, may_skip=False)
-        made.row.extra_rows += 2  # the guider's own
-        name = in_the_way(state.guider)
-        run.remark(f"{name} guides in its own way: all of its guidance is rectified")
-        return made.guided(1.0)
-
-    def _why_as_it_is(self, result, sigma) -> str:
-        if self.positive is None:
-            cached = is_cached(self.given)
-            return (
-                "a cache answered"
-                if cached
-                else f"{in_the_way(self.state.guider)} does not let the positive prediction be seen"
-            )
-        if self.positive.x.shape != result.shape:
-            return "context windows in a sampling function of its own"
-        if (self.positive.denoised == result).all():
-            return "no guidance to rectify"
-        return self.state.rectifier.settings.why_plain(math.nan, sigma)
-
-
-def options_without_us(model_options):
-    """model_options as they were before REG: an extra pass of ours is nobody's guidance."""
-    call = getattr(model_options.get(PAIR), "__self__", None)
-    return call.given if isinstance(call, ModelCall) else model_options

@@ -13,7 +13,8 @@ import torch
 from ..backward.draws import Draws
 from ..host.branches import are_same
 from ..host.conds import same_conds
-from ..host.options import PAIR, Interrupted, WrappersMP, hooked, in_the_way, sample_arguments, with_wrapper
+from ..host.guiders import in_the_way, sample_arguments
+from ..host.options import PAIR, Interrupted, WrappersMP, hooked, with_wrapper
 from ..host.second_model import SecondModel, calc_cond_batch, check_same_space, shares_weights
 
 KEY = "reg_reference"
@@ -111,7 +112,7 @@ class ReferencePair:
         return out
 
     def _own(self, model, of_this_model, conds, without, x):
-        """This model's predictions. That at `without` is not wanted: left out where the others stay the same."""
+        """This model's predictions; that at `without` is left out where the others stay the same."""
         others = [None if i == without else cond for i, cond in enumerate(conds)]
         if without is None or self.lone is False:
             return of_this_model(conds)

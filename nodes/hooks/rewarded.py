@@ -12,9 +12,10 @@ from ...reg_core.schedule import within
 from ...reg_core.space import expand, flat
 from ..backward.draws import Draws
 from ..host.branches import ModelBranches, Passes
+from ..host.guiders import calls_through, sample_arguments
 from ..host.noise_levels import point_at, sigma_bounds
-from ..host.options import POST_CFG, Interrupted, calls_through, hooked, sample_arguments
-from .rectified import options_without_us
+from ..host.options import POST_CFG, Interrupted, hooked
+from .model_call import options_without_us
 
 KEY = "reg_reward"
 LARGEST_SIGMA = 20.0  # beyond it nothing is known of the image, and a real model's J is noise

@@ -7,8 +7,9 @@ from functools import lru_cache
 from numbers import Real
 
 from ...reg_core.presets import CfgSchedule, Levels
+from ..host.guiders import calls_through, reads_cfg, sample_arguments
 from ..host.noise_levels import percent_of
-from ..host.options import calls_through, hooked, reads_cfg, sample_arguments, with_watch
+from ..host.options import hooked, with_watch
 
 KEY = "reg_schedule"
 log = logging.getLogger("ComfyUI-REG")
