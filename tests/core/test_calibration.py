@@ -140,3 +140,13 @@ def test_a_table_and_its_form_go_together():
         Settings(form="row_sum", calibration=table())
     with pytest.raises(ValueError, match="none is given"):
         Settings(form="calibrated")
+
+
+@pytest.mark.parametrize("factor", [-4.5, 6.0])
+def test_what_is_no_correction_is_not_saved(factor):
+    """Products may be broken by what else acts on a model. The error names the value and where."""
+    measurement, v = Measurement(), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    measurement(torch.full((3,), 2.0), v, 0.3 * v)
+    measurement(torch.full((3,), 0.5), v, factor * v)
+    with pytest.raises(ValueError, match=f"c = {factor:.3g} at sigma 0.5"):
+        measurement.table("scalar")

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 from oracles import counted_pair
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from reg_core import Branches, Guided, Point, Rectifier, Settings, karras_sigmas, sample_euler, sample_heun
+from reg_core import Branches, Guided, Point, Rectifier, Settings, expand, karras_sigmas, sample_euler, sample_heun
 
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 SIGMA = torch.tensor([0.5, 1.5])
@@ -205,3 +207,55 @@ def test_settings_refuse_bad_values_by_name(bad, match):
 def test_settings_are_frozen():
     with pytest.raises(AttributeError):
         Settings().form = "off"
+
+
+class Lost(torch.autograd.Function):
+    """A part of a network without a gradient, as under `no_grad`: its value is right, its derivative is 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.zeros_like(grad)
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "product"])
+@pytest.mark.parametrize("share", [0.07, 0.15, 0.34])
+def test_a_gradient_that_is_lost_in_a_part_of_the_network_is_noticed(form, share):
+    """Most of J is the way around the network, where all is well. Oracle: the same network with its gradient."""
+    mix = torch.randn(48, 48, generator=torch.Generator().manual_seed(1)) / 48**0.5
+
+    def network(lose):
+        def cond(x, sigma):
+            part = Lost.apply(x) if lose else x
+            return x / (1 + expand(sigma, x) ** 2) ** 0.5 + share * (part.flatten(1) @ mix).reshape(x.shape)
+
+        return cond
+
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for lose in (False, True):
+        rectifier = Rectifier(Settings(form=form, engine="reverse"))
+        rectifier(Branches(network(lose), lambda x, sigma: 0.5 * x.roll(1, 2)), Point.of(x, 0.7), 2.0)
+        (row,) = rectifier.run.rows
+        assert (row.engine == "finite_difference" and "self-check" in row.note) == lose, row
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "product", "schedule"])
+@pytest.mark.parametrize("engine", ["finite_difference", "reverse"])
+def test_nothing_is_float64_where_latents_are_float32(form, engine):
+    """Devices without float64 exist (MPS)."""
+
+    class NoDouble(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            assert not any(getattr(t, "dtype", None) == torch.float64 for t in tree_leaves(out)), func
+            return out
+
+    cond, uncond = (lambda x, s: x.tanh(), lambda x, s: 0.5 * x)
+    rectifier = Rectifier(Settings(form=form, engine=engine, refresh=2, skip_below=0.01))
+    with NoDouble():
+        for sigma in (2.0, 1.5, 0.5):
+            rectifier(Branches(cond, uncond), Point.of(torch.ones(2, 3, 4, 4) * sigma, torch.tensor(sigma)), 2.0)
+        assert len(rectifier.run.active) == 3 and not rectifier.run.notes

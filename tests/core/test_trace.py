@@ -102,3 +102,14 @@ def test_a_trace_keeps_the_newest_runs():
 def test_remarks_are_made_once():
     run = Run()
     assert run.remark("a") and not run.remark("a") and run.notes == ["a"]
+
+
+def test_a_heat_map_for_each_latent_that_a_host_packs_into_one():
+    """Oracle: the maps of both parts by themselves."""
+    video, sound = torch.rand(2, 3, 2, 4, 4), torch.rand(2, 1, 5)
+    factor = torch.cat([video.reshape(2, 1, -1), sound.reshape(2, 1, -1)], 2)
+    run = Run("row_sum", shapes=[video.shape, sound.shape])
+    run.rectified(Row(cfg=2.0), torch.ones(2), factor, Rectified(factor * factor, factor))
+    for got, want in zip(run.heats, (video.mean(1), sound.mean(1)), strict=True):
+        assert torch.allclose(got, want)
+    assert len(Run("row_sum").heats) == 0

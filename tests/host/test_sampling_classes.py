@@ -4,6 +4,8 @@ The MODEL is a real BaseModel whose network puts out what a perfect one would fo
 Oracle: linear regression, c = V alpha^2 / (V alpha^2 + s^2).
 """
 
+import logging
+
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -25,8 +27,14 @@ CLASSES = {
     "flow": (TYPES.FLOW, {"shift": 3.0}),
     "flux": (TYPES.FLUX, {}),
     "x0": (TYPES.EPS, {}),  # with comfy.model_sampling.X0 patched in, as ModelSamplingDiscrete does
+    "img_to_img": ("IMG_TO_IMG", {}),
+    "flow_cosmos": ("FLOW_COSMOS", {}),
+    "v_ddpm": ("V_PREDICTION_DDPM", {}),
+    "flow_av": ("FLOW_AV", {"shift": 3.0, "audio_shift": 2.0}),
+    "flow_noise_scale": ("FLOW", {"shift": 3.0, "noise_scale": 0.7}),
 }
-FLOW = ("flow", "flux")
+FLOW = ("flow", "flux", "flow_av", "flow_noise_scale")
+NOISE = {"flow_noise_scale": 0.7}  # standard deviation of the noise that sigma stands for; else 1
 SHAPES = {3: (8, 20), 4: (4, 6, 6), 5: (3, 2, 4, 4)}
 
 
@@ -46,9 +54,10 @@ class Perfect(torch.nn.Module):
         column = sigma.reshape(-1, *[1] * (x_in.ndim - 1))
         is_flow = isinstance(sampling, comfy.model_sampling.CONST)
         alpha = 1 - column if is_flow else torch.ones_like(column)
-        x = x_in if is_flow else x_in * (column**2 + sampling.sigma_data**2) ** 0.5
+        s = column * getattr(sampling, "noise_scale", 1.0)
+        x = x_in / sampling.calculate_input(sigma, torch.ones_like(x_in))
         mean = context[:, 0, 0].reshape(-1, *[1] * (x.ndim - 1))
-        denoised = mean + VARIANCE * alpha / (alpha**2 * VARIANCE + column**2) * (x - alpha * mean)
+        denoised = mean + VARIANCE * alpha / (alpha**2 * VARIANCE + s**2) * (x - alpha * mean)
         # calculate_denoised is affine in the output: solve for it
         zero = sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
         slope = sampling.calculate_denoised(sigma, torch.ones_like(x), x) - zero
@@ -57,6 +66,10 @@ class Perfect(torch.nn.Module):
 
 def build(kind, rank):
     model_type, settings = CLASSES[kind]
+    if isinstance(model_type, str):
+        if not hasattr(TYPES, model_type) or (kind in NOISE and not hasattr(comfy.model_sampling.ModelSamplingDiscreteFlow, "set_noise_scale")):
+            pytest.skip(f"this ComfyUI has no {kind}")
+        model_type = getattr(TYPES, model_type)
     config = comfy.supported_models_base.BASE({"disable_unet_model_creation": True})
     config.sampling_settings = settings
     model = comfy.model_base.BaseModel(config, model_type)
@@ -96,9 +109,9 @@ def test_all_forms_equal_c_times_g(host, pack, kind, rank, engine):
         return results
 
     for (level, form), (result, row, point) in reg.inside(t, look, batch=2).items():
-        a = 1 - level if kind in FLOW else 1.0
-        assert torch.allclose(point.alpha, torch.tensor(a), atol=1e-6) and torch.allclose(point.s, torch.tensor(level), rtol=1e-6)
-        c = VARIANCE * a * a / (VARIANCE * a * a + level * level)
+        a, s = 1 - level if kind in FLOW else 1.0, level * NOISE.get(kind, 1.0)
+        assert torch.allclose(point.alpha, torch.tensor(a), atol=1e-6) and torch.allclose(point.s, torch.tensor(s), rtol=1e-6)
+        c = VARIANCE * a * a / (VARIANCE * a * a + s * s)
         v = result.denoised - result.reference
         want_v = (MEANS["cond"] - MEANS["uncond"]) * (1 - c)
         assert torch.allclose(v, torch.full_like(v, want_v), atol=1e-4), "the model is not the Gaussian"
@@ -116,3 +129,19 @@ def test_whole_runs_agree_with_the_closed_form(host, pack, kind):
     want = tiny.sample(t, reg.oracle_model(t.patcher, factor=factor), steps=8, sampler="heun")
     assert reg.relative(out, want) < 1e-4
     assert reg.relative(tiny.sample(t, steps=8, sampler="heun"), want) > 0.05
+
+
+def test_a_class_without_noise_is_left_alone_by_name(host, pack, caplog):
+    """IMG_TO_IMG_FLOW starts from an image: sigma is no noise level, and J has no place."""
+
+    class Img2Img(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+            return latent_image
+
+    t = build("flow", 4)
+    t.patcher.model.model_sampling = Img2Img(t.patcher.model.model_config)
+    for values in ({}, {"skip_below": 0.05}, {"form": "schedule"}):
+        model, trace = reg.apply(pack, t.patcher, **values)
+        with caplog.at_level(logging.WARNING):
+            assert torch.equal(tiny.sample(t, model), tiny.sample(t))
+        assert any("has no noise" in m and "DiscreteFlow" in m for m in caplog.messages) and "has no noise" in str(trace)
