@@ -70,7 +70,7 @@ def quantised(w):
         config = {"layer_quant_config": {layer: {"format": "float8_e4m3fn"} for layer in layers}}
     else:
         raise Missing
-    with mock.patch.multiple(comfy.supported_models.SD3, **config), mock.patch.object(tiny, "fill", lambda network, seed: network.load_state_dict(state)):
+    with mock.patch.multiple(comfy.supported_models.SD3, **config), mock.patch.object(tiny, "fill", lambda network, seed, gain: network.load_state_dict(state)):
         t = tiny.build("sd3", manual_cast=torch.float32)
     types = {type(p).__name__ for p in t.patcher.model.diffusion_model.parameters()}
     assert "QuantizedTensor" in types, types

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
-from . import reg, tiny
+from . import reg, tiny, truth
 
 ENGINES = ("finite_difference", "reverse")
 GROUPS = ("conditioning", "weights", "neighbour", "guider")
@@ -31,6 +31,7 @@ class Setup:
     engines: tuple = ENGINES  # those that serve it; the others fall back
     why: str = ""  # part of the reason for falling back, or for doing nothing
     active: bool = True  # REG does something
+    transparent: float = truth.TRANSPARENT  # how far REG may move the latents at strength 1e-6
     draw: Callable | None = None  # model -> latent, instead of tiny.sample
     during: Callable = nullcontext  # a context around every sampling
 
@@ -70,12 +71,16 @@ class Outcome:
     active: int
     notes: list  # why it fell back, or did nothing
     sound: bool  # finite; other than without REG where REG was active, and the same as without REG where not
+    transparent: float  # how far REG moves the latents at strength 1e-6
+    bound: float  # of that
 
     @property
     def verdict(self) -> str:
         why = "; ".join(self.notes)
         if not self.sound:
             return f"fails: {why or 'not finite, or without effect'}"
+        if not self.transparent <= self.bound:
+            return f"fails: moved by {self.transparent:.0e} at strength 1e-6"
         if not self.active:
             return f"no effect: {why}"
         return "ok" if self.engines == {self.asked} and not why else f"falls back: {why or 'without a word'}"
@@ -89,7 +94,9 @@ def run(pack, setup: Setup, engine: str, form: str = "row_sum", plain: torch.Ten
     rows, active = trace.last.rows, trace.last.active
     notes = list(dict.fromkeys([*(n for n in trace.last.notes if active), *(r.note for r in (active or rows) if r.note)]))
     changed = not torch.equal(latent, plain)
-    return Outcome(engine, {r.engine for r in active}, len(active), notes, bool(torch.isfinite(latent).all()) and changed == bool(active))
+    sound = bool(torch.isfinite(latent).all()) and changed == bool(active)
+    invisible = setup.sample(reg.apply(pack, setup.model, form, engine, strength=truth.INVISIBLE)[0])
+    return Outcome(engine, {r.engine for r in active}, len(active), notes, sound, reg.relative(invisible, plain), setup.transparent)
 
 
 def build(group: str, name: str, world) -> Setup:

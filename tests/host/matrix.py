@@ -22,23 +22,27 @@ PARTS = ("families", "features")
 ATTENTIONS = ("sub_quad", "pytorch")
 ENGINES = ("finite_difference", "reverse")
 STEPS = 2
+DENOISED, GUIDANCE, TRANSPARENT = 1e-5, 5e-2, 3e-6
 HEAD = f"""# Compatibility
 
 Made by `python tests/host/matrix.py`, one run a ComfyUI version; not edited by hand. Every cell was run, with MODELs of ComfyUI's own
 classes with a few layers and random weights, sampled by a real KSampler or guider (cfg 4, in inference mode, on a CPU, float32 unless
 it says otherwise), with both attentions, sub-quadratic and PyTorch's.
 
-- **ok**: the engine asked for served every model call and latents are finite; families: they are the same twice, and the MODEL
-  is bit-identical afterwards.
-- **falls back**: sampling went on with finite differences, and the trace says why.
+- **ok**: the engine asked for served every model call. Families: `D_c` and `R v` are those of the sampler's own pairs, by central
+  differences that know nothing of REG (`D_c` to {DENOISED:.0e}, `R v` to {GUIDANCE:.0e} of `v`). Features: latents are finite and others
+  than without REG, and at strength 1e-6 they are the same; that they are right is tested in `tests/host` against oracles.
+- **falls back**: sampling went on with finite differences, and the trace says why; the same holds of the result.
 - **no effect**: the latents are those without REG, and the log and the trace say why.
 - **not in this host**: this ComfyUI has no such class or node, or its network fails without REG as well.
 - **fails**: the footnote says how.
+- **transparent**: how far latents move when REG is there with strength 1e-6, relative. The bound is {TRANSPARENT:.0e} in float32.
+- **rows together**: in how few model rows a probe is evaluated. `three`: beside the pair, as a third row. `one`: by itself. `pairs only`: the
+  network's rows depend on each other, so every prediction of REG's is made in a pair, as the sampler makes it.
 
 Families: {STEPS} steps, batch 2, or 1 where the network takes one sample only. Their last two columns are relative errors at one noise
 level, the worse of both attentions: how far `<u, J v>` by `torch.func.jvp` is from `<J^T u, v>` by reverse mode, and `J v` from central
-differences. Features: form `row_sum`, 2 to 8 steps; what each is stands in `tests/host/feature_*.py`, and that their latents are right is
-tested there against oracles.
+differences. Features: form `row_sum`, 2 to 8 steps; what each is stands in `tests/host/feature_*.py`.
 
 What a CPU does not show is in `tests/host/test_cuda.py`: every family with every engine in float32, float16 and bfloat16 against the same run on the
 CPU, weights left in main memory, memory that runs out, dynamic VRAM. On an H200 (PyTorch 2.11) all of it passed on ComfyUI 0.3.75, and memory,
@@ -48,7 +52,7 @@ dynamic VRAM and four families on 0.33.0; reverse mode has become simpler since,
 
 def test_families(host, pack):
     """Runs all families of one host and attention, and writes JSON."""
-    from . import tiny, tiny_engines
+    from . import tiny, tiny_engines, truth
 
     families = {}
     for name, recipe in tiny.RECIPES.items():
@@ -61,13 +65,12 @@ def test_families(host, pack):
             with contextlib.suppress(RuntimeError, ValueError):  # the cells below say why
                 found = tiny_engines.products(pack, t)
                 row["adjoint"], row["difference"] = found.adjoint, found.difference
+        batch = tiny.batches(name)[-1]
+        row["joined"] = _rows_together(pack, t, batch)
+        row["transparent"] = _transparent(pack, t, batch)
         for engine in tiny_engines.ENGINES:
             for form in tiny_engines.FORMS:
-                try:
-                    verdict = _verdict(tiny_engines.sampled(pack, t, form, engine, STEPS), engine)
-                except (RuntimeError, ValueError) as error:
-                    verdict = f"fails: {str(error).splitlines()[0]}"
-                row["cells"][f"{engine} {form}"] = verdict
+                row["cells"][f"{engine} {form}"] = _verdict(truth.guided(pack, t, form, engine, batch=batch), engine)
     _write(host, "families", families)
 
 
@@ -77,14 +80,16 @@ def test_features(host, pack, all_nodes):
 
     rows = {}
     for key in features.names():
-        cells = rows[" | ".join(key)] = {}
+        cells, moved = rows.setdefault(" | ".join(key), {}), {}
         try:
             setup = features.build(*key, features.world(host, pack, all_nodes))
             plain = setup.sample()
         except features.Missing:
             continue
         for engine in features.ENGINES:
-            cells[engine] = features.run(pack, setup, engine, plain=plain).verdict
+            found = features.run(pack, setup, engine, plain=plain)
+            cells[engine], moved[engine] = found.verdict, found.transparent
+        cells["transparent"] = max(moved.values())
     _write(host, "features", rows)
 
 
@@ -101,13 +106,41 @@ def _write(host, part, rows):
 
 
 def _verdict(found, engine):
-    if found.served_by(engine):
-        return "ok"
-    why = "; ".join(dict.fromkeys(found.notes)) or f"served by {', '.join(dict.fromkeys(found.engines))}"
-    if not found.sound:
-        flaws = [name for name in ("finite", "rectified", "untouched", "repeatable") if not getattr(found, name)]
-        return f"fails: not {', '.join(flaws)}; {why}"
-    return f"falls back: {why}"
+    """Of a truth.Guided: ok only where D_c and R v are those of the sampler's own pairs."""
+    run = found.trace.last
+    why = "; ".join(dict.fromkeys([*run.notes, *(row.note for row in run.rows if row.note)]))
+    if not found.denoised <= DENOISED or not found.guidance <= GUIDANCE:
+        return f"fails: D_c is off by {found.denoised:.0e}, R v by {found.guidance:.0e}" + (f"; {why}" if why else "")
+    return "ok" if {row.engine for row in run.active} == {engine} and not why else f"falls back: {why}"
+
+
+def _transparent(pack, t, batch) -> float:
+    """How far REG moves the latents at strength 1e-6, the worse of both engines."""
+    from . import tiny, truth
+
+    def sample(model):
+        return tiny.packed(tiny.sample(t, model, steps=STEPS, batch=batch, sampler="dpmpp_2m"))
+
+    return max(truth.transparency(pack, sample, t.patcher, *case) for case in (("row_sum", "finite_difference"), ("scalar", "reverse")))
+
+
+def _rows_together(pack, t, batch) -> str:
+    """What a run finds out: whether a third row beside the pair changes nothing, or else one pass by itself."""
+    import torch
+
+    from . import reg
+
+    branches, levels = pack.import_("nodes.host.branches"), pack.import_("nodes.host.noise_levels")
+
+    def look(guider, x, sigma, options):
+        passes, conds = branches.Passes(), [guider.conds["positive"], guider.conds["negative"]]
+        made = branches.ModelBranches(guider.inner_model, conds, x, sigma, options, passes)
+        point = levels.point_at(guider.inner_model.model_sampling, x, sigma)
+        made.both_and_probe(point, torch.full((len(x), *[1] * (x.ndim - 1)), 0.01) * point.s.max())
+        own = {kind[0]: found for kind, found in passes.own.items()}
+        return "three" if own.get("joined") else "one" if own.get("alone") else "pairs only"
+
+    return reg.inside(t, look, batch=batch)
 
 
 def section(runs: dict) -> str:
@@ -118,9 +151,11 @@ def section(runs: dict) -> str:
     for name, row in first["families"].items():
         rows = [run["families"][name] for run in runs.values()]
         cells = [_cell(dict(zip(runs, (r["cells"].get(c) for r in rows), strict=True)), notes) for c in columns]
-        errors = [f"{max(r[key] for r in rows):.0e}" if all(key in r for r in rows) else "" for key in ("adjoint", "difference")]
-        lines.append([name, row["class"], row.get("sampling", ""), row["latent"], *cells, *errors])
-    titles = ["family", "class", "sampling", "latent", *(c.replace("finite_difference", "differences") for c in columns), "adjoint error", "J v error"]
+        errors = [f"{max(r[key] for r in rows):.0e}" if all(key in r for r in rows) else "" for key in ("adjoint", "difference", "transparent")]
+        together = ", ".join(dict.fromkeys(r["joined"] for r in rows if "joined" in r))
+        lines.append([name, row["class"], row.get("sampling", ""), row["latent"], *cells, errors[2], together, *errors[:2]])
+    names = [c.replace("finite_difference", "differences") for c in columns]
+    titles = ["family", "class", "sampling", "latent", *names, "transparent", "rows together", "adjoint error", "J v error"]
     return f"## ComfyUI {first['version']}\n\ntorch {first['torch']}; columns: engine and form.\n\n" + _table(titles, lines, notes)
 
 
@@ -129,8 +164,9 @@ def feature_section(runs: dict) -> str:
     first, notes, lines = next(iter(runs.values())), [], []
     for name in first["features"]:
         verdicts = ({attention: run["features"][name].get(engine) for attention, run in runs.items()} for engine in ENGINES)
-        lines.append([*name.split(" | "), *(_cell(v, notes) for v in verdicts)])
-    titles = ["kind", "feature", *(engine.replace("finite_difference", "differences") for engine in ENGINES)]
+        moved = [run["features"][name]["transparent"] for run in runs.values() if "transparent" in run["features"][name]]
+        lines.append([*name.split(" | "), *(_cell(v, notes) for v in verdicts), f"{max(moved):.0e}" if moved else ""])
+    titles = ["kind", "feature", *(engine.replace("finite_difference", "differences") for engine in ENGINES), "transparent"]
     return f"## ComfyUI {first['version']}: features\n\ntorch {first['torch']}; columns: engine.\n\n" + _table(titles, lines, notes)
 
 

@@ -19,8 +19,8 @@ from .setup_host import REPO, host_path
 # at some of the steps; what is shipped probes at some of them.
 ROWS = {
     CFG: (2, 2), "schedule": (2, 2), "calibrated": (2, 2), "every_call": (3, 4), "scalar": (3, 4), "product": (3, 4),
-    "reverse_checkpoint": (2, 6), "reverse_resident": (2, 6), "reverse_alone": (2, 2), "default": (2, 4), "skipping": (1, 4),
-    "calibrated_skipping": (1, 3), "reverse_refreshed": (2, 6),
+    "reverse_checkpoint": (2, 9), "reverse_resident": (2, 9), "reverse_alone": (2, 2), "default": (2, 4), "skipping": (1, 4),
+    "calibrated_skipping": (1, 3), "reverse_refreshed": (2, 9),
 }  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def test_guidance_where_x_is_kept_in_half_precision(host, pack, form, engine, dt
     plain, ours = truth.Watched(t.patcher), truth.Watched(model)
 
     def expected(guider, x, sigma, options):
-        return truth.Truth(plain, form, False, guider, x.to(dtype).float(), sigma, options)
+        return truth.Truth(plain, form, False, truth._rows, guider, x.to(dtype).float(), sigma, options)
 
     def seen(guider, x, sigma, options):
         return ours.pair(guider, x.to(dtype), sigma, options)

@@ -57,7 +57,7 @@ def test_the_page_has_every_case_and_family_and_no_failure(host, page, version):
     """Its rows and columns are the generator's: a case added or renamed asks for a new run."""
     table = rows(page, f"ComfyUI {version}: features")
     assert [tuple(row[:2]) for row in table[2:]] == features.names()
-    assert table[0][2:] == [e.replace("finite_difference", "differences") for e in features.ENGINES]
+    assert table[0][2:] == [*(e.replace("finite_difference", "differences") for e in features.ENGINES), "transparent"]
     assert [row[0] for row in rows(page, f"ComfyUI {version}")[2:]] == list(tiny.FAMILIES)
     assert page.startswith(matrix.HEAD)
     cells = [cell for row in table[2:] for cell in row[2:]]
