@@ -67,16 +67,19 @@ def reads_cfg(guider) -> bool:
 
 def in_the_way(guider) -> str:
     """Who keeps a guider's predictions from passing through ComfyUI's own functions, by name."""
-    ours = "comfy.samplers"
     for name in ("sampling_function", "calc_cond_batch"):
-        if (module := getattr(comfy.samplers, name).__module__) != ours:
+        if (module := _module_of(getattr(comfy.samplers, name))) != "comfy.samplers":
             return f"{name} of {module}"
     for name in ("predict_noise", *CALLS):
-        if (module := getattr(type(guider), name).__module__) != ours:
+        if (module := _module_of(getattr(type(guider), name))) != "comfy.samplers":
             return f"{type(guider).__name__}.{name} of {module}"
     wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
     keys = [str(key) for key in wrappers.get(WrappersMP.PREDICT_NOISE, {}) if not str(key).startswith("reg")]
     return f"a wrapper of predict_noise ({', '.join(keys)})" if keys else "the sampler"
+
+
+def _module_of(function) -> str:
+    return function.__module__.replace("\\", "/").rsplit("/", 1)[-1]  # that of a pack is its folder
 
 
 def sample_arguments(args, kwargs) -> dict:

@@ -25,12 +25,12 @@ def float32(w):
 
 @case(KIND, "bfloat16")
 def bfloat16(w):
-    return Setup(tiny.build("sd3", dtype=torch.bfloat16), flow=True)
+    return Setup(tiny.build("sd3", dtype=torch.bfloat16), flow=True, transparent=2e-2)
 
 
 @case(KIND, "float16")
 def float16(w):
-    return Setup(tiny.build("sd3", dtype=torch.float16), flow=True)
+    return Setup(tiny.build("sd3", dtype=torch.float16), flow=True, transparent=2e-3)
 
 
 @case(KIND, "bfloat16 cast to float32")

@@ -83,7 +83,9 @@ class Outcome:
             return f"fails: moved by {self.transparent:.0e} at strength 1e-6"
         if not self.active:
             return f"no effect: {why}"
-        return "ok" if self.engines == {self.asked} and not why else f"falls back: {why or 'without a word'}"
+        if self.engines == {self.asked}:
+            return f"ok: {why}" if why else "ok"
+        return f"falls back: {why or 'without a word'}"
 
 
 def run(pack, setup: Setup, engine: str, form: str = "row_sum", plain: torch.Tensor | None = None) -> Outcome:
