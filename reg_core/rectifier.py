@@ -69,7 +69,7 @@ class Rectifier:
             rectified = blend(v, full, self.settings.strength)
             self.run.rectified(row, point.sigma, v, rectified, error)
             prediction = Prediction(denoised, reference, rectified.vector, row)
-        row.extra_rows = round(branches.rows - rows) - 2
+        row.extra_rows = branches.rows - rows - 2
         row.seconds = time.perf_counter() - begin if point.x.device.type == "cpu" else math.nan
         return prediction
 

@@ -52,12 +52,12 @@ class ModelBranches(Branches):
     def evaluate(self, conds, x, options):
         """One prediction for each cond list; zeros for None."""
         comfy.model_management.throw_exception_if_processing_interrupted()  # older hosts ask once a step only
-        self.rows += sum(cond is not None for cond in conds) * len(x) / len(self.x)
+        self.rows += sum(cond is not None for cond in conds)
         with self._same_draws(x.device):
             if options.get(PAIR) is not None:
-                given = {"conds": conds, "input": x, "sigma": self.sigma[: len(x)], "model_options": options}
+                given = {"conds": conds, "input": x, "sigma": self.sigma, "model_options": options}
                 return options[PAIR]({**given, "model": self.model})
-            return comfy.samplers.calc_cond_batch(self.model, conds, x, self.sigma[: len(x)], options)
+            return comfy.samplers.calc_cond_batch(self.model, conds, x, self.sigma, options)
 
     def _same_draws(self, device):
         """All passes draw what the first one does. Else a difference would compare two networks, and our
@@ -95,9 +95,9 @@ class ModelBranches(Branches):
         kind = "joined", self.x.shape
         own = self.passes.own.get(kind)
         if own is not False and self._may_join():
-            pair, x = (None, self.x) if own else (self.both(), self.x[:1])  # one sample shows it
-            joined = self._tried(kind, lambda: self._joined(x, step[:1]))
-            if joined and (own or self._is_own(kind, joined[:2], pair)) and len(x) == len(self.x):
+            pair = None if own else self.both()
+            joined = self._tried(kind, lambda: self._joined(step))
+            if joined and (own or self._is_own(kind, joined[:2], pair)):
                 return *(pair or joined[:2]), joined[2]
         denoised, reference = self.both()
         probe = self.probe(point, point.shifted(step).x)
@@ -110,9 +110,9 @@ class ModelBranches(Branches):
         chained = self.options.get(PAIR) is not None or self._pair is not None
         return not (controlled or parallel or self.stale or chained)
 
-    def _joined(self, x, step):
+    def _joined(self, step):
         options = with_shifted_rows(self.options, step)
-        return tuple(self.evaluate([*self.conds, self.conds[0]], x, options))
+        return tuple(self.evaluate([*self.conds, self.conds[0]], self.x, options))
 
     def _lone(self, i, x, options):
         return self.evaluate([c if j == i else None for j, c in enumerate(self.conds)], x, options)[i]
@@ -124,7 +124,7 @@ class ModelBranches(Branches):
             known = self.both()[i != self.positive]
             if self.stale:
                 known = self.evaluate(self.conds, point.x, self.ours)[i]
-            lone = self._tried(kind, lambda: (self._lone(i, point.x[:1], self.ours),))
+            lone = self._tried(kind, lambda: (self._lone(i, point.x, self.ours),))
             return lone is not None and self._is_own(kind, lone, (known,))
         return self.passes.own[kind]
 
@@ -140,9 +140,7 @@ class ModelBranches(Branches):
 
     def _is_own(self, kind, found, known) -> bool:
         """Whether predictions are the sampler's. Remembered."""
-        rows = len(found[0])
-        same = are_same(self.model, found, [t[:rows] for t in known], self.x[:rows])
-        return self.passes.own.setdefault(kind, same)
+        return self.passes.own.setdefault(kind, are_same(self.model, found, known, self.x))
 
     def compute_dtype(self, x):
         return compute_dtype(self.model)
