@@ -23,7 +23,7 @@ class REGGuidance(io.ComfyNode):
                     number("skip_below", 0.0, 0.0, 1.0, 0.01),
                     number("data_std", 1.0, 0.001, 1000.0, 0.001),
                     choice("engine", ENGINES),
-                    whole("refresh", 4, 1, 100),
+                    whole("refresh", 8, 1, 100),
                 ),
                 Calibration.Input("calibration", optional=True),
             ],

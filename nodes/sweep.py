@@ -43,7 +43,7 @@ class REGSweep(io.ComfyNode):
         for form in chosen:
             if form not in FORMS:
                 raise ValueError(f"REGSweep: forms must be out of {', '.join(FORMS)}; got {form!r}")
-        settings, percents = Settings(refresh=4), (0.0, 1.0)
+        settings, percents = Settings(refresh=8), (0.0, 1.0)
         for hook in hooks_of(model, KEY):
             settings, percents = hook.settings, hook.percents
         if "calibrated" in chosen and settings.calibration is None:

@@ -227,7 +227,7 @@ def main() -> None:
          "REG Reward Guidance": (2, 1), "model loader": (2, 0), "KSampler": (2, 2)},
          [("Load CLIP Vision", "REG Reward: Image Similarity"), ("Load Image", "REG Reward: Image Similarity"), ("VAE", "REG Reward: Image Similarity"),
           ("REG Reward: Image Similarity", "REG Reward Guidance"), ("model loader", "REG Reward Guidance"), ("REG Reward Guidance", "KSampler")]))  # fmt: skip
-    save("REGTracePlot", plot_run(pictures.sample("row_sum", 5.0, refresh=4)[1]))
+    save("REGTracePlot", plot_run(pictures.sample("row_sum", 5.0, refresh=8)[1]))
     save("REGSchedulePlot", pictures.schedule())
     save("REGSweep", graph({"model loader": (0, 0), "REG Sweep": (1, 0), "KSampler": (2, 0), "VAE Decode": (2, 1), "REG Grid": (1, 1)},
          [("model loader", "REG Sweep"), ("REG Sweep", "KSampler"), ("KSampler", "VAE Decode"), ("REG Sweep", "REG Grid"), ("VAE Decode", "REG Grid")],

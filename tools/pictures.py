@@ -56,7 +56,7 @@ def save(picture, name: str) -> None:
 
 
 def main() -> None:
-    latents, run = sample("row_sum", 5.0, refresh=4)  # as the node has it
+    latents, run = sample("row_sum", 5.0, refresh=8)  # as the node has it
     save(plot_run(run), "trace.png")
     maps, _ = heat_pictures(run.heat, images(latents, 32))
     save(torch.cat([*maps[:4]], 1), "heat.png")

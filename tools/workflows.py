@@ -56,7 +56,7 @@ def wan(g: Graph) -> None:
     g.note(
         0,
         "## REG with Wan 2.1\n\nA flow model, 33 frames at 16 a second. This graph starts at cfg 9, where people usually take 6 without REG; neither "
-        "is tuned.\n\nVideo is where REG's cost counts: *refresh* 4 asks for its extra model row at every fourth call only. To pay nothing, "
+        "is tuned.\n\nVideo is where REG's cost counts: *refresh* 8 asks for its extra model row in four or five of 20 steps only. To pay nothing, "
         "measure a table once with **REG Calibrate** and take form `calibrated`, or try form `schedule`.",
     )
     shifted = g.add("ModelSamplingSD3", 1, shift=8.0, model=(model, 0))

@@ -53,13 +53,8 @@ class ModelCall:
         model, conds, x, sigma = args["model"], args["conds"], args["input"], args["sigma"]
         rectifier, cfg = state.rectifier, state.cfg
         branches = ModelBranches(model, conds, x, sigma, self.given, state.passes)
-        if args["model_options"].get(CFG) is not self.given.get(
-            CFG
-        ):  # the guider combines them in its own way
-            self.reached, draws = False, Draws(x.device)
-            denoised, reference = branches.both()
-            self.positive = Positive(model, conds, 0, x, sigma, draws, denoised)
-            return [denoised, reference]
+        if args["model_options"].get(CFG) is not self.given.get(CFG):
+            return self._of_a_guider_with_its_own_formula(branches)
         if why := self._why_plain(conds, cfg, sigma):
             self.row = rectifier.run.plain(sigma, cfg, why)
             return branches.evaluate(conds, x, self.given)
@@ -69,14 +64,17 @@ class ModelCall:
         self.uncond, self.row = made.reference, made.row
         return [made.denoised, (made.denoised - made.rectified).to(made.denoised.dtype)]
 
+    def _of_a_guider_with_its_own_formula(self, branches):
+        self.reached, draws = False, Draws(branches.x.device)
+        pair = branches.both()
+        made = branches.model, branches.conds, 0, branches.x, branches.sigma, draws
+        self.positive = Positive(*made, pair[0])
+        return list(pair)
+
     def _why_plain(self, conds, cfg, sigma) -> str:
         """Why the pair is not rectified; "" where it is. Guidance is where two prompts are asked for."""
         if len(conds) != 2 or conds[0] is None or conds[1] is None:
-            return (
-                "cfg 1: no guidance to rectify"
-                if cfg == 1
-                else "no unconditional pass: no guidance to rectify"
-            )
+            return f"{'cfg 1' if cfg == 1 else 'no unconditional pass'}: no guidance to rectify"
         if not all(is_present(cond, sigma) for cond in conds):
             return "a prompt has no entry at this noise level"
         known = self.state.cfg_is_scale or cfg != 1
@@ -115,9 +113,8 @@ class ModelCall:
             return result
         known = d.denoised, 2 * d.denoised - result
         options = {k: v for k, v in self.given.items() if k != PAIR}
-        branches = ModelBranches(
-            d.model, d.conds, d.x, d.sigma, options, state.passes, d.index, known, d.draws
-        )
+        run_so_far = state.passes, d.index, known, d.draws
+        branches = ModelBranches(d.model, d.conds, d.x, d.sigma, options, *run_so_far)
         point = point_at(d.model.model_sampling, d.x, d.sigma)
         made = state.rectifier(branches, point, math.nan, may_skip=False)
         made.row.extra_rows += 2  # the guider's own
@@ -126,13 +123,10 @@ class ModelCall:
         return made.guided(1.0)
 
     def _why_as_it_is(self, result, sigma) -> str:
+        if self.positive is None and is_cached(self.given):
+            return "a cache answered"
         if self.positive is None:
-            cached = is_cached(self.given)
-            return (
-                "a cache answered"
-                if cached
-                else f"{in_the_way(self.state.guider)} does not let the positive prediction be seen"
-            )
+            return f"{in_the_way(self.state.guider)} does not let the positive prediction be seen"
         if self.positive.x.shape != result.shape:
             return "context windows in a sampling function of its own"
         if (self.positive.denoised == result).all():

@@ -120,7 +120,7 @@ def test_checkpoint_workflows_draw_what_an_independent_reg_draws(name, server, h
     size, length = (64, 5) if arch == "wan" else (128, 1)  # a video decoder is slow
     prompt = workflow.shrink(workflow.substitute_checkpoint(api(name, server), arch), size, steps=4, length=length)
     (guidance,), (decode,) = nodes_of(prompt, "REGGuidance").values(), nodes_of(prompt, "VAEDecode")
-    assert guidance["inputs"]["refresh"] == 4, "the default"
+    assert guidance["inputs"]["refresh"] == 8, "the default"
     guidance["inputs"]["refresh"] = 1
     prompt["frames"] = {"class_type": "SaveImage", "inputs": {"images": [decode, 0], "filename_prefix": "frames"}}
     result = server.run(prompt, timeout=300)

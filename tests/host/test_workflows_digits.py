@@ -168,7 +168,7 @@ def test_sweep(server, models):
     at = {}
     for form in ("off", "row_sum", "schedule"):
         for cfg in (2, 4, 8):
-            latents, _ = library(reg_core.Settings(form=form, refresh=4, data_std=0.75), 20, cfg, models["digits_weak"])
+            latents, _ = library(reg_core.Settings(form=form, refresh=8, data_std=0.75), 20, cfg, models["digits_weak"])
             grey = ((latents.clamp(-1, 1) + 1) * 127.5).reshape(4, 5, 8, 8)
             cells = torch.nn.functional.pad(grey.repeat_interleave(4, 2).repeat_interleave(4, 3), (2, 2, 2, 2), value=0.25 * 255)
             cell = cells.transpose(1, 2).reshape(4 * 36, 5 * 36).numpy().astype(float)

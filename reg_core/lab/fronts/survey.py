@@ -22,7 +22,7 @@ ENGINE_WAYS: dict[str, dict] = {
 CHEAPER_WAYS: dict[str, dict] = {
     "every call": {},
     "every 2nd call": {"refresh": 2},
-    "every 4th call (default of the node)": {"refresh": 4},
+    "every 4th call": {"refresh": 4},
     "every 4th call, skip below 0.03": {"refresh": 4, "skip_below": 0.03},
     "every 4th call, skip below 0.05": {"refresh": 4, "skip_below": 0.05},
     "every 4th call, skip below 0.1": {"refresh": 4, "skip_below": 0.1},
