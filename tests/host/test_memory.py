@@ -59,8 +59,15 @@ def backward(pack, mode):
 def test_recomputed_blocks_give_the_resident_product(host, pack, case):
     t, positive, negative = fixture(case)
     before = reg.fingerprint(t.patcher)
-    d, want, passes = reverse(pack, t, positive, negative, backward(pack, "resident"))
+    try:
+        d, want, passes = reverse(pack, t, positive, negative, backward(pack, "resident"))
+    except RuntimeError as error:
+        if "no autograd formula" not in str(error):
+            raise
+        pytest.skip(f"a kernel of this ComfyUI has no derivative: {error}")
     assert not passes
+    if case == "trellis2":
+        pytest.skip("its blocks take objects of its own instead of tensors: nothing is recomputed")
     state = backward(pack, "checkpoint")
     d_again, got, passes = reverse(pack, t, positive, negative, state)
     assert reg.relative(d_again, d) < 1e-6 and reg.relative(got, want) < 1e-5
