@@ -68,8 +68,7 @@ class Guided(Guidance):
     """A guided denoiser (x [B, ...], sigma) -> D_c + w R (D_c - D_ref).
 
     `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape; see Branches. `weight`: w = cfg
-    - 1, a number or a function of sigma (a float). `observe`: see Rectifier. Raises ValueError for other
-    arguments.
+    - 1, a number or a function of sigma (a float). `observe`: see Rectifier. Raises ValueError.
     """
 
     def __init__(self, cond, reference, weight=1.0, settings=None, space: Space = VE, observe=None):

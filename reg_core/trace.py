@@ -12,6 +12,7 @@ from torch import Tensor
 from .forms import Rectified
 
 QUANTILES = (0.05, 0.95)
+FEW = 64  # factors that are looked at when somebody reads them
 SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
 
 
@@ -47,6 +48,7 @@ class Row:
     skipped: bool = False
     note: str = ""
     _numbers: Tensor | None = field(default=None, repr=False)
+    _few: int = 0  # factors among the numbers, in place of their mean and so on
 
     @property
     def active(self) -> bool:
@@ -56,25 +58,30 @@ class Row:
     def read(self) -> "Row":
         """Take the numbers from the device, once."""
         if self._numbers is not None:
-            for name, value in zip(Row.__dataclass_fields__, self._numbers.tolist(), strict=False):
+            numbers, self._numbers = self._numbers.tolist(), None
+            if n := self._few:
+                few = sorted(numbers[3 : 3 + n])
+                numbers[3 : 3 + n] = sum(few) / n, *(few[round(q * (n - 1))] for q in (0, 1, *QUANTILES))
+            for name, value in zip(Row.__dataclass_fields__, numbers, strict=False):
                 setattr(self, name, value)
-            self._numbers = None
             if self.nonfinite:
                 bad = f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there"
                 self.note = "; ".join(filter(None, [self.note, bad]))
         return self
 
 
-def measured(sigma: Tensor, v: Tensor, rectified: Rectified, weight: float, error: Tensor | None) -> Tensor:
-    """The numbers of a call, in the order of Row. sigma [B], v [B, ...], w = cfg - 1, `error` 0-d."""
+def measured(sigma: Tensor, v: Tensor, rectified: Rectified, weight: float, error: Tensor | None):
+    """The numbers of a call, in the order of Row, and Row._few. sigma [B], v [B, ...], w = cfg - 1."""
     wide = torch.promote_types(v.dtype, torch.float32)
     factor, scale = rectified.factor.flatten(), abs(weight) / v.numel() ** 0.5
-    ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
-    quantiles = [ranked[round(q * (len(ranked) - 1))] for q in QUANTILES]
     norms = [scale * torch.linalg.vector_norm(t, dtype=wide) for t in (v, rectified.vector)]
-    numbers = [sigma.max(), *norms, factor.mean(), *factor.aminmax(), *quantiles]
-    numbers += [rectified.bad.sum()] if rectified.bad is not None else []
-    return torch.stack([*numbers, error] if error is not None else numbers)
+    few = len(factor) if len(factor) <= FEW else 0
+    numbers = factor[:few].unbind()
+    if not few:
+        ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
+        numbers = factor.mean(), *factor.aminmax(), *(ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
+    more = [None if rectified.bad is None else rectified.bad.sum(), error]
+    return torch.stack([sigma.max(), *norms, *numbers, *(t for t in more if t is not None)]), few
 
 
 @dataclass
@@ -96,7 +103,7 @@ class Run:
 
     def rectified(self, row: Row, sigma: Tensor, v: Tensor, rectified: Rectified, error=None) -> None:
         """Add a call whose guidance v [B, ...] became `rectified`; `row.cfg` is the scale in force."""
-        row._numbers = measured(sigma, v, rectified, row.cfg - 1, error)
+        row._numbers, row._few = measured(sigma, v, rectified, row.cfg - 1, error)
         self._rows.append(row)
         factor = rectified.factor
         if factor.shape[2:].numel() > 1:  # a number a sample has no place in the image
