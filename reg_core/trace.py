@@ -12,7 +12,7 @@ from torch import Tensor
 from .forms import Rectified
 
 QUANTILES = (0.05, 0.95)
-FEW = 64  # factors that are looked at when somebody reads them
+FEW = 16  # factors that are looked at when somebody reads them: more take less time at once
 SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
 
 
@@ -80,7 +80,7 @@ def measured(sigma: Tensor, v: Tensor, rectified: Rectified, weight: float, erro
     if not few:
         ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
         numbers = factor.mean(), *factor.aminmax(), *(ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
-    more = [None if rectified.bad is None else rectified.bad.sum(), error]
+    more = [] if rectified.bad is None else [rectified.bad.sum(), error]  # only a fresh one has either
     return torch.stack([sigma.max(), *norms, *numbers, *(t for t in more if t is not None)]), few
 
 

@@ -39,7 +39,7 @@ class ModelBranches(Branches):
             return comfy.samplers.calc_cond_batch(self.model, conds, x, sigma, options)
 
     def _same_draws(self, device):
-        """All passes draw what the first does: else a difference compares two networks, and noise changes."""
+        """All passes draw the same numbers. Else a difference compares two networks, and the noise moves."""
         if self._draws is not None:
             return self._draws.again()
         self._draws = Draws(device)
