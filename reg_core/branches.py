@@ -12,8 +12,7 @@ class Branches:
     """D_c and D_ref, each a denoiser (x [B, ...], sigma [B]) -> D in x's shape.
 
     The reference is the unconditional prediction for classifier-free guidance (Ho & Salimans 2022), a worse
-    model for autoguidance (Karras et al. 2024). A host overrides methods to evaluate rows together and to
-    differentiate.
+    model for autoguidance (Karras et al. 2024). A host overrides methods to join rows or to differentiate.
     """
 
     stale = (

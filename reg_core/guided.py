@@ -68,8 +68,7 @@ class Guided(Guidance):
     """A guided denoiser (x [B, ...], sigma) -> D_c + w R (D_c - D_ref).
 
     `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape; see Branches. `weight`: w = cfg
-    - 1, a number or a function of sigma (a float). `observe`: see Rectifier. Raises ValueError for other
-    arguments.
+    - 1, a number or a function of sigma. `observe`: see Rectifier. Raises ValueError for anything else.
     """
 
     def __init__(self, cond, reference, weight=1.0, settings=None, space: Space = VE, observe=None):
@@ -90,7 +89,7 @@ class Guided(Guidance):
 def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     """The table of form `calibrated` for a guided denoiser: one Heun run over `sigmas` from each of `noises`.
 
-    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: further fields of Calibration, as `model`.
+    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: its further fields, such as `model`.
     """
     measurement, measured = Measurement(), copy(guided)
     measured.observe, measured.trace = measurement, Trace()

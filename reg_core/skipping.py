@@ -1,8 +1,7 @@
 """Calls without guidance, where it would not be seen in the image.
 
 In noise R leaves little of guidance, and the steps after it pass on even less. For Gaussian data a change at
-sigma_ve reaches the image times sqrt(V / (V + sigma_ve^2)), the root of the share of v that J keeps. At the
-end both predictions tend to x, and guidance fades by itself.
+sigma_ve reaches the image times sqrt(V / (V + sigma_ve^2)), the root of the share of v that J keeps.
 """
 
 import math

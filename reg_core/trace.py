@@ -12,6 +12,7 @@ from torch import Tensor
 from .forms import Rectified
 
 QUANTILES = (0.05, 0.95)
+FEW = 16  # factors that are looked at when somebody reads them: more take less time at once
 SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
 
 
@@ -48,6 +49,7 @@ class Row:
     skipped: bool = False
     note: str = ""
     _numbers: Tensor | None = field(default=None, repr=False)
+    _few: int = 0  # factors among the numbers, in place of their mean and so on
 
     @property
     def active(self) -> bool:
@@ -57,11 +59,16 @@ class Row:
     def read(self) -> "Row":
         """Take the numbers from the device, once."""
         if self._numbers is not None:
-            for name, value in zip(Row.__dataclass_fields__, self._numbers.tolist(), strict=False):
+            numbers, self._numbers = self._numbers.tolist(), None
+            if n := self._few:
+                few = sorted(numbers[3 : 3 + n])
+                numbers[3 : 3 + n] = sum(few) / n, *(few[round(q * (n - 1))] for q in (0, 1, *QUANTILES))
+            for name, value in zip(Row.__dataclass_fields__, numbers, strict=False):
                 setattr(self, name, value)
-            self._numbers, weight = None, 1.0 if math.isnan(self.cfg) else abs(self.cfg - 1)
+            weight = 1.0 if math.isnan(self.cfg) else abs(self.cfg - 1)
             self.guidance_norm, self.rectified_norm = (
-                weight * n for n in (self.guidance_norm, self.rectified_norm)
+                weight * self.guidance_norm,
+                weight * self.rectified_norm,
             )
             if self.nonfinite:
                 bad = f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there"
@@ -69,16 +76,18 @@ class Row:
         return self
 
 
-def measured(sigma: Tensor, v: Tensor, rectified: Rectified, error: Tensor | None) -> Tensor:
-    """The numbers of a call, in the order of Row, norms those of v. sigma [B], v [B, ...], `error` 0-d."""
+def measured(sigma: Tensor, v: Tensor, rectified: Rectified, error: Tensor | None):
+    """The numbers of a call, in the order of Row, and Row._few; norms are those of v. sigma [B], v [B, ...]."""
     wide = torch.promote_types(v.dtype, torch.float32)
     factor, scale = rectified.factor.flatten(), v.numel() ** -0.5
-    ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
-    quantiles = [ranked[round(q * (len(ranked) - 1))] for q in QUANTILES]
     norms = [scale * torch.linalg.vector_norm(t, dtype=wide) for t in (v, rectified.vector)]
-    numbers = [sigma.max(), *norms, factor.mean(), *factor.aminmax(), *quantiles]
-    numbers += [rectified.bad.sum()] if rectified.bad is not None else []
-    return torch.stack([*numbers, error] if error is not None else numbers)
+    few = len(factor) if len(factor) <= FEW else 0
+    numbers = factor[:few].unbind()
+    if not few:
+        ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
+        numbers = factor.mean(), *factor.aminmax(), *(ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
+    more = [] if rectified.bad is None else [rectified.bad.sum(), error]  # only a fresh one has either
+    return torch.stack([sigma.max(), *norms, *numbers, *(t for t in more if t is not None)]), few
 
 
 @dataclass
@@ -101,7 +110,7 @@ class Run:
 
     def rectified(self, row: Row, sigma: Tensor, v: Tensor, rectified: Rectified, error=None) -> None:
         """Add a call whose guidance v [B, ...] became `rectified`; `row.cfg` is the scale in force."""
-        row._numbers = measured(sigma, v, rectified, error)
+        row._numbers, row._few = measured(sigma, v, rectified, error)
         self._rows.append(row)
         factor = rectified.factor
         if factor.shape[2:].numel() > 1:  # a number a sample has no place in the image

@@ -60,9 +60,7 @@ class ModelBranches(Branches):
             return comfy.samplers.calc_cond_batch(self.model, conds, x, self.sigma, options)
 
     def _same_draws(self, device):
-        """All passes draw what the first one does. Else a difference would compare two networks, and our
-        passes would change the sampler's noise.
-        """
+        """All passes draw the same numbers. Else a difference compares two networks, and the noise moves."""
         if self._draws is not None:
             return self._draws.again()
         self._draws = Draws(device)
