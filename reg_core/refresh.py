@@ -17,7 +17,7 @@ from .settings import Settings
 
 TOLERANCE = 0.05  # |R v - v| / |v| that counts as plain guidance, and what carrying may make of an error
 LONGEST = 16  # calls that a correction is used for at most
-REACH = 5.0  # ratio of sigma_ve that a correction is carried over at most
+REACH = 10.0  # ratio of sigma_ve that a correction is carried over at most
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,7 @@ class Row:
 
 
 def measured(sigma: Tensor, v: Tensor, rectified: Rectified, error: Tensor | None):
-    """The numbers of a call, in the order of Row, and Row._few; norms are those of v. sigma [B], v [B, ...]."""
+    """The numbers of a call as in Row, and Row._few; norms are those of v. sigma [B], v [B, ...]."""
     wide = torch.promote_types(v.dtype, torch.float32)
     factor, scale = rectified.factor.flatten(), v.numel() ** -0.5
     norms = [scale * torch.linalg.vector_norm(t, dtype=wide) for t in (v, rectified.vector)]
