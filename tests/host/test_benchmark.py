@@ -61,7 +61,7 @@ def test_pytorch_alone_samples_what_the_packs_reverse_mode_samples(pack, name):
 
 def test_refresh_as_shipped_is_the_nodes_default_and_without_these_words_every_call(pack):
     """Oracle: the node's default of 8 and its ratio of noise levels, by eye; rows of the model do not tell, since a backward pass is none."""
-    modes = {"reverse_checkpoint": list(range(20)), "reverse_refreshed": [0, 7]}
+    modes = {"reverse_checkpoint": list(range(20)), "reverse_refreshed": [0, 8]}
     bench = measure.Bench(dataclasses.replace(TINY[0], modes=(CFG, *modes), steps=20), pack, "cpu")
     for name, fresh in modes.items():
         model, trace = bench.prepared[name]
