@@ -17,9 +17,10 @@ class REGGuidance(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 choice("form", FORMS),
-                number("strength", 1.0, -10.0, 10.0, 0.01),
+                number("gain", 1.0, 0.05, 100.0, 0.05),
                 *percents(),
                 *advanced(
+                    number("strength", 1.0, -10.0, 10.0, 0.01),
                     number("skip_below", 0.0, 0.0, 1.0, 0.01),
                     number("data_std", 1.0, 0.001, 1000.0, 0.001),
                     choice("engine", ENGINES),
@@ -33,7 +34,7 @@ class REGGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, form, start_percent, end_percent, calibration=None, **settings) -> io.NodeOutput:
-        """`settings`: strength, skip_below, data_std, engine, refresh."""
+        """`settings`: gain, strength, skip_below, data_std, engine, refresh."""
         if form == "calibrated" and calibration is None:
             raise ValueError("REGGuidance: form 'calibrated' needs a table, from REG Calibrate or a file")
         chosen = Settings(form=form, calibration=calibration if form == "calibrated" else None, **settings)

@@ -60,8 +60,8 @@ def _chosen(runs, index):
         held = f"the trace holds {len(runs)} (-1 is the last, 0 the oldest kept)"
         raise ValueError(f"REGTracePlot: run {index} asked for, but {held}")
     chosen = runs[index]
-    title = f"REG {chosen.form}" + (f", strength {chosen.strength:g}" if chosen.strength != 1 else "")
-    return chosen, title + (f" - run {index % len(runs) + 1} of {len(runs)}" if len(runs) > 1 else "")
+    number = f" - run {index % len(runs) + 1} of {len(runs)}" if len(runs) > 1 else ""
+    return chosen, chosen.settings.title + number
 
 
 class REGSchedulePlot(io.ComfyNode):
@@ -108,14 +108,13 @@ def schedule_points(model, sigmas, cfg):
         factor = math.nan
         if active and settings.free:
             sigma_ve = point_at(sampling, torch.zeros(1, 1), sigma).sigma_ve
-            factor = 1 + settings.strength * (float(settings.free_factor(sigma_ve)) - 1)
+            factor = settings.applied(float(settings.free_factor(sigma_ve)))
         at = float(sigma), levels.percent(float(sigma))
         points.append(drawing.SchedulePoint(*at, round(in_force, 9), active, factor))
     labels = " times ".join(hook.label for hook in schedules)
     lines = [f"cfg {cfg:g}: weight {cfg - 1:g}" + (f", times {labels}" if labels else " at every step")]
     if settings is None:
         return points, [*lines, "the model carries no REG Guidance"]
-    strength = f", strength {settings.strength:g}" if settings.strength != 1 else ""
     known = "" if settings.free else "; its correction depends on the image and is known after sampling only"
     active = sum(point.active for point in points)
-    return points, [*lines, f"REG {settings.form}{strength} in {active} of {len(points)} steps{known}"]
+    return points, [*lines, f"{settings.title} in {active} of {len(points)} steps{known}"]

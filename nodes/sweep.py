@@ -1,10 +1,11 @@
-"""REGSweep and REGGrid: the same seed at several cfg values and forms, on one labelled sheet.
+"""REGSweep and REGGrid: the same seed with several forms, gains and cfg values, on one labelled sheet.
 
 ComfyUI runs a node once for every entry of a list. REGSweep gives lists, an ordinary sampler and decoder
 follow, and REGGrid takes the list as a whole.
 """
 
 import dataclasses
+import itertools
 import re
 
 from comfy_api.latest import io
@@ -29,16 +30,16 @@ class REGSweep(io.ComfyNode):
             category=GUIDANCE,
             inputs=[
                 io.Model.Input("model"),
-                io.String.Input("cfgs", default="2, 4, 8"),
                 io.String.Input("forms", default="off, row_sum, schedule"),
-                io.String.Input("strengths", default="1"),
+                io.String.Input("gains", default="1, 2, 4"),
+                io.String.Input("cfgs", default="7"),
             ],
             outputs=[kind.Output(is_output_list=True) for kind in (io.Model, io.Float, io.String, Trace)],
         )
         return described(schema, "xy plot", "grid search", "compare cfg", "cfg sweep", "parameter sweep")
 
     @classmethod
-    def execute(cls, model, cfgs, forms, strengths) -> io.NodeOutput:
+    def execute(cls, model, forms, gains, cfgs) -> io.NodeOutput:
         scales, chosen = numbers("cfgs", cfgs, 0.0, 100.0), _once("forms", _pieces("forms", forms))
         for form in chosen:
             if form not in FORMS:
@@ -48,25 +49,32 @@ class REGSweep(io.ComfyNode):
             settings, percents = hook.settings, hook.percents
         if "calibrated" in chosen and settings.calibration is None:
             raise ValueError("REGSweep: form 'calibrated' needs a table: put REG Guidance with one in front")
-        rows = combinations(chosen, numbers("strengths", strengths, -10.0, 10.0))
-        if (count := len(rows) * len(scales)) > MOST_RUNS:
-            product = f"{len(scales)} cfgs times {len(rows)} forms and strengths"
-            raise ValueError(f"REGSweep: {product} are {count} sampling runs; want at most {MOST_RUNS}")
+        planned = combinations(chosen, numbers("gains", gains, 0.05, 100.0), scales)
+        if len(planned) > MOST_RUNS:
+            raise ValueError(f"REGSweep: these are {len(planned)} sampling runs; want at most {MOST_RUNS}")
         runs = []
-        for heading, form, strength in rows:
+        for form, gain, cfg, label in planned:
             table = settings.calibration if form == "calibrated" else None
-            changed = dataclasses.replace(settings, form=form, strength=strength, calibration=table)
-            for cfg in scales:
-                patched, trace = rectified_model(model, changed, percents)  # each has a trace of its own
-                runs.append((patched, cfg, f"{heading}{SEPARATOR}cfg {cfg:g}", trace))
+            changed = dataclasses.replace(settings, form=form, gain=gain, calibration=table)
+            patched, trace = rectified_model(model, changed, percents)  # each has a trace of its own
+            runs.append((patched, cfg, label, trace))
         return io.NodeOutput(*map(list, zip(*runs, strict=True)))
 
 
-def combinations(forms, strengths):
-    """[(row heading, form, strength)]: every form at every strength, `off` once."""
-    pairs = [(form, strength) for form in forms for strength in (strengths if form != "off" else [1.0])]
-    named = strengths != [1.0]
-    return [(f"{f} x {s:g}" if named and f != "off" else f, f, s) for f, s in pairs]
+def combinations(forms, gains, cfgs):
+    """[(form, gain, cfg, label)], plain CFG first and once for each cfg.
+
+    Columns of the sheet are gains; where there is one gain only, they are cfg values.
+    """
+    planned = []
+    for form, cfg in itertools.product(sorted(forms, key=lambda form: form != "off"), cfgs):
+        for gain in gains if form != "off" else gains[:1]:
+            name = "CFG" if form == "off" else form
+            row, column = f"{name}, cfg {cfg:g}", f"gain {gain:g}"
+            if len(gains) == 1:
+                row, column = name + (f", {column}" if gain != 1 and form != "off" else ""), f"cfg {cfg:g}"
+            planned.append((form, gain, cfg, f"{row}{SEPARATOR}{column}"))
+    return planned
 
 
 def numbers(name, text, low, high) -> list[float]:

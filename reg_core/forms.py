@@ -64,12 +64,15 @@ def schedule_factor(sigma_ve: Tensor, data_std: float) -> Tensor:
     return data_std**2 / (data_std**2 + sigma_ve**2)
 
 
-def blend(v: Tensor, full: Rectified, strength: float) -> Rectified:
-    """v + strength (R v - v): plain guidance at strength 0, REG at 1."""
-    if strength == 1:
+def blend(v: Tensor, full: Rectified, strength: float, gain: float = 1.0) -> Rectified:
+    """v + strength (gain R v - v): plain guidance at strength 0, REG at 1. Bad samples keep v."""
+    if strength == 1 == gain:
         return full
     v = v.to(full.vector.dtype)
-    return Rectified(v + strength * (full.vector - v), 1 + strength * (full.factor - 1), full.bad)
+    if full.bad is not None:
+        gain = torch.where(expand(full.bad, v), 1, gain)
+    vector, factor = gain * full.vector, gain * full.factor
+    return Rectified(v + strength * (vector - v), 1 + strength * (factor - 1), full.bad)
 
 
 def carry(factor: Tensor, ratio: Tensor) -> Tensor:
@@ -81,6 +84,11 @@ def carry(factor: Tensor, ratio: Tensor) -> Tensor:
     square = expand(ratio.to(factor.dtype).square(), factor)
     moved = factor / torch.lerp(square, torch.ones_like(square), factor)  # c / (c + (1 - c) ratio^2)
     return torch.where(carries(factor), moved, factor)
+
+
+def carried_share(share: float, ratio: float) -> float:
+    """`carry` of one number."""
+    return share / (share + (1 - share) * ratio * ratio) if 0 < share < 1 else share
 
 
 def carries(factor: Tensor) -> Tensor:

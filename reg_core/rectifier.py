@@ -35,12 +35,12 @@ class Rectifier:
     """The state of one sampling run. Call it once a model evaluation; make a new one for a new run.
 
     `run`: the trace.Run to write into. `fatal`: exceptions that are never caught (a host's cancel).
-    `observe`: called as observe(sigma_ve [B], v, R v) with every correction that is computed, at strength 1.
+    `observe`: called as observe(sigma_ve [B], v, R v) with every correction that is computed.
     """
 
     def __init__(self, settings: Settings, run: Run | None = None, fatal: tuple = (), observe=None):
         self.settings = settings
-        self.run = Run(settings.form, settings.engine, settings.strength) if run is None else run
+        self.run = Run(settings) if run is None else run
         self.observe = observe
         self._fall_back = FallBack(settings.engine, fatal)
         self._reverse, self._difference = Reverse(), Difference()
@@ -58,7 +58,7 @@ class Rectifier:
         if may_skip and self._skipping.skips(level, weight) and branches.apart(point):
             denoised = branches.only(point)
             note = "rectified weight negligible: no guidance"
-            row = self.run.plain(point.sigma, 1 + weight, note, skipped=True)
+            row = self.run.plain(point.sigma, 1 + weight, note, skipped=True, sigma_ve=level)
             prediction = Prediction(denoised, denoised, torch.zeros_like(denoised), row)
         else:
             row = Row(cfg=1 + weight)
@@ -66,15 +66,17 @@ class Rectifier:
             v = denoised - reference
             if may_skip:
                 self._skipping.saw(level, weight, v, full.vector if row.fresh else None)
-            rectified = blend(v, full, self.settings.strength)
-            self.run.rectified(row, point.sigma, v, rectified, error)
+            rectified = full
+            if row.active:  # else no engine is left, and guidance stays plain
+                rectified = blend(v, full, self.settings.strength, self.settings.gain)
+            self.run.rectified(row, point, v, full, rectified, error)
             prediction = Prediction(denoised, reference, rectified.vector, row)
         row.extra_rows = branches.rows - rows - 2
         row.seconds = time.perf_counter() - begin if point.x.device.type == "cpu" else math.nan
         return prediction
 
     def _full(self, branches, point, level, row) -> tuple[Tensor, Tensor, Rectified, Tensor | None]:
-        """(D_c, D_ref, R v at strength 1, error of the product or None)."""
+        """(D_c, D_ref, R v, error of the product or None)."""
         if self.settings.free:
             row.engine, row.fresh = "none needed", True
             row.product = "c(sigma)" if self.settings.form == "schedule" else "table"

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .forms import Rectified, carries, carry
+from .forms import Rectified, carried_share, carries, carry
 from .settings import Settings
 
 TOLERANCE = 0.05  # |R v - v| / |v| that counts as plain guidance, and what carrying may make of an error
@@ -84,11 +84,6 @@ class Refresh:
         parts = [(away * part).norm() / v.norm().clamp_min(1e-12) for part in (inside, ~inside)]
         numbers = torch.stack([*parts, error])
         self.kept = Kept(fresh.factor, numbers, point.sigma_ve, level, call, name)
-
-
-def carried_share(share: float, ratio: float) -> float:
-    """`forms.carry` of one number."""
-    return share / (share + (1 - share) * ratio * ratio) if 0 < share < 1 else share
 
 
 def growth(share: float, ratio: float) -> float:

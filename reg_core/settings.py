@@ -19,7 +19,8 @@ class Settings:
     - `form`: `row_sum` (J^T 1) * g, the paper's Eq. 21; `product` J^T g; `scalar` (v^T J v / v^T v) g, where
       v = D_c - D_ref; `schedule` V / (V + sigma_ve^2) g; `calibrated` c(sigma) g, c measured; `off`.
     - `engine`: how a product with J is computed. `auto` takes finite differences, for any model.
-    - `strength`: 0 = plain guidance, 1 = REG, linear between and beyond.
+    - `gain`: R g becomes gain R g. 1: the paper. R takes guidance away; a gain makes it as strong again.
+    - `strength`: 0 = plain guidance, 1 = REG, linear between and beyond: 1 + strength (gain R - 1).
     - `refresh`: compute the correction at every k-th model call, reuse it in between (refresh.py). 1: always.
     - `skip_below`: no guidance, and one model row only, where the effect of |R g| on the image is below this
       share of the largest |g| of the run so far (skipping.py). 0: never.
@@ -31,6 +32,7 @@ class Settings:
 
     form: str = "row_sum"
     engine: str = "auto"
+    gain: float = 1.0
     strength: float = 1.0
     refresh: int = 1
     skip_below: float = 0.0
@@ -46,12 +48,14 @@ class Settings:
         if (self.form == "calibrated") != (self.calibration is not None):
             have = "none is given" if self.calibration is None else f"form is {self.form!r}"
             raise ValueError(f"form 'calibrated' and a calibration table go together, but {have}")
-        for name in ("strength", "refresh", "skip_below", "data_std", "sigma_start", "sigma_end"):
+        for name in ("gain", "strength", "refresh", "skip_below", "data_std", "sigma_start", "sigma_end"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         if not math.isfinite(self.strength):
             raise ValueError(f"strength must be finite, got {self.strength}")
+        if not (math.isfinite(self.gain) and self.gain > 0):
+            raise ValueError(f"gain must be finite and > 0, got {self.gain}")
         if not math.isfinite(self.refresh) or int(self.refresh) != self.refresh or self.refresh < 1:
             raise ValueError(f"refresh must be a whole number >= 1, got {self.refresh}")
         if not 0 <= self.skip_below <= 1:
@@ -61,6 +65,16 @@ class Settings:
         if not self.sigma_start >= self.sigma_end >= 0:
             bounds = f"sigma_start={self.sigma_start}, sigma_end={self.sigma_end}"
             raise ValueError(f"want sigma_start >= sigma_end >= 0, got {bounds}")
+
+    @property
+    def title(self) -> str:
+        """REG form, with gain and strength where they are not 1."""
+        more = (f", {name} {value:g}" for name, value in (("gain", self.gain), ("strength", self.strength)))
+        return f"REG {self.form}" + "".join(m for m in more if not m.endswith(" 1"))
+
+    def applied(self, share: float) -> float:
+        """The part of plain guidance that is used where R keeps `share` of it."""
+        return 1 + self.strength * (self.gain * share - 1)
 
     @property
     def enabled(self) -> bool:

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .refresh import carried_share
+from .forms import carried_share
 from .settings import Settings
 
 REACH = 8.0  # a measured share tells little about noise levels further away than this factor
@@ -32,7 +32,7 @@ class Skipping:
         return effect < self.settings.skip_below  # False of a weight that is nan
 
     def saw(self, level: float, weight: float, v: Tensor, fresh: Tensor | None) -> None:
-        """Remember the guidance v [B, ...] of a call, and R v at strength 1 if it was computed there."""
+        """Remember the guidance v [B, ...] of a call, and R v if it was computed there."""
         if not self.settings.skip_below > 0:
             return
         if fresh is not None:
@@ -42,15 +42,15 @@ class Skipping:
         self._size, self._largest = (level, rms), max(self._largest, abs(weight) * rms)
 
     def _effect(self, share: float | None) -> float:
-        """|R g| / |g| as it counts in the image, at most.
+        """How much of |g| counts in the image, at most, with gain and strength.
 
         What `strength` leaves of plain guidance is not reduced by later steps: it adds up over many calls.
         """
-        strength = self.settings.strength
+        applied, strength = self.settings.applied, self.settings.strength
         if share is None:
-            return max(1.0, abs(1 - strength))
-        passed = abs(1 - strength) + abs(strength) * share * min(1.0, share) ** 0.5
-        return min(passed, abs(1 + strength * (share - 1)))
+            return max(abs(applied(0)), abs(applied(1)), 1.0)
+        passed = abs(1 - strength) + abs(strength) * self.settings.gain * share * min(1.0, share) ** 0.5
+        return min(passed, abs(applied(share)))
 
     def _expected_share(self, level: float) -> float | None:
         """The share at this level; None where nothing tells."""

@@ -6,21 +6,26 @@ Each call leaves a small tensor of numbers on its device; it becomes floats when
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .forms import Rectified
+from .forms import Rectified, carried_share
+from .point import Point
+from .settings import Settings
 
 QUANTILES = (0.05, 0.95)
 FEW = 16  # factors that are looked at when somebody reads them: more take less time at once
 SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
+WINDOW = (0.3, 8.0)  # sigma_ve in units of data_std: where guidance decides how strongly a picture is guided
 
 
 @dataclass
 class Row:
     """One model call.
 
-    - `guidance_norm`, `rectified_norm`: |g| and |R g|, root mean square per element.
+    - `share`: <R v, v> / <v, v>, the part of plain guidance that R keeps, at gain and strength 1.
+    - `guidance_norm`, `rectified_norm`: of guidance and of what it became, root mean square per element.
     - `correction_*`: mean, minimum, maximum, 5 % and 95 % quantile of R's factor (forms.Rectified).
     - `nonfinite`: samples without a finite correction. `error`: of R g by rounding, relative to g.
     - `fresh`: the correction was computed in this call, not reused. `skipped`: there was no guidance.
@@ -30,6 +35,8 @@ class Row:
     """
 
     sigma: float = math.nan
+    sigma_ve: float = math.nan
+    share: float = math.nan
     guidance_norm: float = math.nan
     rectified_norm: float = math.nan
     correction_mean: float = math.nan
@@ -61,8 +68,8 @@ class Row:
         if self._numbers is not None:
             numbers, self._numbers = self._numbers.tolist(), None
             if n := self._few:
-                few = sorted(numbers[3 : 3 + n])
-                numbers[3 : 3 + n] = sum(few) / n, *(few[round(q * (n - 1))] for q in (0, 1, *QUANTILES))
+                few = sorted(numbers[5 : 5 + n])
+                numbers[5 : 5 + n] = sum(few) / n, *(few[round(q * (n - 1))] for q in (0, 1, *QUANTILES))
             for name, value in zip(Row.__dataclass_fields__, numbers, strict=False):
                 setattr(self, name, value)
             weight = 1.0 if math.isnan(self.cfg) else abs(self.cfg - 1)
@@ -76,10 +83,12 @@ class Row:
         return self
 
 
-def measured(sigma: Tensor, v: Tensor, rectified: Rectified, error: Tensor | None):
-    """The numbers of a call as in Row, and Row._few; norms are those of v. sigma [B], v [B, ...]."""
+def measured(point: Point, v: Tensor, full: Rectified, rectified: Rectified, error: Tensor | None):
+    """The numbers of a call as in Row, and Row._few; norms are those of v. `full`: at gain and strength 1."""
     wide = torch.promote_types(v.dtype, torch.float32)
     factor, scale = rectified.factor.flatten(), v.numel() ** -0.5
+    flat, kept = v.flatten().to(wide), full.vector.flatten().to(wide)
+    share = kept.dot(flat) / flat.dot(flat)
     norms = [scale * torch.linalg.vector_norm(t, dtype=wide) for t in (v, rectified.vector)]
     few = len(factor) if len(factor) <= FEW else 0
     numbers = factor[:few].unbind()
@@ -87,16 +96,15 @@ def measured(sigma: Tensor, v: Tensor, rectified: Rectified, error: Tensor | Non
         ranked = factor[:: -(-len(factor) // SAMPLE)].sort().values
         numbers = factor.mean(), *factor.aminmax(), *(ranked[round(q * (len(ranked) - 1))] for q in QUANTILES)
     more = [] if rectified.bad is None else [rectified.bad.sum(), error]  # only a fresh one has either
-    return torch.stack([sigma.max(), *norms, *numbers, *(t for t in more if t is not None)]), few
+    levels = point.sigma.max(), point.sigma_ve.max()
+    return torch.stack([*levels, share, *norms, *numbers, *(t for t in more if t is not None)]), few
 
 
 @dataclass
 class Run:
     """The rows of one sampling run, and what was remarked about the run as a whole."""
 
-    form: str = "off"
-    engine: str = "auto"
-    strength: float = 1.0
+    settings: Settings = field(default_factory=lambda: Settings(form="off"))
     _rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _heat: Tensor | None = field(default=None, repr=False)
@@ -108,9 +116,12 @@ class Run:
         self._rows.append(Row(cfg=cfg, note=note, _numbers=sigma.detach().max()[None], **more))
         return self._rows[-1]
 
-    def rectified(self, row: Row, sigma: Tensor, v: Tensor, rectified: Rectified, error=None) -> None:
-        """Add a call whose guidance v [B, ...] became `rectified`; `row.cfg` is the scale in force."""
-        row._numbers, row._few = measured(sigma, v, rectified, error)
+    def rectified(self, row: Row, point: Point, v: Tensor, full: Rectified, rectified: Rectified, error=None):
+        """Add a call whose guidance v [B, ...] became `rectified`, with gain and strength; `full` is without.
+
+        `row.cfg` is the scale in force.
+        """
+        row._numbers, row._few = measured(point, v, full, rectified, error)
         self._rows.append(row)
         factor = rectified.factor
         if factor.shape[2:].numel() > 1:  # a number a sample has no place in the image
@@ -147,15 +158,29 @@ class Run:
         return [p.reshape(-1, *shape[1:]).mean(1) for p, shape in zip(parts, self.shapes, strict=True)]
 
     @property
-    def effective_cfg(self) -> float:
-        """1 + (cfg - 1) |R g| / |g|, averaged over the active calls with the weight |g|.
+    def share(self) -> float:
+        """The part of plain guidance that was used where REG acted, gain and strength included.
 
-        Calls without guidance (skipped, cfg 1) are not in the mean: their |g| was never computed.
+        A mean over the log of sigma_ve within WINDOW. Skipped calls count as what their neighbours tell.
         """
-        rows = [r for r in self.active if math.isfinite(r.cfg) and r.guidance_norm > 0]
-        total = sum(r.guidance_norm for r in rows)
-        size = sum(r.guidance_norm + (r.cfg - 1) * r.rectified_norm for r in rows)
-        return size / total if total else math.nan
+        return self.settings.applied(self._share)
+
+    @property
+    def estimated_gain(self) -> float:
+        """The gain with which REG guides about as strongly as plain guidance. See docs/evidence.md."""
+        return 1 / self._share if self._share > 0 else math.nan
+
+    @property
+    def _share(self) -> float:
+        known = {r.sigma_ve: r.share for r in self.active if math.isfinite(r.share) and r.sigma_ve > 0}
+        known.pop(math.inf, None)
+        if not known:
+            return math.nan
+        for row in self.rows:
+            if row.skipped and math.isfinite(row.sigma_ve):
+                near = min(known, key=lambda level: abs(math.log(level / row.sigma_ve)))
+                known[row.sigma_ve] = carried_share(known[near], row.sigma_ve / near)
+        return mean_share(*zip(*known.items(), strict=True), self.settings.data_std)
 
     @property
     def seconds(self) -> float:
@@ -168,24 +193,31 @@ class Run:
         return sum(row.extra_rows for row in self._rows)
 
     def summary(self) -> str:
-        """One line: form, engine, active calls of total, mean correction, effective cfg, cost."""
+        """One line: form, engine, active calls of total, share of plain guidance, cost."""
         rows, active = self.rows, self.active
         if not active:
             done = f"did nothing in {len(rows)} model calls" if rows else "nothing sampled yet"
-            return f"form {self.form}: {done}"
+            return f"form {self.settings.form}: {done}"
         engines = dict.fromkeys(f"{r.engine} ({r.product})" if r.product else r.engine for r in active)
-        mean, skipped = sum(r.correction_mean for r in active) / len(active), sum(r.skipped for r in rows)
+        skipped = sum(r.skipped for r in rows)
         worst = max((r.error for r in active if math.isfinite(r.error)), default=0.0)
         parts = [
-            f"form {self.form}, engine {'+'.join(engines)}",
+            f"form {self.settings.form}, engine {'+'.join(engines)}",
             f"active in {len(active)} of {len(rows)} model calls",
-            f"mean correction {mean:.3f}, effective cfg {self.effective_cfg:.2f}",
+            self.strength(),
             f"{skipped} skipped" if skipped else "",
             f"probe error up to {100 * worst:.0f} %" if worst > 0.1 else "",
             f"{self.extra_rows} extra rows",
             f"{self.seconds:.2f} s" if math.isfinite(self.seconds) else "",
         ]
         return ", ".join(filter(None, parts))
+
+    def strength(self) -> str:
+        """Words for how strongly was guided: the share, and the gain for as much as without REG."""
+        if math.isnan(self.share):
+            return "no guidance to measure"
+        share, gain = f"{100 * self.share:.0f} % of plain guidance", self.estimated_gain
+        return share if math.isnan(gain) else f"{share}, estimated gain {gain:.1f}"
 
     def table(self) -> str:
         """The rows as aligned text; mean, min and max are those of the factor."""
@@ -200,6 +232,16 @@ class Run:
 
     def __str__(self) -> str:
         return "\n".join([self.summary(), self.table(), *(f"note: {note}" for note in self.notes)])
+
+
+def mean_share(levels, shares, data_std: float) -> float:
+    """Mean of shares at noise levels sigma_ve over log sigma_ve, within WINDOW where any lie in it."""
+    place, shares = np.log(np.array(levels) / data_std), np.array(shares)
+    order = place.argsort()
+    low, high = np.clip(np.log(WINDOW), place.min(), place.max())
+    if low == high:  # none in the window
+        low, high = place.min(), place.max()
+    return float(np.interp(np.linspace(low, high, 129), place[order], shares[order]).mean())
 
 
 @dataclass

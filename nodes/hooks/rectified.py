@@ -59,7 +59,7 @@ class RectifyHook:
         guider = executor.class_obj
         settings = self.settings_for(guider.model_patcher)
         shapes = sample_arguments(args, kwargs).get("latent_shapes") or []
-        run = self.trace.start(Run(settings.form, settings.engine, settings.strength, shapes=shapes))
+        run = self.trace.start(Run(settings, shapes=shapes))
         if not has_noise(guider.model_patcher):
             sampling = type(guider.model_patcher.get_model_object("model_sampling")).__bases__
             why = f"{' and '.join(base.__name__ for base in sampling)} has no noise, so there is no REG"

@@ -25,8 +25,8 @@ def labelled_grid(
     """One sheet [1, H, W, 3] of `images` [B, h, w, C] each, in 0..1, of any sizes; a batch becomes one cell.
 
     - `columns`: cells in a row. 0: as many as the labels' table has, else about as many as rows.
-    - `labels`: one a cell. Labels "a | b" that form a full table in reading order are written once, as
-      headings of rows and columns. Others are written above every cell.
+    - `labels`: one a cell. Labels "a | b" of a table in reading order are written once, as headings of rows
+      and columns; cells may be absent. Others are written above every cell.
     - `captions`: a line below each cell.
     - `across`: images in a row of a cell. 0: about as many as down.
 
@@ -56,7 +56,8 @@ def labelled_grid(
     small = round(0.8 * size)
     width = max(width, *(min(10 * size, math.ceil(text_width(str(name), size))) for name in names))
     width = max(width, *(min(10 * size, math.ceil(text_width(text, small))) for text in captions))
-    rows = math.ceil(len(images) / columns)
+    places = table[2] if table else range(len(images))
+    rows = math.ceil((max(places) + 1) / columns)
     side = min(320, max(math.ceil(text_width(name, size)) for name in table[0]) + 2 * GAP) if table else GAP
     written = [wrap(name, size, width) for name in names]
     above = _line(size) * max(len(lines) for lines in written)
@@ -71,7 +72,8 @@ def labelled_grid(
 
     sheet = background.repeat(*total, 1)
     for i, image in enumerate(images):
-        top, left = head + GAP + (i // columns) * step[0], side + (i % columns) * step[1]
+        row, column = divmod(places[i], columns)
+        top, left = head + GAP + row * step[0], side + column * step[1]
         if not table:
             _write(sheet, (top, left, width), written[i], size, colors)
         cell = _cell(image, blocks[i], background)
@@ -113,12 +115,17 @@ def _cell(image: Tensor, block, background: Tensor) -> Tensor:
 
 
 def _table(labels):
-    """(row headings, column headings) of labels "row | column" in reading order, or None."""
+    """(row headings, column headings, place of each label) of labels "row | column", or None.
+
+    A place counts the table's cells in reading order.
+    """
     parts = [str(label).split(SEPARATOR) for label in labels]
     if len(labels) < 2 or any(len(p) != 2 for p in parts):
         return None
     rows, columns = (list(dict.fromkeys(p[i] for p in parts)) for i in (0, 1))
-    return (rows, columns) if parts == [[r, c] for r in rows for c in columns] else None
+    places = [rows.index(row) * len(columns) + columns.index(column) for row, column in parts]
+    ordered = all(a < b for a, b in zip(places, places[1:], strict=False))
+    return (rows, columns, places) if ordered and min(len(rows), len(columns)) < len(labels) else None
 
 
 def _line(size: int) -> int:

@@ -59,14 +59,13 @@ def _headings(run: Run | None, title: str):
     if run is None:
         return title or "REG", [NOTHING], []
     rows, active = run.rows, run.active
-    heading = title or f"REG {run.form}" + (f", strength {run.strength:g}" if run.strength != 1 else "")
+    heading = title or run.settings.title
     if not rows:
         return heading, [NOTHING], [f"note: {note}" for note in run.notes]
     known = [r for r in active if r.product] or active
     kinds = [f"{r.engine} {r.product}".strip() for r in known]
-    engines = " + ".join(dict.fromkeys(kinds)) or f"{run.engine} (not used)"
-    cfg = f"{run.effective_cfg:.2f}" if math.isfinite(run.effective_cfg) else "unknown"
-    facts = [f"active in {len(active)} of {len(rows)} model calls", f"effective cfg {cfg}"]
+    engines = " + ".join(dict.fromkeys(kinds)) or f"{run.settings.engine} (not used)"
+    facts = [f"active in {len(active)} of {len(rows)} model calls", run.strength()]
     facts.append(f"{run.extra_rows} extra model rows")
     if math.isfinite(run.seconds):
         facts.append(f"{run.seconds:.2f} s")

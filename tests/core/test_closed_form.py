@@ -3,11 +3,13 @@
 Oracle: linear regression written out in oracles.py, and c = V / (V + (s/alpha)^2).
 """
 
+import itertools
+
 import oracles
 import pytest
 import torch
 
-from reg_core import Branches, Point, Rectifier, Settings, Space, expand, forward, from_denoised, rectify, to_denoised
+from reg_core import FORMS, Branches, Guided, Point, Rectifier, Settings, Space, expand, forward, from_denoised, rectify, to_denoised
 
 SHAPES = [(2, 8, 11), (3, 4, 6, 6), (2, 3, 2, 4, 4), (2, 1, 40)]  # audio, image, video, packed
 SIGMAS = {"ve": [0.05, 0.7, 6.0], "flow": [0.05, 0.5, 0.95], "vp": [0.05, 0.7, 6.0]}
@@ -97,11 +99,23 @@ def test_low_precision_latents_stay_finite_and_close(dtype, bound):
 def test_strength_interpolates_linearly():
     cond, reference, x, sigma = setup("ve", (3, 4, 6, 6))
     c = expand(oracles.shrinkage(VARIANCE, sigma, "ve"), x)
-    for strength in (0.25, 1.0, 1.5, -1.0):
-        rectifier = Rectifier(Settings(form="scalar", engine="reverse", strength=strength))
+    for strength, gain in itertools.product((0.25, 1.0, 1.5, -1.0), (1.0, 3.0)):
+        rectifier = Rectifier(Settings(form="scalar", engine="reverse", strength=strength, gain=gain))
         result = rectifier(Branches(cond, reference), Point.of(x, sigma))
         v = result.denoised - result.reference
-        assert torch.allclose(result.rectified, (1 + strength * (c - 1)) * v, atol=1e-9)
+        assert torch.allclose(result.rectified, (1 + strength * (gain * c - 1)) * v, atol=1e-9)
+        assert torch.allclose(result.denoised, cond(x, sigma), atol=1e-12), "no gain on D_c"
+        assert torch.allclose(result.guided(2.0), result.denoised + 2 * (1 + strength * (gain * c - 1)) * v, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("off", "calibrated")])
+@pytest.mark.parametrize("refresh", [1, 4])
+def test_gain_is_the_same_as_a_larger_weight(form, refresh):
+    """Oracle: w R g is linear in w, so gain 2.5 at w is gain 1 at 2.5 w. In every form, fresh and carried."""
+    cond, reference, x, _ = setup("ve", (2, 4, 6, 6))
+    one, more = (Guided(cond, reference, w, Settings(form=form, gain=g, refresh=refresh)) for g, w in ((1, 5.0), (2.5, 2.0)))
+    for sigma in (4.0, 3.0, 2.5):
+        assert torch.allclose(one(x, torch.tensor(sigma)), more(x, torch.tensor(sigma)), atol=1e-9)
 
 
 def test_flow_at_pure_noise_is_unguided_and_finite():

@@ -46,12 +46,12 @@ def a_run(means, **more):
         rows.append(
             Row(
                 **{
-                    "sigma": 10.0 / (i + 1), "cfg": 5.0, "engine": "finite_difference", "product": "J 1", "fresh": True, "guidance_norm": 2.0,
+                    "sigma": 10.0 / (i + 1), "cfg": 5.0, "engine": "finite_difference", "product": "J 1", "fresh": True, "guidance_norm": 2.0, "sigma_ve": 10.0 / (i + 1), "share": mean,
                     "rectified_norm": 2.0 * mean, "correction_mean": mean, "correction_low": mean - 0.1, "correction_high": mean + 0.2, "extra_rows": 1,
                 } | values
             )
         )  # fmt: skip
-    return Run("row_sum", "auto", 1.0, rows)
+    return Run(Settings(), rows)
 
 
 def first_panel(picture, theme):
@@ -134,13 +134,13 @@ def test_headings_tell_the_run(written):
     text = "\n".join(written)
     assert "my title" in text and "finite_difference J 1" in text and "active in 2 of 2 model calls" in text
     assert "3 extra model rows" in text and "0.75 s" in text and "engine forward failed" in text
-    assert "effective cfg 2.50" in text  # 1 + 4 * (0.5 + 0.25) / 2
+    assert "37 % of plain guidance, estimated gain 2.7" in text or "38 % of plain guidance, estimated gain 2.7" in text
 
 
 def test_runs_without_anything_to_show_are_pictures_too(written):
     assert plot_run(None).width == 1024 and "No sampling run to show" in "\n".join(written)
     plot_run(Run())
-    idle = Run("row_sum", _rows=[Row(sigma=s, cfg=1.0, note="cfg 1: no guidance to rectify") for s in (3.0, 1.0)])
+    idle = Run(Settings(), _rows=[Row(sigma=s, cfg=1.0, note="cfg 1: no guidance to rectify") for s in (3.0, 1.0)])
     plot_run(idle)
     text = "\n".join(written)
     assert "REG changed nothing in this run" in text and "cfg 1: no guidance to rectify (2 calls)" in text
@@ -314,6 +314,15 @@ def test_labels_become_headings_where_they_fill_a_table(written):
     assert len(written) >= 6
 
 
+def test_cells_of_a_table_may_be_absent(written):
+    """One picture of plain CFG, above as many as there are gains. Oracle: places of the pictures."""
+    images = [torch.rand(1, 32, 32, 3) for _ in range(4)]
+    (sheet,) = labelled_grid(images, ["CFG | gain 1", *(f"row_sum | gain {gain}" for gain in (1, 2, 4))])
+    assert sorted(written) == ["CFG", "gain 1", "gain 2", "gain 4", "row_sum"]
+    (y0, x0), (y1, x1), (y2, x2), (y3, x3) = (find(sheet, image[0])[0] for image in images)
+    assert y0 < y1 == y2 == y3 and x0 == x1 < x2 < x3
+
+
 @pytest.mark.parametrize("name", THEMES)
 def test_labels_are_drawn_over_their_image(name):
     theme = THEMES[name]
@@ -327,8 +336,8 @@ def test_labels_are_drawn_over_their_image(name):
 
 def test_captions_are_drawn_below_their_image(written):
     images = [torch.rand(1, 60, 90, 3), torch.rand(1, 40, 30, 3)]
-    (sheet,) = labelled_grid(images, ["a | b", "a | c"], captions=["", "effective cfg 1.31"])
-    assert written.count("effective cfg 1.31") == 1
+    (sheet,) = labelled_grid(images, ["a | b", "a | c"], captions=["", "31 % of plain"])
+    assert written.count("31 % of plain") == 1
     places = [find(sheet, image[0])[0] for image in images]
     (plain,) = labelled_grid(images, ["a | b", "a | c"])
     changed = torch.ones(sheet.shape[:2], dtype=torch.bool)

@@ -147,6 +147,23 @@ def test_kernels_without_derivative_fall_back_loudly_and_once(kernel, why, form,
     assert rectifier.run.rows[0].note and not rectifier.run.rows[1].note
 
 
+def test_no_gain_where_no_engine_is_left():
+    """Then guidance is plain, as strong as the user's cfg."""
+    calls = []
+
+    def cond(x, s):
+        calls.append(1)
+        if len(calls) > 1 or x.requires_grad:
+            raise RuntimeError("no further pass")
+        return 0.5 * x
+
+    rectifier = Rectifier(Settings(engine="reverse", gain=4.0))
+    branches = Branches(cond, lambda x, s: 0.2 * x)
+    branches.both(POINT)
+    result = rectifier(branches, POINT)
+    assert torch.equal(result.rectified, result.denoised - result.reference) and not rectifier.run.active
+
+
 def test_a_hosts_cancel_is_never_caught():
     class Cancel(RuntimeError):
         pass
@@ -166,8 +183,8 @@ def test_a_hosts_cancel_is_never_caught():
 
 
 @pytest.mark.parametrize("form", ["row_sum", "scalar", "product"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_non_finite_correction_leaves_plain_guidance_for_that_sample_only(form, value):
+@pytest.mark.parametrize("value,gain", [(math.nan, 1.0), (math.inf, 3.0)])
+def test_non_finite_correction_leaves_plain_guidance_for_that_sample_only(form, value, gain):
     calls = []
 
     def cond(x, s):
@@ -178,11 +195,11 @@ def test_non_finite_correction_leaves_plain_guidance_for_that_sample_only(form, 
             out[0, 0, 0, 0] = value
         return out
 
-    rectifier = Rectifier(Settings(form=form))
+    rectifier = Rectifier(Settings(form=form, gain=gain))
     result = rectifier(Branches(cond, lambda x, s: 0.2 * x), POINT)
     v = result.denoised - result.reference
     assert torch.equal(result.rectified[0], v[0])
-    assert torch.allclose(result.rectified[1], 0.5 * v[1], rtol=1e-2, atol=1e-3)
+    assert torch.allclose(result.rectified[1], gain * 0.5 * v[1], rtol=1e-2, atol=1e-3)
     row = rectifier.run.rows[0]
     assert row.nonfinite == 1 and "non-finite" in row.note
     assert math.isfinite(row.correction_mean)
@@ -191,7 +208,7 @@ def test_non_finite_correction_leaves_plain_guidance_for_that_sample_only(form, 
 @pytest.mark.parametrize(
     "bad,match",
     [
-        (dict(form="rowsum"), "rowsum"), (dict(engine="forward"), "forward"), (dict(strength=math.nan), "nan"), (dict(strength=math.inf), "inf"),
+        (dict(form="rowsum"), "rowsum"), (dict(engine="forward"), "forward"), (dict(gain=0.0), "gain.*0.0"), (dict(gain=math.inf), "gain.*inf"), (dict(strength=math.nan), "nan"), (dict(strength=math.inf), "inf"),
         (dict(refresh=-1), "-1"), (dict(refresh=0), "0"), (dict(refresh=1.5), "1.5"), (dict(skip_below=-0.5), "-0.5"), (dict(skip_below=math.nan), "nan"),
         (dict(skip_below=1.5), "1.5"), (dict(skip_below=True), "True"), (dict(form="calibrated"), "none is given"),
         (dict(refresh="2"), "'2'"), (dict(refresh=math.inf), "inf"), (dict(strength=None), "strength.*None"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from oracles import counted_pair
 
-from reg_core import Branches, Point, Rectified, Rectifier, Row, Run, Settings, Trace
+from reg_core import Branches, Guided, Point, Rectified, Rectifier, Row, Run, Settings, Trace, karras_sigmas, sample_heun
+from reg_core.trace import WINDOW, mean_share
 
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 POINT = Point.of(X, torch.tensor([0.5, 1.5]))
@@ -25,7 +26,8 @@ def test_numbers_are_those_of_the_call():
     assert row.rectified_norm == pytest.approx(4 * result.rectified.square().mean().sqrt().item(), rel=1e-5)
     assert row.correction_mean == pytest.approx(factor.mean().item(), rel=1e-3)
     assert row.correction_max == pytest.approx(factor.max().item(), rel=1e-3)
-    assert rectifier.run.effective_cfg == pytest.approx(1 + 4 * row.rectified_norm / row.guidance_norm, rel=1e-5)
+    assert row.share == pytest.approx(float((v * result.rectified).sum() / (v * v).sum()), rel=1e-4) and row.sigma_ve == 1.5
+    assert rectifier.run.share == row.share and rectifier.run.estimated_gain == pytest.approx(1 / row.share)
     assert 0 < row.seconds < 60 and rectifier.run.seconds == row.seconds
     assert not any(isinstance(value, torch.Tensor) for value in vars(row).values()), "no tensor stays behind once read"
     assert "row_sum" in rectifier.run.summary() and "J 1" in rectifier.run.table()
@@ -45,9 +47,9 @@ def calls(count, elementwise, seed=0, shape=(2, 3, 4, 5)):
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 7), (2,)])
 def test_rows_read_at_the_end_are_those_of_each_call(shape):
     """Oracle: float64 by NumPy, a call at a time."""
-    run, seen = Run("row_sum"), [*calls(3, True, shape=shape), *calls(2, False, 1, shape), *calls(2, True, 2, shape)]
+    run, seen = Run(Settings()), [*calls(3, True, shape=shape), *calls(2, False, 1, shape), *calls(2, True, 2, shape)]
     for sigma, v, rectified, weight, error in seen:
-        run.rectified(Row(cfg=1 + weight, engine="finite_difference"), sigma, v, rectified, error)
+        run.rectified(Row(cfg=1 + weight, engine="finite_difference"), Point.of(v, sigma), v, rectified, rectified, error)
     for row, (sigma, v, rectified, weight, error) in zip(run.rows, seen, strict=True):
         v, moved, factor = (t.double().numpy() for t in (v, rectified.vector, rectified.factor))
         want = dict(sigma=float(sigma.max()), guidance_norm=abs(weight) * (v**2).mean() ** 0.5, correction_mean=factor.mean())
@@ -68,35 +70,35 @@ def test_quantiles_of_a_large_factor():
     """They are taken of some of the elements. Oracle: the quantiles of all."""
     factor = torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0))
     v = torch.ones_like(factor)
-    run = Run("row_sum")
-    run.rectified(Row(cfg=2.0), torch.ones(2), v, Rectified(factor * v, factor, torch.zeros(2, dtype=torch.bool)))
+    run, whole = Run(Settings()), Rectified(factor * v, factor, torch.zeros(2, dtype=torch.bool))
+    run.rectified(Row(cfg=2.0), Point.of(v, torch.ones(2)), v, whole, whole)
     (row,) = run.rows
     assert (row.correction_low, row.correction_high) == pytest.approx((0.05, 0.95), abs=0.02)
 
 
 def test_plain_calls_stand_in_the_trace_with_their_reason():
-    run = Run("row_sum")
+    run = Run(Settings())
     row = run.plain(torch.tensor([2.0, 3.0]), 1.0, "cfg 1: no guidance to rectify")
     assert row is run.rows[0] and (row.sigma, row.cfg, row.active) == (3.0, 1.0, False) and math.isnan(row.guidance_norm)
     run.plain(torch.tensor([1.0]), 4.0, "negligible", skipped=True, extra_rows=-1)
-    assert [r.skipped for r in run.rows] == [False, True] and run.extra_rows == -1 and not run.active and math.isnan(run.effective_cfg)
+    assert [r.skipped for r in run.rows] == [False, True] and run.extra_rows == -1 and not run.active and math.isnan(run.share)
     assert run.summary() == "form row_sum: did nothing in 2 model calls"
     assert "[cfg 1: no guidance to rectify]" in str(run)
 
 
 def test_time_stands_only_where_it_was_measured():
     """A clock of a GPU would tell when kernels were launched: such rows have none."""
-    run = Run("row_sum", _rows=[Row(cfg=2.0, engine="reverse", guidance_norm=1.0, rectified_norm=0.5, correction_mean=0.5, seconds=math.nan)])
+    run = Run(Settings(), _rows=[Row(cfg=2.0, engine="reverse", guidance_norm=1.0, rectified_norm=0.5, correction_mean=0.5, seconds=math.nan)])
     assert math.isnan(run.seconds) and not run.summary().endswith(" s")
-    run = Run("row_sum", _rows=[Row(cfg=2.0, seconds=0.5, engine="reverse", guidance_norm=1.0, rectified_norm=0.5)])
+    run = Run(Settings(), _rows=[Row(cfg=2.0, seconds=0.5, engine="reverse", guidance_norm=1.0, rectified_norm=0.5)])
     assert run.seconds == 0.5 and run.summary().endswith("0.50 s")
 
 
 def test_a_trace_keeps_the_newest_runs():
     trace = Trace(keep=3)
     assert trace.last is None and "nothing has been sampled" in str(trace)
-    runs = [trace.start(Run(str(i))) for i in range(5)]
-    assert trace.runs == runs[2:] and trace.last is runs[4]
+    runs = [trace.start(Run()) for _ in range(5)]
+    assert list(map(id, trace.runs)) == list(map(id, runs[2:])) and trace.last is runs[4]
 
 
 def test_remarks_are_made_once():
@@ -108,8 +110,58 @@ def test_a_heat_map_for_each_latent_that_a_host_packs_into_one():
     """Oracle: the maps of both parts by themselves."""
     video, sound = torch.rand(2, 3, 2, 4, 4), torch.rand(2, 1, 5)
     factor = torch.cat([video.reshape(2, 1, -1), sound.reshape(2, 1, -1)], 2)
-    run = Run("row_sum", shapes=[video.shape, sound.shape])
-    run.rectified(Row(cfg=2.0), torch.ones(2), factor, Rectified(factor * factor, factor))
+    run, whole = Run(Settings(), shapes=[video.shape, sound.shape]), Rectified(factor * factor, factor)
+    run.rectified(Row(cfg=2.0), Point.of(factor, torch.ones(2)), factor, whole, whole)
     for got, want in zip(run.heats, (video.mean(1), sound.mean(1)), strict=True):
         assert torch.allclose(got, want)
-    assert len(Run("row_sum").heats) == 0
+    assert len(Run(Settings()).heats) == 0
+
+
+SIGMAS = karras_sigmas(20, 0.05, 40.0)
+
+
+def sampled(settings, data_std=0.7):
+    """The trace of one Heun run on Gaussian data with that standard deviation, where R is c(sigma)."""
+
+    def denoiser(mean):
+        return lambda x, sigma: mean + (x - mean) * data_std**2 / (data_std**2 + sigma.reshape(-1, 1) ** 2)
+
+    x = 40 * torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    guided = Guided(denoiser(1.0), denoiser(-1.0), 3.0, settings)
+    sample_heun(guided, x, SIGMAS.double())
+    return guided.trace.last
+
+
+def mean_of_c(data_std, low, high, count=20001):
+    """Mean of V / (V + sigma^2) over log sigma, by the midpoint rule."""
+    place = np.log(low) + (np.arange(count) + 0.5) / count * np.log(high / low)
+    return float(np.mean(data_std**2 / (data_std**2 + np.exp(2 * place))))
+
+
+@pytest.mark.parametrize("form", ["row_sum", "scalar", "schedule"])
+def test_the_share_is_a_mean_over_log_sigma(form):
+    """Oracle: the integral for Gaussian data. Neither refresh nor skipping moves it by more than 5 %."""
+    same = {"form": form, "data_std": 0.7}
+    want = mean_of_c(0.7, *(0.7 * bound for bound in WINDOW))
+    shares = [sampled(Settings(**same, **more)).share for more in ({}, {"refresh": 8}, {"skip_below": 0.05})]
+    assert shares == pytest.approx([want] * 3, rel=0.05)
+    assert any(row.skipped for row in sampled(Settings(**same, skip_below=0.05)).rows)
+
+
+def test_gain_and_strength_are_in_the_share_and_not_in_the_estimate():
+    plain = sampled(Settings(form="schedule", data_std=0.7))
+    more = sampled(Settings(form="schedule", data_std=0.7, gain=2.5, strength=0.5))
+    assert more.estimated_gain == pytest.approx(plain.estimated_gain, rel=1e-4) == 1 / plain.share
+    assert more.share == pytest.approx(1 + 0.5 * (2.5 * plain.share - 1), rel=1e-4)
+    assert f"{100 * more.share:.0f} % of plain guidance, estimated gain {more.estimated_gain:.1f}" in more.summary()
+
+
+def test_noise_levels_outside_of_the_window_are_used_where_there_are_no_others():
+    assert mean_share([100.0, 50.0], [0.2, 0.4], 1.0) == pytest.approx(0.3)
+    assert mean_share([100.0], [0.2], 1.0) == pytest.approx(0.2)
+
+
+def test_equal_prompts_leave_nothing_to_measure():
+    run = Rectifier(Settings(form="schedule"))
+    run(Branches(lambda x, sigma: x / 2, lambda x, sigma: x / 2), POINT)
+    assert math.isnan(run.run.share) and "no guidance to measure" in run.run.summary()
