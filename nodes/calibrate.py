@@ -8,7 +8,7 @@ from ..reg_core.settings import Settings
 from . import schema as sockets
 from .hooks.rectified import log, rectified_model
 from .host.noise_levels import model_kind
-from .host.runs import SAMPLERS, SCHEDULERS, sample_once, step_counter
+from .host.runs import SAMPLERS, SCHEDULERS, latent_std, sample_once, step_counter
 from .host.tables import calibration_file, calibration_files, new_calibration_file
 from .schema import GUIDANCE, advanced, choice, described, number, whole
 
@@ -37,7 +37,7 @@ class REGCalibrate(io.ComfyNode):
                 *advanced(choice("scheduler", SCHEDULERS, "karras")),
                 *(io.Conditioning.Input(name, optional=True) for name in MORE_PROMPTS),
             ],
-            outputs=[sockets.Calibration.Output(), io.String.Output()],
+            outputs=[sockets.Calibration.Output(), io.String.Output(), io.Float.Output()],
             is_output_node=True,
         )
         return described(schema, "REG", "calibration", "measure guidance", "free REG")
@@ -51,9 +51,14 @@ class REGCalibrate(io.ComfyNode):
         measurement = Measurement()
         patched, trace = rectified_model(model, Settings(form=form), observe=measurement)
         callback = step_counter(values["steps"] * runs * len(prompts))
+        sampled = []
         for prompt in prompts:
             for run in range(runs):
-                sample_once(patched, prompt, negative, latent_image, (seed + run) % SEEDS, callback, **values)
+                seed_of_run = (seed + run) % SEEDS
+                sampled.append(
+                    sample_once(patched, prompt, negative, latent_image, seed_of_run, callback, **values)
+                )
+        data_std = latent_std(model, sampled)
         prediction, latent = model_kind(model)
         notes = {"runs": runs * len(prompts), **values}
         about = {"prediction": prediction, "latent": latent, "model": type(model.model).__name__}
@@ -61,11 +66,11 @@ class REGCalibrate(io.ComfyNode):
             table = measurement.table(form, **about, notes=notes)
         except ValueError as error:
             raise ValueError("; ".join([f"REGCalibrate: {error}", *trace.last.notes])) from None
-        text = table.summary()
+        text = f"{table.summary()}. data_std of what was sampled: {data_std:.3g}"
         if filename_prefix.strip():
             text += f". Saved: {table.save(new_calibration_file(filename_prefix))}"
         log.info("REG: %s", text)
-        return io.NodeOutput(table, text, ui={"text": (text,)})
+        return io.NodeOutput(table, text, data_std, ui={"text": (text,)})
 
 
 class REGLoadCalibration(io.ComfyNode):

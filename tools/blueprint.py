@@ -12,12 +12,12 @@ else:
 NAME = "CFG beside REG"
 SOCKETS = [("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT"), ("vae", "VAE")]
 WIDGETS = {  # of the node, each feeding both samplers or REG
-    "form": ("COMBO", "row_sum"), "seed": ("INT", 42), "steps": ("INT", 30), "cfg": ("FLOAT", 8.0), "sampler_name": ("COMBO", "euler"),
+    "form": ("COMBO", "row_sum"), "gain": ("FLOAT", 1.5), "seed": ("INT", 42), "steps": ("INT", 30), "cfg": ("FLOAT", 8.0), "sampler_name": ("COMBO", "euler"),
     "scheduler": ("COMBO", "normal"),
 }  # fmt: skip
 OUTPUTS = ["REG", "CFG", "plot", "heat_map"]
 INPUT_NODE, OUTPUT_NODE = -10, -20  # the page's own ids
-DESCRIPTION = "The same noise sampled with REG and with plain CFG at the same cfg, and what REG did at every noise level. Twice the time of one picture."
+DESCRIPTION = "The same noise sampled with REG and with plain CFG at the same cfg. A gain makes up for what REG takes away. The plot shows what REG did. Twice the time of one picture."
 
 
 def _id(name: str) -> str:
@@ -31,7 +31,7 @@ def json(info: dict) -> dict:
     border = {"id": INPUT_NODE, "outputs": [{"name": name, "type": type_, "links": []} for name, type_ in names]}
     at = {name: (border, slot) for slot, (name, _) in enumerate(names)}
     fed = {name: (*at[name], value) for name, (_, value) in WIDGETS.items()}
-    reg = g.add("REGGuidance", 0, form=fed.pop("form"), model=at["model"])
+    reg = g.add("REGGuidance", 0, form=fed.pop("form"), gain=fed.pop("gain"), model=at["model"])
     shared = fed | {name: at[name] for name in ("positive", "negative", "latent_image")}
     samplers = [g.add("KSampler", 1, f"Sample with {name}", model=source, **shared) for name, source in (("REG", (reg, 0)), ("CFG", at["model"]))]
     images = [g.add("VAEDecode", 2, beside=sampler, samples=(sampler, 0), vae=at["vae"]) for sampler in samplers]

@@ -35,13 +35,11 @@ def digits(g: Graph) -> None:
     """CFG beside REG on the model shipped with the pack, same seed."""
     text = (
         "## REG on handwritten digits\n\nNo download: the model comes with the pack. Press **Run**.\n\n"
-        "Above, REG; below, plain CFG from the same noise and with the same cfg. REG multiplies guidance by the denoiser's Jacobian, "
-        "which is near 0 at high noise and near 1 at the end: it guides less, and later. "
-        "The log says by how much (*effective cfg*), and so does **REG Trace Plot** on the page.\n\n"
-        "Try another form, a higher cfg, or a single digit."
+        "Above, REG; below, plain CFG from the same noise and with the same cfg. REG guides less at high noise; **gain** 2.5 makes up for it.\n\n"
+        "Try another form, gain or cfg, or a single digit."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 40, text)
-    reg = g.add("REGGuidance", 1, data_std=DATA_STD, model=(model, 0))
+    reg = g.add("REGGuidance", 1, gain=2.5, data_std=DATA_STD, model=(model, 0))
     for branch, source in (("REG", reg), ("CFG", model)):
         inputs = dict(model=(source, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
         sampler = sampled(g, 2, f"Sample with {branch}", 8.0, **inputs)
@@ -91,40 +89,41 @@ def reward(g: Graph) -> None:
 
 
 def sweep(g: Graph) -> None:
-    """Forms down, cfg across, one seed, one sampler."""
+    """Forms down, gains across, one seed, one sampler."""
     text = (
-        "## A grid of forms and cfg\n\n**REG Sweep** gives lists; KSampler and the decoder run once for every entry, all from the same seed; **REG Grid** "
-        "collects them on one labelled sheet. Cancel ends them all.\n\n`off` is plain CFG, `schedule` the free baseline. Compare pictures of equal strength, "
-        "not of equal cfg: the log tells the *effective cfg* of each run. Here REG at 8 is close to CFG at 2.\n\n"
+        "## A grid of forms and gains\n\n**REG Sweep** gives lists; KSampler and the decoder run once for every entry, all from the same seed; **REG Grid** "
+        "collects them on one labelled sheet. Cancel ends them all.\n\nPlain CFG comes first. Below it, take the gain whose picture follows the prompt as "
+        "well.\n\n"
         "The other settings of the runs, such as *data_std*, are those of **REG Guidance** in front.\n\n"
         "For another model replace the four nodes called REG Demo by your loader, prompts, latent and VAE Decode."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 20, text)
     reg = g.add("REGGuidance", 1, "Settings of every run", data_std=DATA_STD, model=(model, 0))
-    runs = g.add("REGSweep", 1, model=(reg, 0))
+    runs = g.add("REGSweep", 1, cfgs="4", model=(reg, 0))
     inputs = dict(model=(runs, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
-    sampler = sampled(g, 2, "Sample, once for every entry", (runs, 1, 8.0), **inputs)
+    sampler = sampled(g, 2, "Sample, once for every entry", (runs, 1, 4.0), **inputs)
     image = g.add("REGDemoDecode", 2, scale=4, columns=5, latent=(sampler, 0))
     grid = g.add("REGGrid", 2, images=(image, 0), labels=(runs, 2))
     g.add("SaveImage", 3, "The sheet", size=(700, 700), filename_prefix="REG/sweep", images=(grid, 0))
 
 
 def compared(g: Graph) -> None:
-    """REG against CFG of the same cfg and of the same strength, with the trace."""
+    """REG against CFG of the same cfg, with and without a gain, with the trace."""
     text = (
-        "## REG against CFG\n\nThree pictures from the same noise: REG at cfg 4, CFG at cfg 4, and CFG at cfg 1.3, which is as strong as REG at 4 was: see "
-        "*effective cfg* in the plot.\n\n**REG Trace Plot** shows, noise level by noise level, by what guidance was multiplied and how strong it was "
-        "before and after. The **heat map** shows where in the image guidance was kept.\n\nOnly the first and the third picture are a fair pair."
+        "## REG against CFG\n\nThree pictures from the same noise at cfg 4: REG with gain 2.5, REG as in the paper, plain CFG. The first and the last are "
+        "about equally strong.\n\n**REG Trace Plot** shows what became of guidance at each noise level, and estimates the gain. The **heat map** shows where "
+        "in the image guidance was kept."
     )
     model, positive, negative, latent = sources(g, "digits_weak", 40, text)
-    reg = g.add("REGGuidance", 1, data_std=DATA_STD, model=(model, 0))
+    reg = g.add("REGGuidance", 1, gain=2.5, data_std=DATA_STD, model=(model, 0))
+    paper = g.add("REGGuidance", 1, "As in the paper", data_std=DATA_STD, model=(model, 0))
     branches = {}
-    for branch, source, cfg in (("REG_cfg_4", reg, 4.0), ("CFG_cfg_4", model, 4.0), ("CFG_cfg_1.3", model, 1.3)):
+    for branch, source in (("REG_gain_2.5", reg), ("REG_gain_1", paper), ("CFG", model)):
         inputs = dict(model=(source, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
-        branches[branch] = sampled(g, 2, f"Sample: {branch.replace('_', ' ')}", cfg, **inputs)
+        branches[branch] = sampled(g, 2, f"Sample: {branch.replace('_', ' ')}", 4.0, **inputs)
         shown(g, 3, branches[branch], branch.replace("_", " "), f"compared_{branch}")
         g.level(2, 3, 4)
-    done = branches["REG_cfg_4"]
+    done = branches["REG_gain_2.5"]
     single = g.add("REGDemoDecode", 3, "One image each", scale=24, columns=0, latent=(done, 0))
     plot = g.add("REGTracePlot", 1, size=(620, 840), trace=(reg, 1), latent=(done, 0), image=(single, 0))
     g.add("PreviewImage", 4, "Heat map: where guidance was kept", size=(440, 360), images=(plot, 1))
@@ -157,5 +156,5 @@ WORKFLOWS = {
     "REG on autoguidance": autoguidance,
     "REG calibration": calibration,
     "REG reward guidance": reward,
-    "REG sweep of forms and cfg": sweep,
+    "REG sweep of forms and gains": sweep,
 }

@@ -3,6 +3,7 @@
 import comfy.sample
 import comfy.samplers
 import comfy.utils
+import torch
 
 SAMPLERS = list(comfy.samplers.KSampler.SAMPLERS)
 SCHEDULERS = list(comfy.samplers.KSampler.SCHEDULERS)
@@ -15,6 +16,14 @@ def sample_once(model, positive, negative, latent: dict, seed: int, callback, **
     options |= {"latent_image": samples, "noise_mask": latent.get("noise_mask"), "disable_pbar": True}
     conds = {"positive": positive, "negative": negative}
     return comfy.sample.sample(model, noise, **conds, callback=callback, seed=seed, **options)
+
+
+def latent_std(model, sampled) -> float:
+    """Standard deviation of clean latents in the sampler's units, a root mean square over channels."""
+    scaled = model.model.process_latent_in
+    parts = [part for t in sampled for part in (t.unbind() if getattr(t, "is_nested", False) else [t])]
+    variances = [scaled(part).float().transpose(0, 1).flatten(1).var(1) for part in parts]
+    return float(torch.cat(variances).mean().sqrt())
 
 
 def step_counter(total: int):

@@ -37,7 +37,7 @@ def compare(scores: Scores, baseline: Sequence[str] | None = None, sweep: str | 
         row = {
             "point": scores.plan.points[i].name,
             "labels": own,
-            "effective_cfg": scores.effective_cfg[i],
+            "share": scores.share[i],
             "metrics": scores.values[i],
         }
         if partner is not None and partner != i:
@@ -74,7 +74,7 @@ def markdown(report: Mapping) -> str:
     names = [METRICS[m] for m in metrics]
     axes = list(dict.fromkeys(axis for row in report["points"] for axis in row["labels"]))
     differences = any("difference" in row for row in report["points"])
-    head = [*axes, "effective cfg", *names, *(f"\u0394 {name}" for name in names if differences)]
+    head = [*axes, "share of plain guidance", *names, *(f"\u0394 {name}" for name in names if differences)]
     images = f"{report['images_per_point']} images per point ({report['seeds']} seeds)"
     lines = [f"{images}, same prompts and noise at every point.", ""]
     if base := report["baseline"]:
@@ -82,16 +82,16 @@ def markdown(report: Mapping) -> str:
         lines += [f"\u0394: {what}; mean ± standard error over seeds, each seed paired.", ""]
     lines += _row(head), _row("---" for _ in head)
     for row in report["points"]:
-        cells = [row["labels"].get(axis, "") for axis in axes] + [_number(row["effective_cfg"])]
+        cells = [row["labels"].get(axis, "") for axis in axes] + [_number(row["share"])]
         cells += [_number(row["metrics"][m]["all"]) for m in metrics]
         lines.append(_row(cells + _changes(row.get("difference"), metrics, differences)))
     if sweep := report["sweep"] if report["best"] else None:
         bias = "chosen on these very images: the best is flattered a little"
         lines += ["", f"Each method at its best {sweep}, by FID over all images ({bias}):", ""]
-        head = ["method", sweep, "effective cfg", *names, *(f"\u0394 {name}" for name in names if base)]
+        head = ["method", sweep, "share of plain guidance", *names, *(f"\u0394 {name}" for name in names if base)]
         lines += _row(head), _row("---" for _ in head)
         for row in report["best"]:
-            cells = [_text(row["method"]) or "all", row["labels"][sweep], _number(row["effective_cfg"])]
+            cells = [_text(row["method"]) or "all", row["labels"][sweep], _number(row["share"])]
             cells += [_number(row["metrics"][m]["all"]) for m in metrics]
             lines.append(_row(cells + _changes(row.get("difference"), metrics, bool(base))))
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(report))])
@@ -111,7 +111,7 @@ def notes(report: Mapping) -> list[str]:
         found.append(f"No `schedule` row: {free}. Add it to the grid before you conclude.")
     if len({row["labels"].get("cfg") for row in report["points"]}) < 2:
         weaker = "REG guides less at equal cfg"
-        found.append(f"One cfg only: {weaker}. Sweep cfg, or compare at equal effective cfg.")
+        found.append(f"One cfg only: {weaker}. Sweep cfg or gain, and compare the best of each.")
     return found
 
 
@@ -125,7 +125,7 @@ def _best(rows, base, sweep) -> list[dict]:
     best = [min(group, key=lambda row: row["metrics"]["fid"]["all"]) for group in methods.values()]
     result = []
     for row in best:
-        row = {name: row[name] for name in ("method", "labels", "effective_cfg", "metrics")}
+        row = {name: row[name] for name in ("method", "labels", "share", "metrics")}
         partner = None
         if base and set(base) <= set(row["method"]):
             partner = _find([other["method"] for other in best], row["method"] | base)

@@ -26,7 +26,7 @@ class Scores:
     images: int  # per point
     pairs: int  # (prompt, seed) pairs behind them
     features: int
-    effective_cfg: list[float | None]
+    share: list[float | None]
     reference: Statistics
 
 
@@ -50,7 +50,7 @@ def score_folder(
 
     real = _statistics(Path(reference), features_of)
     words = ClipScore(clip, batch, device) if clip else None
-    values, counts, cfgs = [], set(), []
+    values, counts, shares = [], set(), []
     for point in tqdm(range(len(plan.points)), unit="point", desc="scoring"):
         parts, texts = [], []
         for jobs in groups[point]:
@@ -71,12 +71,12 @@ def score_folder(
             entry["clip"] = {"all": float(mean), "seeds": texts}
         values.append(entry)
         counts.add(sum(map(len, features)))
-        known = [records[job].get("effective_cfg") for jobs in groups[point] for job in jobs]
-        cfgs.append(float(np.mean(known)) if known and None not in known else None)
+        known = [records[job].get("share") for jobs in groups[point] for job in jobs]
+        shares.append(float(np.mean(known)) if known and None not in known else None)
     if len(counts) > 1:
         numbers = ", ".join(map(str, sorted(counts)))
         raise PlanError(f"points differ in their number of images: {numbers}; compare equal numbers only")
-    return Scores(plan, values, counts.pop(), sum(map(len, groups[0])), len(real.mean), cfgs, real)
+    return Scores(plan, values, counts.pop(), sum(map(len, groups[0])), len(real.mean), shares, real)
 
 
 def _statistics(reference: Path, features_of) -> Statistics:

@@ -15,7 +15,7 @@ from .plan import PlanError
 
 FIRST_POLL, LAST_POLL = 0.05, 1.0  # seconds between two looks at the history
 TRIES, PAUSE = 3, 1.0  # a busy server may miss a request; one that misses three is gone
-EFFECTIVE_CFG = re.compile(r"effective cfg (-?\d+(?:\.\d+)?)")
+SHARE = re.compile(r"(-?\d+(?:\.\d+)?) % of plain guidance")
 
 
 class ServerGone(ConnectionError):
@@ -46,7 +46,7 @@ class Server:
         return True
 
     def render(self, workflow: Mapping, output: str, limit: float) -> tuple[list[bytes], dict]:
-        """Run a workflow: the image files of node `output`, and facts: effective_cfg (or None), seconds.
+        """Run a workflow: the image files of node `output`, and facts: share (or None), seconds.
 
         Raises ServerGone, PromptRefused, PromptFailed (also after `limit` seconds).
         """
@@ -60,7 +60,7 @@ class Server:
             raise PromptFailed(f"{self.url}: node {output} gave no image")
         places = [{key: image[key] for key in ("filename", "subfolder", "type")} for image in images]
         data = [self._ask(f"/view?{urllib.parse.urlencode(place)}", raw=True) for place in places]
-        return data, {"effective_cfg": effective_cfg(entry), "seconds": round(time.monotonic() - begin, 3)}
+        return data, {"share": share_of(entry), "seconds": round(time.monotonic() - begin, 3)}
 
     def drop(self) -> None:
         """Take our prompts out of the queue and interrupt ours if it runs; those of others stay."""
@@ -160,10 +160,10 @@ def _node(data: Mapping) -> str:
     return f"node {data.get('node_id')} ({data.get('node_type')})"
 
 
-def effective_cfg(entry: Mapping) -> float | None:
-    """The effective cfg that a trace node of the workflow wrote as text, None if none did."""
+def share_of(entry: Mapping) -> float | None:
+    """The share of plain guidance that a trace node of the workflow wrote as text, None if none did."""
     for ui in entry.get("outputs", {}).values():
         for text in ui.get("text", ()):
-            if found := EFFECTIVE_CFG.search(str(text)):
-                return float(found.group(1))
+            if found := SHARE.search(str(text)):
+                return float(found.group(1)) / 100
     return None

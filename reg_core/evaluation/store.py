@@ -17,7 +17,7 @@ from pathlib import Path
 from ..files import whole_file
 from .plan import Job, Plan, PlanError
 
-CONSTANT = ("prompt", "seed", "noise_seed", "images", "effective_cfg")  # of a record, whoever made it
+CONSTANT = ("prompt", "seed", "noise_seed", "images", "share")  # of a record, whoever made it
 
 
 class Store:

@@ -14,7 +14,7 @@ from tests.host.workflow import to_api
 from .conftest import REPO, Comfy
 from .test_page import DIGITS, EMPTY, read
 
-ALL = ["form", "strength", "start_percent", "end_percent", "skip_below", "data_std", "engine", "refresh"]
+ALL = ["form", "gain", "start_percent", "end_percent", "strength", "skip_below", "data_std", "engine", "refresh"]
 WITH_PRODUCT = [name for name in ALL if name != "data_std"]
 ACTING = {  # form -> widgets of REGGuidance
     "row_sum": WITH_PRODUCT, "scalar": WITH_PRODUCT, "product": WITH_PRODUCT,

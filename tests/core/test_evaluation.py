@@ -15,7 +15,7 @@ import reg_core
 from reg_core.evaluation import report
 from reg_core.evaluation import template as templates
 from reg_core.evaluation.plan import GridPoint, Job, Plan, PlanError, points, read_prompts
-from reg_core.evaluation.server import effective_cfg
+from reg_core.evaluation.server import share_of
 from reg_core.evaluation.store import Store
 
 REPO = Path(__file__).resolve().parents[2]
@@ -234,19 +234,19 @@ def test_manifest_does_not_tell_who_did_what(tmp_path):
     for folder, jobs, server in (("a", plan.jobs(), "x"), ("b", plan.jobs()[::-1], "y")):
         with Store(tmp_path / folder) as store:
             for job in jobs:
-                store.put(plan, job, [str(job).encode()], server=server, seconds=len(server), effective_cfg=1.5)
+                store.put(plan, job, [str(job).encode()], server=server, seconds=len(server), share=1.5)
             store.finish(plan)
     ours, theirs = ((tmp_path / folder / "manifest.json").read_bytes() for folder in "ab")
     assert ours == theirs and len(json.loads(ours)) == 12
 
 
-def test_effective_cfg_is_read_from_what_a_run_says():
+def test_the_share_is_read_from_what_a_run_says():
     """Oracle: the run's own number."""
     guided = reg_core.Guided(lambda x, s: x / 2, lambda x, s: x / 4, 2.0, reg_core.Settings(form="schedule"))
     guided(torch.ones(1, 2), 1.0)
     run = guided.trace.last
-    assert effective_cfg({"outputs": {"3": {"images": []}, "4": {"text": [run.summary()]}}}) == pytest.approx(run.effective_cfg, abs=0.01)
-    assert effective_cfg({"outputs": {"3": {"text": ["effective cfg unknown"]}}}) is None
+    assert share_of({"outputs": {"3": {"images": []}, "4": {"text": [run.summary()]}}}) == pytest.approx(run.share, abs=0.006)
+    assert share_of({"outputs": {"3": {"text": ["no guidance to measure"]}}}) is None
 
 
 # --- the report ---
@@ -255,7 +255,7 @@ def test_effective_cfg_is_read_from_what_a_run_says():
 def scores_of(values, labels, seeds=3):
     plan = Plan(tuple(GridPoint(label, label) for label in labels), ({"prompt": "a"}, {"prompt": "b"}), tuple(range(seeds)))
     entries = [{"fid": {"all": float(np.mean(v)), "seeds": list(v)}} for v in values]
-    return SimpleNamespace(plan=plan, values=entries, images=6, pairs=6, features=64, effective_cfg=[None] * len(values), reference=SimpleNamespace(count=9))
+    return SimpleNamespace(plan=plan, values=entries, images=6, pairs=6, features=64, share=[None] * len(values), reference=SimpleNamespace(count=9))
 
 
 def test_differences_are_paired_by_seed():

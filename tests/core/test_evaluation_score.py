@@ -105,7 +105,7 @@ def made(tmp_path_factory):
         for job in plan.jobs():
             image = digits.images[200 + 40 * job.seed + job.prompt]
             noisy = (image + 1) / 2 + 0.1 * plan.points[job.point].labels["cfg"] * normal(*image.shape, seed=job.noise_seed)
-            store.put(plan, job, [png(noisy)], effective_cfg=1.5)
+            store.put(plan, job, [png(noisy)], share=1.5)
         store.finish(plan)
     return out
 
@@ -133,11 +133,11 @@ def test_fid_and_is_against_formulas(made, real, capsys):
         assert row["metrics"]["is"]["all"] == pytest.approx(divergence.exp().item(), rel=1e-4)
         of_seed = features[2::3]  # file names end in the seed's number
         assert row["metrics"]["fid"]["seeds"][2] == pytest.approx(frechet_by_scipy(of_seed, reference), rel=1e-4)
-        assert row["effective_cfg"] == 1.5
+        assert row["share"] == 1.5
     assert report["points"][0]["metrics"]["fid"]["all"] < report["points"][1]["metrics"]["fid"]["all"], "noise makes it worse"
     assert report["images_per_point"] == 120 and report["seeds"] == 3
     printed = capsys.readouterr().out
-    assert "| cfg | form | effective cfg | FID | IS |" in printed and printed.strip() == (made / "report.md").read_text().strip()
+    assert "| cfg | form | share of plain guidance | FID | IS |" in printed and printed.strip() == (made / "report.md").read_text().strip()
 
 
 def test_statistics_stand_for_the_images(made, real, tmp_path):
@@ -173,7 +173,7 @@ def test_holes_are_refused_or_left_out_everywhere(made, real, tmp_path, capsys):
     assert run("--out", tmp_path, "--reference", real, "--features", "digits") == 2
     assert "1 of 240 images are missing" in capsys.readouterr().err
     scores = scoring.score_folder(tmp_path, real, load_extractor("digits"), partial=True)
-    assert scores.images == 119 and scores.effective_cfg == [None, None]
+    assert scores.images == 119 and scores.share == [None, None]
     kept = [made / "images" / f"{plan.key(Job(0, i, 2))}.png" for i in range(40) if i != 7]  # at the point that has them all, too
     classifier = load_digits_classifier()
     features = classifier.features(torch.cat([pictures_of(path) for path in kept]))

@@ -9,7 +9,7 @@ import torch
 def apply(pack, model, form="row_sum", engine="auto", start=0.0, end=1.0, refresh=1, calibration=None, memory="auto", **settings):
     """REGGuidance's outputs (model, trace). `memory`: of the backward pass, which the node leaves at auto."""
     if memory == "auto":
-        values = dict(strength=1.0, skip_below=0.0, data_std=1.0) | settings
+        values = dict(gain=1.0, strength=1.0, skip_below=0.0, data_std=1.0) | settings
         node = pack.nodes["REGGuidance"]
         return node.execute(model, form, start, end, calibration, engine=engine, refresh=refresh, **values).result
     core = pack.import_("reg_core")

@@ -26,7 +26,7 @@ class Graph:
 
     def rectified(self, model):
         return self(
-            "REGGuidance", model=model, form="row_sum", engine="auto", strength=1.0, start_percent=0.0, end_percent=1.0, refresh=1, data_std=1.0
+            "REGGuidance", model=model, form="row_sum", engine="auto", gain=1.0, strength=1.0, start_percent=0.0, end_percent=1.0, refresh=1, data_std=1.0
         )  # fmt: skip
 
     def by_ksampler(self, model, cfg):

@@ -60,7 +60,7 @@ def test_it_draws_what_the_flat_graph_draws(server, testpack):
 
     common = {"seed": 5, "steps": 3, "cfg": 6.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0, "positive": ["yes", 0],
               "negative": ["no", 0], "latent_image": ["empty", 0]}  # fmt: skip
-    guidance = {"form": "schedule", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "skip_below": 0.0, "data_std": 1.0, "engine": "auto",
+    guidance = {"form": "schedule", "gain": 1.0, "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "skip_below": 0.0, "data_std": 1.0, "engine": "auto",
                 "refresh": 8}  # fmt: skip
     flat = {
         "r": {"class_type": "REGGuidance", "inputs": guidance | {"model": ["tiny", 0]}},

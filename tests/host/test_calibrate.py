@@ -29,7 +29,7 @@ def calibrate(pack, t, model=None, **changes):
 
 
 def test_a_table_replaces_the_probe(host, pack, digits):
-    table, text = calibrate(pack, digits)
+    table, text, _ = calibrate(pack, digits)
     assert (table.prediction, table.latent, table.form) == ("edm", "_DigitsLatent", "scalar") and "c from 0.00" in text
     model, trace = reg.apply(pack, digits.patcher, "calibrated", calibration=table)
     with reg.counted(digits.patcher) as rows:
@@ -45,8 +45,8 @@ def test_a_table_replaces_the_probe(host, pack, digits):
 
 def test_the_file_is_found_and_loaded(host, pack, digits):
     name = "reg_calibration/of digits"
-    table, text = calibrate(pack, digits, filename_prefix=name, steps=4, runs=1)
-    again, _ = calibrate(pack, digits, filename_prefix=name, steps=4, runs=1)
+    table, text, _ = calibrate(pack, digits, filename_prefix=name, steps=4, runs=1)
+    again, *_ = calibrate(pack, digits, filename_prefix=name, steps=4, runs=1)
     load = pack.nodes["REGLoadCalibration"]
     options = load.define_schema().inputs[0].options
     mine = sorted(o for o in options if o.startswith("of digits"))
@@ -60,16 +60,29 @@ def test_the_file_is_found_and_loaded(host, pack, digits):
 
 def test_several_prompts_are_pooled(host, pack, digits):
     other = pack.nodes["REGDemoPrompt"].execute(digit="8").result[0]
-    one, _ = calibrate(pack, digits, steps=5, runs=1, latent_image=digits.empty_latent(2))
-    two, _ = calibrate(pack, digits, steps=5, runs=1, latent_image=digits.empty_latent(2), positive_3=other)
+    one, *_ = calibrate(pack, digits, steps=5, runs=1, latent_image=digits.empty_latent(2))
+    two, *_ = calibrate(pack, digits, steps=5, runs=1, latent_image=digits.empty_latent(2), positive_3=other)
     assert one.notes["runs"] == 1 and two.notes["runs"] == 2
     assert torch.equal(one.sigma, two.sigma) and not torch.equal(one.factor, two.factor)
+
+
+def test_the_latents_standard_deviation_comes_with_the_table(host, pack, digits):
+    """Oracle: that of the pixels of the real digits, 0.75, which the sampled ones share. SD3 scales its latents: its own factors."""
+    digit, any_digit = (pack.nodes["REGDemoPrompt"].execute(digit=d).result[0] for d in ("0 to 9 in turn", "any digit"))
+    same = dict(positive=digit, negative=any_digit, latent_image=digits.empty_latent(40), cfg=1.5, runs=1)
+    *_, data_std = calibrate(pack, digits, **same)
+    assert data_std == pytest.approx(0.75, rel=0.05)
+    latent_std, sd3 = pack.import_("nodes.host.runs").latent_std, tiny.build("sd3")
+    raw = torch.randn(3, 16, 8, 8) * torch.arange(1, 17).reshape(1, 16, 1, 1) + 7
+    scaled = sd3.patcher.model.latent_format.scale_factor * raw
+    want = torch.stack([scaled[:, i].var() for i in range(16)]).mean().sqrt()
+    assert latent_std(sd3.patcher, [raw]) == pytest.approx(float(want), rel=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["sd3", "wan"])
 def test_flow_models_have_tables(host, pack, arch):
     t = tiny.build(arch)
-    table, _ = calibrate(pack, t, steps=3, runs=1, form="row_sum", latent_image=t.empty_latent(1), scheduler="simple")
+    table, *_ = calibrate(pack, t, steps=3, runs=1, form="row_sum", latent_image=t.empty_latent(1), scheduler="simple")
     assert table.prediction == "flow" and torch.isfinite(table.factor).all()
     model, trace = reg.apply(pack, t.patcher, "calibrated", calibration=table)
     assert torch.isfinite(tiny.sample(t, model, batch=2)).all() and len(trace.last.active) == 3
@@ -78,14 +91,14 @@ def test_flow_models_have_tables(host, pack, arch):
 def test_the_last_seed_is_followed_by_the_first(host, pack, digits):
     """Seeds are numbers of 64 bits. Oracle: runs with the seeds 2^64 - 1 and 0 by themselves."""
     options = dict(steps=3, latent_image=digits.empty_latent(2))
-    both, _ = calibrate(pack, digits, runs=2, seed=2**64 - 1, **options)
+    both, *_ = calibrate(pack, digits, runs=2, seed=2**64 - 1, **options)
     alone = [calibrate(pack, digits, runs=1, seed=seed, **options)[0].factor for seed in (2**64 - 1, 0)]
     low, high = torch.minimum(*alone), torch.maximum(*alone)
     assert ((both.factor >= low - 1e-6) & (both.factor <= high + 1e-6)).all() and not torch.equal(*alone)
 
 
 def test_a_table_of_another_model_is_refused(host, pack, digits):
-    table, _ = calibrate(pack, digits, steps=3, runs=1)
+    table, *_ = calibrate(pack, digits, steps=3, runs=1)
     with pytest.raises(ValueError, match="'edm', the model has 'flow'"):
         reg.apply(pack, tiny.build("sd3").patcher, "calibrated", calibration=table)
     with pytest.raises(ValueError, match="needs a table"):

@@ -30,7 +30,7 @@ from reg_core.evaluation.template import check, load  # noqa: E402
 
 WORKFLOW = {
     "1": {"class_type": "REGDemoModel", "inputs": {"variant": "digits"}},
-    "2": {"class_type": "REGGuidance", "inputs": {"model": ["1", 0], "form": "row_sum", "engine": "auto", "strength": 1.0, "start_percent": 0.0,
+    "2": {"class_type": "REGGuidance", "inputs": {"model": ["1", 0], "form": "row_sum", "engine": "auto", "gain": 1.0, "strength": 1.0, "start_percent": 0.0,
           "end_percent": 1.0, "skip_below": 0.0, "refresh": 1, "data_std": 0.75}},
     "3": {"class_type": "REGDemoPrompt", "inputs": {"digit": "3"}, "_meta": {"title": "Positive"}},
     "4": {"class_type": "REGDemoPrompt", "inputs": {"digit": "any digit"}},
@@ -189,7 +189,7 @@ def test_failing_images_do_not_stop_the_others(server, tmp_path):
     assert sorted(tree(tmp_path)) == [f"images/form=off,latent=good/0000{i}_000.png" for i in (0, 1)]
 
 
-def test_effective_cfg_is_taken_from_the_trace_plot(server, tmp_path):
+def test_the_share_is_taken_from_the_trace_plot(server, tmp_path):
     """Oracle: the number that REG logged on the server for this very run."""
     if not server.object_info("REGTracePlot"):
         pytest.skip("no REGTracePlot")
@@ -199,9 +199,9 @@ def test_effective_cfg_is_taken_from_the_trace_plot(server, tmp_path):
     widgets = {name: spec[1]["default"] for name, spec in required.items() if "default" in spec[1]}
     workflow["10"] = {"class_type": "REGTracePlot", "inputs": widgets | {"trace": ["2", 1], "latent": ["6", 0]}}
     images, facts = Server(url(server)).render(workflow, "8", 60)
-    logged = re.findall(r"form schedule.*effective cfg (\S+),", server.log)
-    assert len(images) == 1 and facts["effective_cfg"] == float(logged[-1])
-    assert 1 < facts["effective_cfg"] < 4
+    logged = re.findall(r"form schedule.* (\d+) % of plain guidance", server.log)
+    assert len(images) == 1 and facts["share"] == float(logged[-1]) / 100
+    assert 0.1 < facts["share"] < 0.9
 
 
 class Forgetful(Server):
@@ -221,7 +221,7 @@ def test_a_forgotten_prompt_is_queued_again_and_a_cached_one_has_its_images(serv
     first, facts = one.render(workflow, "8", 60)
     again, _ = Server(url(server)).render(workflow, "8", 60)  # ComfyUI runs no node of it
     assert one.asked == 2 and first == again and first[0].startswith(b"\x89PNG")
-    assert facts["effective_cfg"] is None and facts["seconds"] > 0
+    assert facts["share"] is None and facts["seconds"] > 0
 
 
 def test_only_our_prompts_are_dropped(server, tmp_path):

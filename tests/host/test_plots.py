@@ -90,7 +90,7 @@ def test_a_run_that_did_nothing(pack, demo):
 def test_the_plot_follows_the_sampler_through_the_cache(server):
     """A new seed draws the new run; another theme alone draws the same run again, without sampling."""
     prompt = digits(["reg", 0], 4.0)
-    prompt["reg"] = node("REGGuidance", model=["base", 0], form="row_sum", strength=1.0, **SETTINGS)
+    prompt["reg"] = node("REGGuidance", model=["base", 0], form="row_sum", gain=1.0, strength=1.0, **SETTINGS)
     prompt["plot"] = node("REGTracePlot", trace=["reg", 1], latent=["sampler", 0], axis="sigma", theme="dark", run=-1, image=["decode", 0])
     prompt["heat"] = node("PreviewImage", images=["plot", 1])
     first = server.run(prompt)
@@ -149,7 +149,7 @@ def test_the_cfg_shown_is_the_cfg_in_force(host, pack, arch, axis):
     t = tiny.build(arch)
     execute = {name: pack.nodes[name].execute for name in ("REGScheduleLinear", "REGScheduleInterval", "REGGuidance")}
     model = execute["REGScheduleLinear"](t.patcher, start=0.5, end=2.0, axis=axis).result[0]
-    model, trace = reg.apply(pack, model, "schedule", start=0.2, end=0.7, data_std=0.9, strength=0.8)
+    model, trace = reg.apply(pack, model, "schedule", start=0.2, end=0.7, data_std=0.9, strength=0.8, gain=2.0)
     model = execute["REGScheduleInterval"](model, start=0.1, end=0.9, axis="step").result[0]
     rows, picture, text = table(pack, model, sigmas_of(host, t), 5.0)
     seen = seen_cfg(t, model, cfg=5.0)
@@ -162,7 +162,7 @@ def test_the_cfg_shown_is_the_cfg_in_force(host, pack, arch, axis):
         if row.active:
             assert shown[3] == pytest.approx(row.correction_mean, abs=1e-3)
             assert shown[4] == pytest.approx((row.cfg - 1) * row.rectified_norm / row.guidance_norm, rel=5e-3, abs=2e-3)
-    assert "linear schedule" in text and "interval 0.1 to 0.9" in text and "strength 0.8" in text
+    assert "linear schedule" in text and "interval 0.1 to 0.9" in text and "gain 2, strength 0.8" in text
     assert len(trace.runs) == 1, "drawing starts no run"
 
 

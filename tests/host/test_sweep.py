@@ -9,7 +9,7 @@ from PIL import Image
 
 from . import reg
 
-SWEEP = {"cfgs": "2, 5", "forms": "off, row_sum", "strengths": "1"}
+SWEEP = {"cfgs": "2, 5", "forms": "off, row_sum", "gains": "1"}
 SETTINGS = {"start_percent": 0.0, "end_percent": 1.0, "skip_below": 0.0, "data_std": 0.75, "engine": "auto", "refresh": 1}  # of REG Guidance in front
 STEPS = 4
 
@@ -36,16 +36,16 @@ def digits(model, cfg, batch=3, columns=0):
 
 def sweep(**values):
     prompt = digits(["sweep", 0], ["sweep", 1])
-    prompt["settings"] = node("REGGuidance", model=["base", 0], form="scalar", strength=0.3, **SETTINGS)
+    prompt["settings"] = node("REGGuidance", model=["base", 0], form="scalar", gain=0.3, strength=1.0, **SETTINGS)
     prompt["sweep"] = node("REGSweep", model=["settings", 0], **(SWEEP | values))
     prompt["grid"] = node("REGGrid", images=["decode", 0], labels=["sweep", 2], columns=0, theme="dark")
     prompt["save"] = node("PreviewImage", images=["grid", 0])
     return prompt
 
 
-def single(form, cfg, strength=1.0):
+def single(form, cfg, gain=1.0):
     prompt = digits(["reg", 0], cfg)
-    prompt["reg"] = node("REGGuidance", model=["base", 0], form=form, strength=strength, **SETTINGS)
+    prompt["reg"] = node("REGGuidance", model=["base", 0], form=form, gain=gain, strength=1.0, **SETTINGS)
     return prompt
 
 
@@ -119,28 +119,30 @@ def run_sweep(pack, model, **values):
 
 def test_the_lists(host, pack):
     model = pack.nodes["REGDemoModel"].execute(variant="digits").result[0]
-    models, cfgs, labels, traces = run_sweep(pack, model, cfgs="2; 4\n8.5", forms="off row_sum", strengths="1, 0.5")
-    assert cfgs == [2.0, 4.0, 8.5] * 3 and len(models) == len(traces) == 9
-    assert labels[:4] == ["off | cfg 2", "off | cfg 4", "off | cfg 8.5", "row_sum x 1 | cfg 2"] and labels[8] == "row_sum x 0.5 | cfg 8.5"
-    assert len({id(m) for m in models}) == len({id(t) for t in traces}) == 9, "a trace of its own for every run"
+    models, cfgs, labels, traces = run_sweep(pack, model, cfgs="2; 4\n8.5", forms="row_sum off", gains="1")
+    assert cfgs == [2.0, 4.0, 8.5] * 2 and len(models) == len(traces) == 6
+    assert labels[:4] == ["CFG | cfg 2", "CFG | cfg 4", "CFG | cfg 8.5", "row_sum | cfg 2"], "plain CFG first"
+    assert len({id(m) for m in models}) == len({id(t) for t in traces}) == 6, "a trace of its own for every run"
     assert all(m.model is model.model for m in models), "one network, shared"
-    assert run_sweep(pack, model)[2] == ["off | cfg 2", "off | cfg 5", "row_sum | cfg 2", "row_sum | cfg 5"]
+    _, cfgs, labels, _ = run_sweep(pack, model, cfgs="4", gains="1, 2.5")
+    assert cfgs == [4.0] * 3 and labels == ["CFG, cfg 4 | gain 1", "row_sum, cfg 4 | gain 1", "row_sum, cfg 4 | gain 2.5"]
+    assert run_sweep(pack, model, cfgs="4", gains="3")[2] == ["CFG | cfg 4", "row_sum, gain 3 | cfg 4"]
     schema = pack.nodes["REGSweep"].GET_SCHEMA()
     assert [o.is_output_list for o in schema.outputs] == [True] * 4 and pack.nodes["REGGrid"].INPUT_IS_LIST
 
 
 def test_settings_of_reg_guidance_in_front_reach_the_models(host, pack):
-    """All of them but form and strength; without one, those that REG Guidance has by itself."""
+    """All of them but form and gain; without one, those that REG Guidance has by itself."""
     demo = pack.nodes["REGDemoModel"].execute(variant="digits").result[0]
     hooks_of = pack.import_("nodes.host.options").hooks_of
     in_front = dict(start=0.2, end=0.9, skip_below=0.05, data_std=0.3, refresh=2)
-    model, _ = reg.apply(pack, demo, "scalar", "reverse", strength=2.0, **in_front)
-    models, *_ = run_sweep(pack, model, cfgs="3", forms="off, product, schedule", strengths="0.5")
+    model, _ = reg.apply(pack, demo, "scalar", "reverse", strength=0.5, gain=2.0, **in_front)
+    models, *_ = run_sweep(pack, model, cfgs="3", forms="off, product, schedule", gains="3")
     assert hooks_of(models[0], "reg") == []
     for patched, form in zip(models[1:], ("product", "schedule"), strict=True):
         (hook,) = hooks_of(patched, "reg")
         s = hook.settings
-        assert (s.form, s.strength, s.engine, s.data_std, s.refresh, s.skip_below) == (form, 0.5, "reverse", 0.3, 2, 0.05)
+        assert (s.form, s.gain, s.strength, s.engine, s.data_std, s.refresh, s.skip_below) == (form, 3.0, 0.5, "reverse", 0.3, 2, 0.05)
         assert hook.percents == (0.2, 0.9)
     (alone,), *_ = run_sweep(pack, demo, cfgs="3", forms="row_sum")
     (hook,), defaults = hooks_of(alone, "reg"), {i.id: i.default for i in pack.nodes["REGGuidance"].define_schema().inputs if hasattr(i, "default")}
@@ -172,8 +174,8 @@ def test_a_table_of_reg_guidance_in_front_is_used(host, pack):
         ({"cfgs": " , "}, "cfgs is empty"),
         ({"forms": "off, rowsum"}, "got 'rowsum'"),
         ({"forms": "off off"}, "off is there twice"),
-        ({"strengths": "11"}, "between -10 and 10, got 11"),
-        ({"cfgs": ", ".join(map(str, range(33)))}, "33 cfgs times 2 forms and strengths are 66 sampling runs; want at most 64"),
+        ({"gains": "0"}, "between 0.05 and 100, got 0"),
+        ({"cfgs": ", ".join(map(str, range(33)))}, "these are 66 sampling runs; want at most 64"),
     ],
 )
 def test_bad_text_is_named(pack, values, message):

@@ -96,19 +96,19 @@ def test_first_workflow_draws_the_digits_that_were_asked_for(server, models):
     assert "REG: form row_sum" in server.log and "active in 35 of 35 model calls" in server.log
 
 
-def test_compared_with_cfg_of_the_same_strength(server, models):
+def test_compared_with_plain_cfg(server, models):
     prompt = api("REG against CFG with the trace", server)
     result = server.run(prompt)
     pictures = sheets(prompt, result, server)
-    (key,) = nodes_of(prompt, "REGGuidance")
-    rectified, trace = library(settings(prompt, key), 40, 4.0, models["digits_weak"])
-    assert same(pictures["REG_cfg_4"], rectified)
-    for cfg in (4, 1.3):
-        assert same(pictures[f"CFG_cfg_{cfg}"], library(plain(), 40, cfg, models["digits_weak"])[0])
-    # the plot tells the strength, and the third picture has it
     (plot,) = nodes_of(prompt, "REGTracePlot")
-    told = float(re.search(r"effective cfg ([\d.]+)", result.text(plot))[1])
-    assert told == pytest.approx(trace.last.effective_cfg, abs=0.011) and told == pytest.approx(1.3, abs=0.06)
+    strong = prompt[plot]["inputs"]["trace"][0]
+    (paper,) = set(nodes_of(prompt, "REGGuidance")) - {strong}
+    rectified, trace = library(settings(prompt, strong), 40, 4.0, models["digits_weak"])
+    assert same(pictures["REG_gain_2.5"], rectified) and trace.last.settings.gain == 2.5
+    assert same(pictures["REG_gain_1"], library(settings(prompt, paper), 40, 4.0, models["digits_weak"])[0])
+    assert same(pictures["CFG"], library(plain(), 40, 4.0, models["digits_weak"])[0])
+    share, gain = re.search(r"(\d+) % of plain guidance, estimated gain ([\d.]+)", result.text(plot)).groups()
+    assert int(share) == pytest.approx(100 * trace.last.share, abs=1.1) and float(gain) == pytest.approx(trace.last.estimated_gain, abs=0.11)
     (image,) = result.images(plot)
     assert pixels(server.view(image)).shape[1] == 1024
     (heat,) = nodes_of(prompt, "PreviewImage")
@@ -160,24 +160,24 @@ def test_sweep(server, models):
 
     import reg_core
 
-    prompt = api("REG sweep of forms and cfg", server)
+    prompt = api("REG sweep of forms and gains", server)
     result = server.run(prompt)
     (save,) = nodes_of(prompt, "SaveImage")
     (image,) = result.images(save)
     whole = pixels(server.view(image))[:, :, 0].astype(float)
     at = {}
-    for form in ("off", "row_sum", "schedule"):
-        for cfg in (2, 4, 8):
-            latents, _ = library(reg_core.Settings(form=form, refresh=8, data_std=0.75), 20, cfg, models["digits_weak"])
-            grey = ((latents.clamp(-1, 1) + 1) * 127.5).reshape(4, 5, 8, 8)
-            cells = torch.nn.functional.pad(grey.repeat_interleave(4, 2).repeat_interleave(4, 3), (2, 2, 2, 2), value=0.25 * 255)
-            cell = cells.transpose(1, 2).reshape(4 * 36, 5 * 36).numpy().astype(float)
-            power = fftconvolve(whole**2, numpy.ones_like(cell), "valid")
-            distance = (power - 2 * fftconvolve(whole, cell[::-1, ::-1], "valid") + (cell**2).sum()) / cell.size
-            assert distance.min() < 2, (form, cfg, distance.min())
-            at[form, cfg] = numpy.unravel_index(distance.argmin(), distance.shape)
-    rows = [{at[form, cfg][0] for cfg in (2, 4, 8)} for form in ("off", "row_sum", "schedule")]
-    columns = [{at[form, cfg][1] for form in ("off", "row_sum", "schedule")} for cfg in (2, 4, 8)]
+    cells = [("off", 1), *((form, gain) for form in ("row_sum", "schedule") for gain in (1, 2, 4))]
+    for form, gain in cells:
+        latents, _ = library(reg_core.Settings(form=form, gain=gain, refresh=8, data_std=0.75), 20, 4, models["digits_weak"])
+        grey = ((latents.clamp(-1, 1) + 1) * 127.5).reshape(4, 5, 8, 8)
+        cell = torch.nn.functional.pad(grey.repeat_interleave(4, 2).repeat_interleave(4, 3), (2, 2, 2, 2), value=0.25 * 255)
+        cell = cell.transpose(1, 2).reshape(4 * 36, 5 * 36).numpy().astype(float)
+        power = fftconvolve(whole**2, numpy.ones_like(cell), "valid")
+        distance = (power - 2 * fftconvolve(whole, cell[::-1, ::-1], "valid") + (cell**2).sum()) / cell.size
+        assert distance.min() < 2, (form, gain, distance.min())
+        at[form, gain] = numpy.unravel_index(distance.argmin(), distance.shape)
+    rows = [{place[0] for (form, _), place in at.items() if form == name} for name in ("off", "row_sum", "schedule")]
+    columns = [{place[1] for (_, gain), place in at.items() if gain == name} for name in (1, 2, 4)]
     assert all(len(line) == 1 for line in rows + columns)
     assert [*map(min, rows)] == sorted(map(min, rows)) and [*map(min, columns)] == sorted(map(min, columns))
 

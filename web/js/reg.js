@@ -11,7 +11,7 @@ const IDLE = {
         return [
             ...(FREE.includes(form) ? ["engine", "refresh"] : []),
             ...(form === "schedule" ? [] : ["data_std"]),
-            ...(form === "off" ? ["strength", "start_percent", "end_percent", "skip_below"] : []),
+            ...(form === "off" ? ["gain", "strength", "start_percent", "end_percent", "skip_below"] : []),
         ]
     },
     REGScheduleCurve: (value, connected) => (connected("curve") ? ["points"] : []),
