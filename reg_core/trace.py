@@ -17,7 +17,7 @@ from .settings import Settings
 QUANTILES = (0.05, 0.95)
 FEW = 16  # factors that are looked at when somebody reads them: more take less time at once
 SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
-WINDOW = (0.3, 8.0)  # sigma_ve in units of data_std: where guidance decides how strongly a picture is guided
+WINDOW = (0.3, 11.0)  # sigma_ve in units of data_std: where guidance decides how strongly a picture is guided
 
 
 @dataclass

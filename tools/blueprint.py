@@ -17,7 +17,10 @@ WIDGETS = {  # of the node, each feeding both samplers or REG
 }  # fmt: skip
 OUTPUTS = ["REG", "CFG", "plot", "heat_map"]
 INPUT_NODE, OUTPUT_NODE = -10, -20  # the page's own ids
-DESCRIPTION = "The same noise sampled with REG and with plain CFG at the same cfg. A gain makes up for what REG takes away. The plot shows what REG did. Twice the time of one picture."
+DESCRIPTION = (
+    "The same noise sampled with REG and with plain CFG at the same cfg. A gain makes up for what REG takes away. The plot shows what REG did. "
+    "Twice the time of one picture."
+)
 
 
 def _id(name: str) -> str:

@@ -88,7 +88,8 @@ def markdown(report: Mapping) -> str:
     if sweep := report["sweep"] if report["best"] else None:
         bias = "chosen on these very images: the best is flattered a little"
         lines += ["", f"Each method at its best {sweep}, by FID over all images ({bias}):", ""]
-        head = ["method", sweep, "share of plain guidance", *names, *(f"\u0394 {name}" for name in names if base)]
+        head = ["method", sweep, "share of plain guidance", *names]
+        head += [f"\u0394 {name}" for name in names if base]
         lines += _row(head), _row("---" for _ in head)
         for row in report["best"]:
             cells = [_text(row["method"]) or "all", row["labels"][sweep], _number(row["share"])]

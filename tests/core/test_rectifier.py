@@ -204,7 +204,8 @@ def test_non_finite_correction_leaves_plain_guidance_for_that_sample_only(form, 
 @pytest.mark.parametrize(
     "bad,match",
     [
-        (dict(form="rowsum"), "rowsum"), (dict(engine="forward"), "forward"), (dict(gain=0.0), "gain.*0.0"), (dict(gain=math.inf), "gain.*inf"), (dict(strength=math.nan), "nan"), (dict(strength=math.inf), "inf"),
+        (dict(form="rowsum"), "rowsum"), (dict(engine="forward"), "forward"),
+        (dict(gain=0.0), "gain.*0.0"), (dict(gain=math.inf), "gain.*inf"), (dict(strength=math.nan), "nan"), (dict(strength=math.inf), "inf"),
         (dict(refresh=-1), "-1"), (dict(refresh=0), "0"), (dict(refresh=1.5), "1.5"), (dict(skip_below=-0.5), "-0.5"), (dict(skip_below=math.nan), "nan"),
         (dict(skip_below=1.5), "1.5"), (dict(skip_below=True), "True"), (dict(form="calibrated"), "none is given"),
         (dict(refresh="2"), "'2'"), (dict(refresh=math.inf), "inf"), (dict(strength=None), "strength.*None"),

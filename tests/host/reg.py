@@ -56,10 +56,10 @@ def inside(t, look, model=None, batch=1, cfg=4.0, steps=3, at=1, latent=None, po
     return found["result"]
 
 
-def oracle_model(patcher, flow=False, factor=None, h=0.02):
+def oracle_model(patcher, flow=False, factor=None, h=0.02, gain=1.0):
     """REG written as a plain sampler_cfg_function, by another way: J 1 from central differences of ComfyUI's own calls.
 
-    `factor(sigma)`: take R as this number instead (form `schedule`).
+    `factor(sigma)`: take R as this number instead (form `schedule`). `gain`: of REG Guidance.
     """
     model = patcher.clone()
 
@@ -73,7 +73,7 @@ def oracle_model(patcher, flow=False, factor=None, h=0.02):
             options = {k: v for k, v in args["model_options"].items() if not k.startswith("sampler_")}
             ahead, behind = (comfy.samplers.calc_cond_batch(args["model"], [args["input_cond"]], x + sign * step, sigma, options)[0] for sign in (1, -1))
             correction = (1 - level if flow else 1.0) * (ahead - behind) / (2 * step)
-        return x - (d + (args["cond_scale"] - 1) * correction * (d - u))
+        return x - (d + (args["cond_scale"] - 1) * gain * correction * (d - u))
 
     model.set_model_sampler_cfg_function(combine)
     return model

@@ -26,7 +26,7 @@ def test_it_draws_what_the_flat_graph_draws(server, testpack):
     """With a tiny checkpoint, its widgets fed by links."""
     blueprint = json.loads(FILE.read_text(encoding="utf-8"))
     (outer,), (definition,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
-    values = {"form": "schedule", "seed": 5, "steps": 3, "cfg": 6.0, "sampler_name": "euler", "scheduler": "karras"}
+    values = {"form": "schedule", "gain": 2.0, "seed": 5, "steps": 3, "cfg": 6.0, "sampler_name": "euler", "scheduler": "karras"}
     sources = {
         "model": ["tiny", 0], "vae": ["tiny", 2], "positive": ["yes", 0], "negative": ["no", 0], "latent_image": ["empty", 0],
     }  # fmt: skip
@@ -60,8 +60,8 @@ def test_it_draws_what_the_flat_graph_draws(server, testpack):
 
     common = {"seed": 5, "steps": 3, "cfg": 6.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0, "positive": ["yes", 0],
               "negative": ["no", 0], "latent_image": ["empty", 0]}  # fmt: skip
-    guidance = {"form": "schedule", "gain": 1.0, "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "skip_below": 0.0, "data_std": 1.0, "engine": "auto",
-                "refresh": 8}  # fmt: skip
+    guidance = {"form": "schedule", "gain": 2.0, "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "skip_below": 0.0, "data_std": 1.0,
+                "engine": "auto", "refresh": 8}  # fmt: skip
     flat = {
         "r": {"class_type": "REGGuidance", "inputs": guidance | {"model": ["tiny", 0]}},
         "a": {"class_type": "KSampler", "inputs": common | {"model": ["r", 0]}},

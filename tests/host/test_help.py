@@ -122,16 +122,6 @@ def test_links_lead_out_or_nowhere():
         assert max(len(row.split(" | ")) for row in page.splitlines() if row.startswith("|")) <= 3, f"{node_id}: too wide for a side panel"
 
 
-def test_starting_values_are_those_of_the_docs():
-    def values(text):
-        return {cells[0]: tuple(cells[1:3]) for cells in re.findall(r"^\| ([^|]+) \| (\d[\d.]* to [^|]+) \| (\d[\d.]* to [^|]+) \|", text, re.M)}
-
-    docs = (REPO / "docs" / "forms.md").read_text(encoding="utf-8").partition("## Starting values")[2]
-    docs = re.sub(r"^(\| [^|]+) \| [^|]+ \| (\d[^|]* \| \d[^|]* \|).*$", r"\1 | \2", docs, flags=re.M)
-    ours = values(PAGES["REGGuidance"])
-    assert len(ours) >= 7 and ours == values(docs)
-
-
 def quoted():
     """(node id, what a page quotes of an error or a warning)."""
     return [(node_id, text) for node_id, page in PAGES.items() for text in re.findall(r'\*\*"(.+?)"\.?(?=\*\*)', page)]

@@ -22,7 +22,7 @@ ARCHITECTURE = {
 }  # fmt: skip
 DIGITS = "REG on handwritten digits"
 WITHOUT_DOWNLOAD = {
-    DIGITS, "REG against CFG with the trace", "REG calibration", "REG on autoguidance", "REG reward guidance", "REG sweep of forms and cfg",
+    DIGITS, "REG against CFG with the trace", "REG calibration", "REG on autoguidance", "REG reward guidance", "REG sweep of forms and gains",
 }  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def test_checkpoint_workflows_draw_what_an_independent_reg_draws(name, server, h
         FUNCTION = "run"
 
         def run(self, model, **settings):
-            return reg.oracle_model(model, flow=arch in ("sd3", "flux", "wan"), h=0.005), None
+            return reg.oracle_model(model, flow=arch in ("sd3", "flux", "wan"), h=0.005, gain=settings["gain"]), None
 
     class Plain:
         FUNCTION = "run"
