@@ -34,7 +34,7 @@ Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as
 - **By PyTorch alone** is no mode of the pack: two predictions and `torch.autograd.grad` through ComfyUI's model, weights made ordinary
   once, with no check, no bound on memory and no trace (`benchmarks/alone.py`). It is what reverse mode could cost at the least here; what
   the pack's takes beyond it is the price of those, of which a row in one or two of the steps is the self-check.
-- **Refresh as shipped** computes a correction at every eighth call at least, and where the noise has fallen to a fifth. In between it carries
+- **Refresh as shipped** computes a correction at every eighth call at least, and where the noise has fallen to a tenth. In between it carries
   it along, by any engine: what a user pays who chooses reverse mode and leaves the rest alone. Rows that do not say so compute one at every call.
 - Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped depends on the Jacobian. For that,
   see v prediction, where the random network is close to a denoiser, and the digits, a trained one. A random eps network has J near
