@@ -1,10 +1,13 @@
 """REGGuidance: rectified guidance for whatever samples a MODEL."""
 
+from functools import partial
+
 from comfy_api.latest import io
 
 from ..reg_core.forms import FORMS
 from ..reg_core.settings import ENGINES, Settings
 from .hooks.rectified import rectified_model
+from .host.page import show_on_node
 from .schema import GUIDANCE, Calibration, Trace, advanced, choice, described, number, percents, whole
 
 
@@ -29,6 +32,7 @@ class REGGuidance(io.ComfyNode):
                 Calibration.Input("calibration", optional=True),
             ],
             outputs=[io.Model.Output(), Trace.Output()],
+            hidden=[io.Hidden.unique_id],
         )
         return described(schema, "REG", "rectified gradient guidance", "rectified cfg", "guidance")
 
@@ -38,4 +42,7 @@ class REGGuidance(io.ComfyNode):
         if form == "calibrated" and calibration is None:
             raise ValueError("REGGuidance: form 'calibrated' needs a table, from REG Calibrate or a file")
         chosen = Settings(form=form, calibration=calibration if form == "calibrated" else None, **settings)
-        return io.NodeOutput(*rectified_model(model, chosen, (start_percent, end_percent)))
+        tell = partial(show_on_node, cls.hidden.unique_id if cls.hidden else None)
+        if not chosen.enabled:
+            tell("off: plain guidance")
+        return io.NodeOutput(*rectified_model(model, chosen, (start_percent, end_percent), tell=tell))

@@ -212,6 +212,12 @@ class Run:
         ]
         return ", ".join(filter(None, parts))
 
+    def headline(self) -> str:
+        """What a run did, for people: where, how strongly, at what cost."""
+        calls, more = len(self.rows), self.extra_rows
+        work = f"{more / (2 * calls):+.0%} model evaluations"
+        return f"active in {len(self.active)} of {calls} model calls, {self.strength()}, {work}"
+
     def strength(self) -> str:
         """Words for how strongly was guided: the share, and the gain for as much as without REG."""
         if math.isnan(self.share):

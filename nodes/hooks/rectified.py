@@ -27,15 +27,18 @@ from .model_call import KEY, ModelCall
 log = logging.getLogger("ComfyUI-REG")
 
 
-def rectified_model(model, settings: Settings, percents=(0.0, 1.0), observe=None, memory: str = "auto"):
+def rectified_model(
+    model, settings: Settings, percents=(0.0, 1.0), observe=None, memory: str = "auto", tell=None
+):
     """(a clone of MODEL whose guidance is rectified, the Trace of its runs). The last one applied wins.
 
-    `percents`: where, in ComfyUI's percent. `observe`: see Rectifier. `memory`: see BackwardPass.
+    `percents`: where, in ComfyUI's percent. `observe`: see Rectifier. `memory`: see BackwardPass. `tell`: is
+    called with a line about each run.
     Raises ValueError for a calibration table of another kind of model.
     """
     if settings.calibration is not None:
         settings.calibration.check(*model_kind(model))
-    hook = RectifyHook(settings, percents, observe, memory, Trace())
+    hook = RectifyHook(settings, percents, observe, memory, Trace(), tell or (lambda line: None))
     hook.settings_for(model)  # refuses wrong percents now
     return hooked(model, KEY, hook.outer_sample if settings.enabled else None), hook.trace
 
@@ -49,6 +52,7 @@ class RectifyHook:
     observe: Callable | None
     memory: str
     trace: Trace
+    tell: Callable[[str], None]
 
     def settings_for(self, model) -> Settings:
         """The settings with the bounds in units of MODEL's sigma."""
@@ -65,12 +69,13 @@ class RectifyHook:
             why = f"{' and '.join(base.__name__ for base in sampling)} has no noise, so there is no REG"
             run.remark(why)
             log.warning("REG did nothing: %s", why)
+            self.tell(f"REG did nothing: {why}")
             return executor(*args, **kwargs)
         rectifier = Rectifier(settings, run, (Interrupted,), self.observe)
         state = RunState(guider, rectifier, Passes(BackwardPass(self.memory)), is_stock(guider) or None)
         with calls_through(guider, KEY, state.predict_noise):
             result = executor(*args, **kwargs)
-        state.report()
+        self.tell(state.report())
         return result
 
 
@@ -98,8 +103,8 @@ class RunState:
         number = isinstance(cfg, Real) and not isinstance(cfg, bool)
         return float(cfg) if number and self.cfg_is_scale is not False else math.nan
 
-    def report(self):
-        """One line a run, and a warning when REG did nothing or found no number."""
+    def report(self) -> str:
+        """Logs a line, and a warning when REG did nothing or found no number. Returns what the node says."""
         run = self.rectifier.run
         if run.active:
             log.info("REG: %s", run.summary())
@@ -107,9 +112,10 @@ class RunState:
             note = f"non-finite correction in {bad} of {len(run.active)} active calls: plain guidance there"
             if bad and run.remark(note):
                 log.warning("REG: %s", note)
-            return
+            return run.headline()
         reasons = dict.fromkeys(row.note for row in run.rows if row.note)
         why = "; ".join(reasons) or "the sampler never called the model"
         if run.remark(f"did nothing: {why}"):
             name, cfg = type(self.guider).__name__, getattr(self.guider, "cfg", "?")
             log.warning("REG did nothing with %s (cfg %s): %s", name, cfg, why)
+        return f"REG did nothing: {why}"

@@ -48,7 +48,8 @@ def a_run(means, **more):
             Row(
                 **{
                     "sigma": 10.0 / (i + 1), "cfg": 5.0, "engine": "finite_difference", "product": "J 1", "fresh": True, "guidance_norm": 2.0,
-                    "sigma_ve": 10.0 / (i + 1), "share": mean, "rectified_norm": 2.0 * mean, "correction_mean": mean, "correction_low": mean - 0.1, "correction_high": mean + 0.2, "extra_rows": 1,
+                    "sigma_ve": 10.0 / (i + 1), "share": mean, "rectified_norm": 2.0 * mean, "correction_mean": mean,
+                    "correction_low": mean - 0.1, "correction_high": mean + 0.2, "extra_rows": 1,
                 } | values
             )
         )  # fmt: skip

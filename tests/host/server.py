@@ -27,6 +27,9 @@ class PromptError(RuntimeError):
     """The server refused a prompt, or a node failed; the message is the server's."""
 
 
+TEXT = (3).to_bytes(4, "big")  # kind of a binary message: text of a node
+
+
 @dataclass
 class Result:
     """What one prompt did."""
@@ -36,6 +39,7 @@ class Result:
     progress: list = field(default_factory=list)  # (node id, value, maximum)
     executed: list = field(default_factory=list)  # node ids, in order
     cached: list = field(default_factory=list)  # node ids
+    shown: dict = field(default_factory=dict)  # {node id: text that a node shows on itself}
     seconds: float = 0.0
 
     def images(self, node_id=None) -> list:
@@ -198,7 +202,10 @@ class ComfyServer:
             except (websocket.WebSocketException, ConnectionError) as error:
                 raise RuntimeError(f"the server went away ({error})\n{self.tail()}") from None
             if not isinstance(message, str):
-                continue  # a preview image
+                if message[:4] == TEXT:
+                    length = int.from_bytes(message[4:8], "big")
+                    result.shown[message[8 : 8 + length].decode()] = message[8 + length :].decode()
+                continue  # else a preview image
             event = json.loads(message)
             kind, data = event["type"], event.get("data") or {}
             if data.get("prompt_id") != result.prompt_id:

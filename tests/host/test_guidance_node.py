@@ -1,6 +1,7 @@
 """REGGuidance in real graphs: what it computes, what it leaves alone, what it says. Oracle: tests/host/reg.py."""
 
 import logging
+import re
 
 import comfy.samplers
 import pytest
@@ -277,3 +278,40 @@ def test_post_cfg_functions_see_the_models_own_unconditional_prediction(host, pa
     tiny.sample(sd15, model, steps=1)
     tiny.sample(sd15, reg.apply(pack, model)[0], steps=1)
     assert torch.allclose(seen[0], seen[1], atol=1e-5)
+
+
+def shown(server, steps=3, **settings):
+    """What REG Guidance shows on itself after sampling a tiny SD1.5 on the server."""
+    values = dict(
+        form="row_sum", gain=1.0, strength=1.0, start_percent=0.0, end_percent=1.0, skip_below=0.0, data_std=1.0, engine="auto", refresh=1,
+    )  # fmt: skip
+    cfg = settings.pop("cfg", 4.0)
+    sampler = dict(
+        model=["reg", 0], seed=5, steps=steps, cfg=cfg, sampler_name="euler", scheduler="normal", positive=["2", 0], negative=["3", 0],
+        latent_image=["4", 0], denoise=1.0,
+    )  # fmt: skip
+    return server.run(
+        {
+            "1": {"class_type": "REGTestTinyCheckpoint", "inputs": {"arch": "sd15"}},
+            "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a cat"}},
+            "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a dog"}},
+            "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+            "reg": {"class_type": "REGGuidance", "inputs": {"model": ["1", 0], **values, **settings}},
+            "5": {"class_type": "KSampler", "inputs": sampler},
+            "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+            "7": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}},
+        }
+    ).shown.get("reg")
+
+
+def test_the_node_says_what_it_did(server):
+    """Oracle: the line that the server logs for the same run."""
+    said = shown(server)
+    logged = re.findall(r"REG: form row_sum, .*(active in \d+ of \d+ model calls, \d+ % of plain guidance, estimated gain [\d.]+),", server.log)
+    assert said.startswith(logged[-1]) and "active in 3 of 3" in said
+    assert re.search(r", \+\d+% model evaluations$", said)
+
+
+@pytest.mark.parametrize("settings,said", [(dict(cfg=1.0), "REG did nothing: cfg 1"), (dict(form="off"), "off: plain guidance")])
+def test_the_node_says_why_nothing_happened(server, settings, said):
+    assert said in shown(server, **settings)
