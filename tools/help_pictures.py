@@ -126,7 +126,7 @@ def multipliers(title, schedules) -> Image.Image:
 
 
 def strips(rows) -> Image.Image:
-    """[(label, latents [10, 1, 8, 8])]: ten digits in a row below each label."""
+    """[(label, latents [10, 1, H, W])]: ten pictures in a row below each label."""
     height = 30 + CELL + GAP
     canvas = Canvas(WIDTH, 2 * MARGIN + height * len(rows), DARK)
     for i, (label, _) in enumerate(rows):
@@ -141,11 +141,11 @@ def strips(rows) -> Image.Image:
 
 
 def digits(variant="digits", labels=None, cfg=3.0, seed=5, stop=None):
-    """Latents [10, 1, 8, 8] by plain CFG; `stop`: x, scaled to the data's size, after that many steps."""
+    """Latents [10, 1, H, W] by plain CFG; `stop`: x, scaled to the data's size, after that many steps."""
     model = load_model(variant)
     guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), cfg - 1, reg_core.Settings(form="off"))
-    sigmas = reg_core.karras_sigmas(pictures.STEPS, DATA.sigma_min, DATA.sigma_max)
-    noise = DATA.sigma_max * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    sigmas = reg_core.karras_sigmas(pictures.STEPS, model.sigma_min, model.sigma_max)
+    noise = model.sigma_max * torch.randn(10, *model.shape, generator=torch.Generator().manual_seed(seed))
     if stop is None:
         return reg_core.sample_euler(guided, noise, sigmas)
     x = reg_core.sample_euler(guided, noise, sigmas[: stop + 1]) if stop else noise
@@ -233,7 +233,8 @@ def main() -> None:
          [("model loader", "REG Sweep"), ("REG Sweep", "KSampler"), ("KSampler", "VAE Decode"), ("REG Sweep", "REG Grid"), ("VAE Decode", "REG Grid")],
          {"KSampler": "model, cfg", "REG Grid": "images, labels"}))  # fmt: skip
     save("REGGrid", sheet())
-    save("REGDemoModel", strips([("digits, cfg 3", digits("digits", ten)), ("digits_weak, cfg 3", digits("digits_weak", ten))]))
+    save("REGDemoModel", strips([(f"{name}, cfg {cfg:g}", digits(name, ten, cfg)) for name, cfg in
+         (("digits", 3), ("digits_weak", 3), ("fashion", 2), ("fashion_weak", 2))]))  # fmt: skip
     save("REGDemoPrompt", strips([("3", digits(labels=torch.full((10,), 3))), ("0 to 9 in turn", digits(labels=ten)), ("any digit", digits(cfg=1.0))]))
     save("REGDemoLatent", strips([("noise", digits(labels=ten, stop=0)), ("half way", digits(labels=ten, stop=pictures.STEPS // 2)),
          ("done", digits(labels=ten))]))  # fmt: skip

@@ -36,7 +36,9 @@ class _DemoConfig(comfy.supported_models_base.BASE):
 
 
 class _DemoNetwork(torch.nn.Module):
-    """The raw network. The context holds labels [B, tokens, 10], zeros where there is no condition."""
+    """The raw network. The context holds labels [B, tokens, classes], zeros where there is no condition.
+
+    Raises ValueError for latents of another size, which a convolutional network would take in silence."""
 
     def __init__(self, net):
         super().__init__()
@@ -44,4 +46,8 @@ class _DemoNetwork(torch.nn.Module):
         self.dtype = torch.float32
 
     def forward(self, x, timesteps, context=None, **kwargs):
+        wanted, given = self.net.config.shape, tuple(x.shape[1:])
+        if given != wanted:
+            sizes = (" x ".join(map(str, shape)) for shape in (wanted, given))
+            raise ValueError("this demo model takes latents of {}, got {}: set pictures of REG Demo Latent".format(*sizes))
         return self.net(x, timesteps, context.mean(1))

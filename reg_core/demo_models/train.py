@@ -225,7 +225,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     start, data = time.perf_counter(), DATA_SETS[args.data_set]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     try:
         loaded = [load_pictures(data, part, args.data) for part in ("train", "test")]
     except FileNotFoundError as error:
