@@ -1,4 +1,4 @@
-"""REGDemo*: a small model of handwritten digits that comes with the pack. No download, seconds on a CPU."""
+"""REGDemo*: small models of handwritten digits and of clothes that come with the pack. No download, on a CPU."""
 
 import math
 
@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
-from ..reg_core.demo_models.loading import DENOISERS, load_digits_model
-from ..reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN
+from ..reg_core.demo_models.data import CLOTHES, DATA_SETS, DIGITS
+from ..reg_core.demo_models.loading import DENOISERS, load_model
 from .host.demo_model import demo_model
 from .schema import choice, described, whole
 
 CATEGORY = "REG/demo"
 IN_TURN, ANY = "0 to 9 in turn", "any digit"
-PROMPTS = [str(d) for d in range(10)] + [IN_TURN, ANY]
+PROMPTS = [*DIGITS.names, *CLOTHES, IN_TURN, ANY]
 
 
 class REGDemoModel(io.ComfyNode):
@@ -25,11 +25,11 @@ class REGDemoModel(io.ComfyNode):
             inputs=[choice("variant", DENOISERS)],
             outputs=[io.Model.Output()],
         )
-        return described(schema, "digits", "mnist", "example model")
+        return described(schema, "digits", "fashion", "mnist", "example model")
 
     @classmethod
     def execute(cls, variant) -> io.NodeOutput:
-        return io.NodeOutput(demo_model(load_digits_model(variant), SIGMA_MIN, SIGMA_MAX))
+        return io.NodeOutput(demo_model(load_model(variant)))
 
 
 class REGDemoPrompt(io.ComfyNode):
@@ -41,15 +41,15 @@ class REGDemoPrompt(io.ComfyNode):
             inputs=[choice("digit", PROMPTS, "3")],
             outputs=[io.Conditioning.Output()],
         )
-        return described(schema, "digits prompt")
+        return described(schema, "digits prompt", "fashion prompt")
 
     @classmethod
     def execute(cls, digit) -> io.NodeOutput:
         if digit not in PROMPTS:
             raise ValueError(f"REGDemoPrompt: digit must be one of {', '.join(PROMPTS)}, got {digit!r}")
         labels = torch.eye(11, 10)[:, None]  # the last one: no condition
-        # ComfyUI repeats a batch of conditionings over the latents.
-        which = slice(10) if digit == IN_TURN else [10 if digit == ANY else int(digit)]
+        # ComfyUI repeats a batch of conditionings over the latents. Either model has ten classes.
+        which = slice(10) if digit == IN_TURN else [10 if digit == ANY else PROMPTS.index(digit) % 10]
         return io.NodeOutput([[labels[which], {}]])
 
 
@@ -59,14 +59,16 @@ class REGDemoLatent(io.ComfyNode):
         schema = io.Schema(
             node_id="REGDemoLatent",
             category=CATEGORY,
-            inputs=[whole("batch_size", 40, 1, 4096)],
+            inputs=[whole("batch_size", 40, 1, 4096), choice("pictures", DATA_SETS, optional=True)],
             outputs=[io.Latent.Output()],
         )
-        return described(schema, "empty latent digits")
+        return described(schema, "empty latent digits", "empty latent fashion")
 
     @classmethod
-    def execute(cls, batch_size) -> io.NodeOutput:
-        return io.NodeOutput({"samples": torch.zeros(batch_size, 1, 8, 8)})
+    def execute(cls, batch_size, pictures=DIGITS.name) -> io.NodeOutput:
+        if pictures not in DATA_SETS:
+            raise ValueError(f"REGDemoLatent: pictures must be one of {', '.join(DATA_SETS)}, got {pictures!r}")
+        return io.NodeOutput({"samples": torch.zeros(batch_size, *DATA_SETS[pictures].shape)})
 
 
 class REGDemoDecode(io.ComfyNode):
@@ -78,7 +80,7 @@ class REGDemoDecode(io.ComfyNode):
             inputs=[io.Latent.Input("latent"), whole("scale", 8, 1, 64), whole("columns", 10, 0, 64)],
             outputs=[io.Image.Output()],
         )
-        return described(schema, "vae decode digits")
+        return described(schema, "vae decode digits", "vae decode fashion")
 
     @classmethod
     def execute(cls, latent, scale, columns) -> io.NodeOutput:

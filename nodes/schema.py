@@ -34,10 +34,10 @@ def whole(name, default, low, high):
     return io.Int.Input(name, default=default, min=low, max=high)
 
 
-def choice(name, options, default=None):
+def choice(name, options, default=None, **more):
     """A combo; its default is the first option where none is given."""
     options = list(options)
-    return io.Combo.Input(name, options=options, default=default or options[0])
+    return io.Combo.Input(name, options=options, default=default or options[0], **more)
 
 
 def advanced(*widgets):

@@ -18,7 +18,7 @@ import torch
 
 pytest.importorskip("prdc")
 
-from reg_core.demo_models.loading import load_digits_model
+from reg_core.demo_models.loading import load_model
 from reg_core.lab.fronts import quality, trials
 from reg_core.lab.fronts.analysis import Difference, Front, at_best, at_matched, band, fronts
 from reg_core.lab.fronts.journal import Journal, run
@@ -155,7 +155,7 @@ def heun_with_cfg(model, labels, weight, steps, seed):
 
 
 def test_plain_guidance_is_heuns_method_written_out():
-    images = heun_with_cfg(load_digits_model("digits_weak"), trials.labels(20), 1.5, 4, seed=3)
+    images = heun_with_cfg(load_model("digits_weak"), trials.labels(20), 1.5, 4, seed=3)
     want = asdict(quality.score(images, trials.labels(20)))
     got = trials.evaluate((Trial("weak", "constant", "off", 1.5, 3), SMALL))
     assert {k: got[k] for k in want} == pytest.approx(want, rel=1e-3, abs=1e-4)

@@ -1,4 +1,4 @@
-"""The REGDemo nodes against the library's own denoiser and against pictures written out by hand."""
+"""The REGDemo nodes against the library's own denoisers and against pictures written out by hand."""
 
 import comfy.model_base
 import pytest
@@ -16,10 +16,21 @@ def digits(pack):
     return tiny.Tiny("digits", run("REGDemoModel", variant="digits"), (1, 8, 8), prompts["3"], prompts["any digit"])
 
 
-@pytest.mark.parametrize("variant", ["digits", "digits_weak"])
-def test_the_model_is_the_librarys_denoiser(host, pack, digits, variant):
+@pytest.fixture(scope="module")
+def clothes(pack):
+    def run(name, **values):
+        return pack.nodes[name].execute(**values).result[0]
+
+    assert run("REGDemoLatent", batch_size=2, pictures="fashion")["samples"].shape == (2, 1, 28, 28)
+    prompts = [run("REGDemoPrompt", digit=d) for d in ("dress", "any digit")]
+    return tiny.Tiny("fashion", run("REGDemoModel", variant="fashion_weak"), (1, 28, 28), *prompts)
+
+
+@pytest.mark.parametrize("variant", ["digits", "digits_weak", "fashion", "fashion_weak"])
+def test_the_model_is_the_librarys_denoiser(host, pack, digits, clothes, variant):
+    digits = clothes if variant.startswith("fashion") else digits
     model = pack.nodes["REGDemoModel"].execute(variant=variant).result[0]
-    denoiser = pack.import_("reg_core.demo_models.loading").load_digits_model(variant)
+    denoiser = pack.import_("reg_core.demo_models.loading").load_model(variant)
 
     def look(guider, x, sigma, options):
         return x, sigma, host.samplers.calc_cond_batch(guider.inner_model, [guider.conds["positive"], guider.conds["negative"]], x, sigma, options)
@@ -36,13 +47,28 @@ def test_the_model_is_the_librarys_denoiser(host, pack, digits, variant):
 def test_every_form_and_engine_keeps_drawing_the_digit(host, pack, digits, form, engine):
     model, trace = reg.apply(pack, digits.patcher, form, engine, data_std=0.75)
     out = tiny.sample(digits, model, cfg=5.0, steps=12, batch=8, sampler="heun", scheduler="karras")
-    classifier = pack.import_("reg_core.demo_models.loading").load_digits_classifier()
+    classifier = pack.import_("reg_core.demo_models.loading").load_judge("digits")
     assert (classifier(out).argmax(1) == 3).all()
     assert form == "schedule" or {r.engine for r in trace.last.rows} == {engine}
     assert trace.last.notes == []
     # a trained denoiser's Jacobian: nothing at high noise, near the identity at the end
     means = [r.correction_mean for r in trace.last.rows]
     assert means[0] < 0.1 and max(means[-6:]) > 0.3 and trace.last.share < 0.7
+
+
+def test_clothes_are_drawn_as_asked_for(host, pack, clothes):
+    out = tiny.sample(clothes, reg.apply(pack, clothes.patcher)[0], cfg=3.0, steps=10, batch=6, sampler="heun", scheduler="karras")
+    judge = pack.import_("reg_core.demo_models.loading").load_judge("fashion")
+    assert out.shape == (6, 1, 28, 28) and (judge(out.clamp(-1, 1)).argmax(1) == 3).all()  # a dress
+    (sheet,) = pack.nodes["REGDemoDecode"].execute({"samples": out}, scale=3, columns=3).result
+    assert sheet.shape == (1, 2 * 86, 3 * 86, 3)
+    assert torch.allclose(sheet[0, 1:85:3, 1:85:3, 0], ((out[0, 0] + 1) / 2).clamp(0, 1))
+
+
+def test_latents_of_the_other_model_are_refused(host, pack, digits, clothes):
+    for model, other in ((digits, clothes), (clothes, digits)):
+        with pytest.raises(ValueError, match="takes latents of .* got .*: set pictures of REG Demo Latent"):
+            tiny.sample(tiny.dataclasses.replace(model, latent_shape=other.latent_shape), steps=2)
 
 
 def test_any_core_sampler_and_scheduler_runs(host, pack, digits):
@@ -70,12 +96,25 @@ def test_bad_values_are_named(pack):
         pack.nodes["REGDemoPrompt"].execute(digit="eleven")
     with pytest.raises(ValueError, match="nope"):
         pack.nodes["REGDemoModel"].execute(variant="nope")
+    with pytest.raises(ValueError, match="nope"):
+        pack.nodes["REGDemoLatent"].execute(batch_size=1, pictures="nope")
+
+
+def test_prompts_are_one_class_each(pack):
+    """By number or by name: the same ten rows; all in turn, and none."""
+    run = pack.nodes["REGDemoPrompt"].execute
+    names = "T-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split()
+    for i, name in enumerate(names):
+        for prompt in (str(i), name):
+            assert torch.equal(run(digit=prompt).result[0][0][0], torch.eye(10)[i][None, None])
+    assert torch.equal(run(digit="0 to 9 in turn").result[0][0][0][:, 0], torch.eye(10))
+    assert not run(digit="any digit").result[0][0][0].any()
 
 
 def test_digits_in_turn(host, pack, digits):
     prompt = pack.nodes["REGDemoPrompt"].execute(digit="0 to 9 in turn").result[0]
     out = tiny.sample(digits, positive=prompt, batch=23, steps=12, scheduler="karras")
-    classifier = pack.import_("reg_core.demo_models.loading").load_digits_classifier()
+    classifier = pack.import_("reg_core.demo_models.loading").load_judge("digits")
     assert (classifier(out).argmax(1) == torch.arange(23) % 10).float().mean() > 0.9
 
 

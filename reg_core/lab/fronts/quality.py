@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...demo_models.data import load_digits
-from ...demo_models.loading import load_digits_classifier
+from ...demo_models.loading import load_judge
 from ...evaluation.metrics import Statistics, frechet, inception_score
 
 NEAREST = 5  # neighbours that make the manifold of prdc, its authors' choice
@@ -48,7 +48,7 @@ def manifold(features: Tensor, real: Tensor, nearest: int = NEAREST) -> dict[str
 @lru_cache(maxsize=1)
 def judge() -> tuple[nn.Module, Tensor]:
     """(digits classifier, its features of all real digits [1797, 64])."""
-    classifier = load_digits_classifier()
+    classifier = load_judge("digits")
     with torch.no_grad():
         return classifier, classifier.features(load_digits().images)
 

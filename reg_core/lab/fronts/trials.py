@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...branches import Branches
 from ...calibration import Calibration
-from ...demo_models.loading import DENOISERS, load_digits_model, save_weights
-from ...demo_models.networks import IMAGE_SHAPE, NUM_CLASSES, SIGMA_DATA, SIGMA_MAX, SIGMA_MIN
+from ...demo_models.data import DIGITS
+from ...demo_models.loading import load_model, save_weights
 from ...guided import Guided, calibrate
 from ...sampling import karras_sigmas, sample_heun
 from ...schedule import Band, Cosine, Linear, step_position
@@ -29,7 +29,7 @@ SETUPS = {
     "auto_weak": "autoguidance: the weak model by one trained for a fifth of its steps",
 }
 # EDM2's interval (0.28, 2.90] of sigma at sigma_data 0.5 (Kynkaanniemi et al. 2024), in units of these data.
-INTERVAL = Band(0.28 * SIGMA_DATA / 0.5, 2.90 * SIGMA_DATA / 0.5)
+INTERVAL = Band(0.28 * DIGITS.sigma_data / 0.5, 2.90 * DIGITS.sigma_data / 0.5)
 SCHEDULES = {"constant": Band(), "linear": Linear(), "cosine": Cosine(), "interval": INTERVAL}
 CALIBRATION_SEED = 10_000  # not among the seeds of the trials
 WEAKER_STEPS = 100
@@ -72,33 +72,37 @@ class Size:
 
     @property
     def sigmas(self) -> Tensor:
-        return karras_sigmas(self.steps, SIGMA_MIN, SIGMA_MAX)
+        return karras_sigmas(self.steps, DIGITS.sigma_min, DIGITS.sigma_max)
 
 
 def labels(count: int) -> Tensor:
     """0..9 in turn [count]."""
-    return torch.arange(count) % NUM_CLASSES
+    return torch.arange(count) % len(DIGITS.names)
 
 
 def noise(count: int, seed: int) -> Tensor:
     """Starts at the highest noise level [count, 1, 8, 8]."""
-    return SIGMA_MAX * torch.randn(count, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return DIGITS.sigma_max * torch.randn(count, *DIGITS.shape, generator=generator)
 
 
 def weaker(folder: str | Path) -> Path:
     """Folder of the reference of `auto_weak`; trains it where it is absent (seconds)."""
-    from ...demo_models.train import WEAK, replace, train_denoiser
+    from ...demo_models.data import load_split
+    from ...demo_models.train import RECIPES, replace, train_denoiser
 
-    path = Path(folder) / f"{DENOISERS[1]}.safetensors"
+    path = Path(folder) / "digits_weak.safetensors"
     if not path.is_file():
-        model, _ = train_denoiser(replace(WEAK, steps=WEAKER_STEPS), 1, "weaker reference", 1)
+        recipe, pictures = RECIPES["digits_weak"], (load_split("train"), load_split("test"))
+        recipe = replace(recipe, steps=WEAKER_STEPS)
+        model, _ = train_denoiser(recipe, *pictures, 1, "weaker reference", 1)
         save_weights(path, model, seed=1, steps=WEAKER_STEPS)
     return Path(folder)
 
 
 @lru_cache(maxsize=8)
 def _model(name: str, dtype: str, folder: str | None = None):
-    return load_digits_model(name, getattr(torch, dtype), weights_dir=folder)
+    return load_model(name, getattr(torch, dtype), weights_dir=folder)
 
 
 def denoisers(setup: str, label: Tensor, folder: str, dtype: str = "float32"):
@@ -136,7 +140,7 @@ def sampler(trial: Trial, size: Size) -> Guided:
 
     known = table(trial.setup, size) if trial.form == "calibrated" else None
     same = {name: getattr(trial, name) for name in ("form", "engine", "refresh", "skip_below")}
-    guided = Guided(cond, reference, weight, Settings(**same, data_std=SIGMA_DATA, calibration=known))
+    guided = Guided(cond, reference, weight, Settings(**same, data_std=DIGITS.sigma_data, calibration=known))
     if trial.dtype == "bfloat16":
         guided.branches = _Coarse(cond, reference)
     return guided
