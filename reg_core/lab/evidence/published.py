@@ -16,7 +16,8 @@ from ..fronts.trials import Trial
 
 NAMES = [field.name for field in fields(Trial)]
 CURVE = "sigma, mean, 5 %, 95 %"
-KEPT = (*METRICS, "effective_cfg", "rows", "seconds", "noise")  # of a result
+# Column of the file -> name in a result.
+KEPT = {name: name for name in (*METRICS, "effective_cfg", "seconds", "noise")} | {"rows_an_image": "rows"}
 FASHION_STD = 0.7  # of the pixels of the training pictures
 STUDY = {
     "small": "fashion_weak",
@@ -43,9 +44,10 @@ def _short(value):
 
 def fronts_json(mode: survey.Trials, results: dict[Trial, dict]) -> dict:
     """Trials and scores; C(sigma) of the trials shown."""
-    kept = [name for name in KEPT if any(name in result for result in results.values())]
+    kept = {n: name for n, name in KEPT.items() if any(name in result for result in results.values())}
     rows = [
-        [*astuple(trial), *(_short(result.get(name)) for name in kept)] for trial, result in results.items()
+        [*astuple(trial), *(_short(result.get(name)) for name in kept.values())]
+        for trial, result in results.items()
     ]
     curves = {" ".join(key): (t.weight, results[t]["correction"]) for key, t in shown(results).items()}
     return {
@@ -62,7 +64,7 @@ def results_of(data: dict) -> dict[Trial, dict]:
     results = {}
     for row in spread_out(data):
         trial = Trial(**{name: row[name] for name in NAMES if name in row})
-        result = {name: row[name] for name in KEPT if row.get(name) is not None}
+        result = {name: row[n] for n, name in KEPT.items() if row.get(n) is not None}
         results[trial] = result | {"notes": data.get("notes", [])}
         curve = data.get("correction", {}).get(f"{trial.setup} {trial.form}")
         if curve and trial == Trial(trial.setup, "constant", trial.form, curve["w"], 0):
@@ -87,7 +89,7 @@ def study(rows: list[dict]) -> dict[Trial, dict]:
             engine="reverse" if row["form"] in PRODUCT_FORMS else "auto",
             data_std=0.0 if spread == FASHION_STD else spread,
         )
-        kept = {name: row[name] for name in KEPT if name in row}
+        kept = {name: row[name] for name in METRICS if name in row}
         results[trial] = kept | {"noise": "cuda", "notes": []}
     return results
 
