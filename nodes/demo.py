@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
-from ..reg_core.demo_models.loading import DENOISERS, load_digits_model
-from ..reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN
+from ..reg_core.demo_models.loading import DENOISERS, load_model
 from .host.demo_model import demo_model
 from .schema import choice, described, whole
 
@@ -29,7 +28,7 @@ class REGDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, variant) -> io.NodeOutput:
-        return io.NodeOutput(demo_model(load_digits_model(variant), SIGMA_MIN, SIGMA_MAX))
+        return io.NodeOutput(demo_model(load_model(variant)))
 
 
 class REGDemoPrompt(io.ComfyNode):

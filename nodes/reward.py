@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from comfy_api.latest import io
 
-from ..reg_core.demo_models.loading import load_digits_classifier
+from ..reg_core.demo_models.loading import load_judge
 from .hooks.rewarded import rewarded_model
 from .host.image_reward import ImageReward
 from .schema import GUIDANCE, Reward, advanced, choice, described, number, percents, whole
@@ -68,7 +68,7 @@ class DigitReward:
     def __init__(self, digit: int):
         self.digit = digit
         with torch.inference_mode(False):  # weights that autograd may save
-            self.classifier = load_digits_classifier()
+            self.classifier = load_judge("digits")
 
     def log_prob(self, x0):
         every = torch.arange(len(x0), device=x0.device)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import reg_core
-from reg_core.demo_models.loading import load_digits_classifier, load_digits_model
-from reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN
+from reg_core.demo_models.data import DIGITS as DATA
+from reg_core.demo_models.loading import load_judge, load_model
 from reg_core.drawing import labelled_grid, plot_run
 from reg_core.drawing.axes import TICK, Axes, Scale, scale_for
 from reg_core.drawing.canvas import THEMES, Canvas, wrap
@@ -98,15 +98,15 @@ def correction() -> Image.Image:
 
 
 def _sigmas():
-    return Scale(SIGMA_MIN, SIGMA_MAX, log=True, reverse=True)
+    return Scale(DATA.sigma_min, DATA.sigma_max, log=True, reverse=True)
 
 
 def calibration() -> Image.Image:
     """A table measured on the digits model, with twice its standard error, beside the schedule."""
-    model, labels = load_digits_model("digits"), torch.arange(10)
+    model, labels = load_model("digits"), torch.arange(10)
     guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), 4.0, reg_core.Settings("row_sum"))
-    noises = [SIGMA_MAX * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-    table = reg_core.calibrate(guided, noises, reg_core.karras_sigmas(20, SIGMA_MIN, SIGMA_MAX))
+    noises = [DATA.sigma_max * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    table = reg_core.calibrate(guided, noises, reg_core.karras_sigmas(20, DATA.sigma_min, DATA.sigma_max))
     sigmas, value, error = table.sigma.tolist(), table.factor.tolist(), table.error.tolist()
     band = (sigmas, [v - 2 * e for v, e in zip(value, error, strict=True)], [v + 2 * e for v, e in zip(value, error, strict=True)])
     formula = reg_core.schedule_factor(table.sigma, pictures.DATA_STD).tolist()
@@ -142,10 +142,10 @@ def strips(rows) -> Image.Image:
 
 def digits(variant="digits", labels=None, cfg=3.0, seed=5, stop=None):
     """Latents [10, 1, 8, 8] by plain CFG; `stop`: x, scaled to the data's size, after that many steps."""
-    model = load_digits_model(variant)
+    model = load_model(variant)
     guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), cfg - 1, reg_core.Settings(form="off"))
-    sigmas = reg_core.karras_sigmas(pictures.STEPS, SIGMA_MIN, SIGMA_MAX)
-    noise = SIGMA_MAX * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    sigmas = reg_core.karras_sigmas(pictures.STEPS, DATA.sigma_min, DATA.sigma_max)
+    noise = DATA.sigma_max * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     if stop is None:
         return reg_core.sample_euler(guided, noise, sigmas)
     x = reg_core.sample_euler(guided, noise, sigmas[: stop + 1]) if stop else noise
@@ -154,7 +154,7 @@ def digits(variant="digits", labels=None, cfg=3.0, seed=5, stop=None):
 
 def rewarded(digit, scale, rectified):
     """Any digit of the unconditional model, guided by the classifier's log probability of `digit` (a number, or one each)."""
-    model, classifier = load_digits_model("digits"), load_digits_classifier()
+    model, classifier = load_model("digits"), load_judge("digits")
     wanted = torch.as_tensor(digit).expand(10)[:, None]
 
     def denoise(x, sigma):
@@ -164,8 +164,8 @@ def rewarded(digit, scale, rectified):
     def log_prob(x0):
         return classifier(x0).log_softmax(1).gather(1, wanted)[:, 0]
 
-    noise = SIGMA_MAX * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-    return reg_core.sample_euler(denoise, noise, reg_core.karras_sigmas(pictures.STEPS, SIGMA_MIN, SIGMA_MAX)).detach()
+    noise = DATA.sigma_max * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    return reg_core.sample_euler(denoise, noise, reg_core.karras_sigmas(pictures.STEPS, DATA.sigma_min, DATA.sigma_max)).detach()
 
 
 def sheet() -> Image.Image:

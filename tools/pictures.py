@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import reg_core  # noqa: E402
-from reg_core.demo_models.loading import load_digits_model  # noqa: E402
-from reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN  # noqa: E402
+from reg_core.demo_models.data import DIGITS as DATA  # noqa: E402
+from reg_core.demo_models.loading import load_model  # noqa: E402
 from reg_core.drawing import SchedulePoint, heat_pictures, labelled_grid, plot_run, plot_schedule  # noqa: E402
 
 FOLDER = ROOT / "docs" / "images"
@@ -22,12 +22,12 @@ DIGITS, STEPS, DATA_STD = 10, 24, 0.75
 
 def sample(form: str, cfg: float, **settings):
     """(latents [10, 1, 8, 8], the run): one of each digit, always from the same noise."""
-    model, labels = load_digits_model("digits"), torch.arange(DIGITS)
+    model, labels = load_model("digits"), torch.arange(DIGITS)
     settings = reg_core.Settings(form=form, data_std=DATA_STD, **settings)
     guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), cfg - 1, settings)
     noise = torch.randn(DIGITS, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-    sigmas = reg_core.karras_sigmas(STEPS, SIGMA_MIN, SIGMA_MAX)
-    return reg_core.sample_euler(guided, noise * (1 + SIGMA_MAX**2) ** 0.5, sigmas), guided.trace.last
+    sigmas = reg_core.karras_sigmas(STEPS, DATA.sigma_min, DATA.sigma_max)
+    return reg_core.sample_euler(guided, noise * (1 + DATA.sigma_max**2) ** 0.5, sigmas), guided.trace.last
 
 
 def images(latents, scale: int):
@@ -38,7 +38,7 @@ def images(latents, scale: int):
 
 def schedule():
     """A cosine schedule times the free form of REG."""
-    sigmas = reg_core.karras_sigmas(STEPS, SIGMA_MIN, SIGMA_MAX)[:-1]
+    sigmas = reg_core.karras_sigmas(STEPS, DATA.sigma_min, DATA.sigma_max)[:-1]
     factors = reg_core.schedule_factor(sigmas, DATA_STD).tolist()
     points = []
     for i, (sigma, factor) in enumerate(zip(sigmas.tolist(), factors, strict=True)):

@@ -1,13 +1,16 @@
 """Load the trained networks of `weights/`, or write new ones.
 
-Each safetensors file carries string metadata: "kind" ("denoiser" or "classifier"), "config" (JSON of
-`DigitsNetConfig`, or {}), "sigma_data", "seed", "steps" and the measured results."""
+Each safetensors file carries string metadata: "kind" ("denoiser" or "judge"), "config" (JSON of the network's
+arguments), "seed", "steps" and the measured results. A denoiser's file also says "names" (JSON),
+"sigma_data", "sigma_max" and "sigma_min"."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -15,75 +18,103 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..files import whole_file
-from .networks import DigitsClassifier, DigitsNet, DigitsNetConfig, EDMDenoiser
+from .networks import Denoiser, DigitsJudge, FashionJudge, Judge, UNet, UNetConfig
+
+if TYPE_CHECKING:
+    from ..evaluation.metrics import Statistics
 
 WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
-DENOISERS = ("digits", "digits_weak")
-CLASSIFIER = "digits_classifier"
+DENOISERS = ("digits", "digits_weak", "fashion", "fashion_weak")
+JUDGES = {"digits": "digits_judge", "fashion": "fashion_judge", "fashion_other": "fashion_judge_other"}
+LEVELS = ("sigma_data", "sigma_max", "sigma_min")
 
 
 class WeightsError(RuntimeError):
     """A weights file is missing, unreadable or does not fit the network."""
 
 
-def load_digits_model(
-    name: str = "digits",
+def load_model(
+    name: str,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     weights_dir: str | Path | None = None,
-) -> EDMDenoiser:
+) -> Denoiser:
     """The trained denoiser, in eval mode and with frozen parameters.
 
-    name: "digits" (the good model) or "digits_weak" (smaller and trained for
-    fewer steps, the bad partner for autoguidance).
+    `name`: "digits", "fashion", or "digits_weak", "fashion_weak": smaller and trained less, the bad partners
+    for autoguidance. `weights_dir`: another folder of weights, whose files may have any name.
     Raises ValueError for another name, WeightsError for a missing or bad file.
     """
-    if name not in DENOISERS:
-        raise ValueError(f"unknown digits model {name!r}; valid names: {', '.join(DENOISERS)}")
-    path = Path(weights_dir or WEIGHTS_DIR) / f"{name}.safetensors"
-    state, meta = _read(path, "denoiser")
-    try:
-        config = json.loads(meta["config"])
-        config["channels"] = tuple(config["channels"])
-        model = EDMDenoiser(DigitsNet(DigitsNetConfig(**config)), float(meta["sigma_data"]))
-        model.net.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(_message(path, f"does not fit the network: {error}")) from error
-    return _freeze(model, dtype, device)
+    if weights_dir is None and name not in DENOISERS:
+        raise ValueError(f"unknown demo model {name!r}; valid names: {', '.join(DENOISERS)}")
+    return _load(name, "denoiser", _denoiser, weights_dir).to(device=device, dtype=dtype)
 
 
-def load_digits_classifier(
+def load_judge(
+    name: str,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     weights_dir: str | Path | None = None,
-) -> DigitsClassifier:
+) -> Judge:
     """The trained classifier, in eval mode and with frozen parameters.
 
-    Raises WeightsError for a missing or bad file.
+    `name`: "digits", "fashion" or "fashion_other", which is smaller and has another seed.
+    Raises ValueError for another name, WeightsError for a missing or bad file.
     """
-    path = Path(weights_dir or WEIGHTS_DIR) / f"{CLASSIFIER}.safetensors"
-    state, _ = _read(path, "classifier")
-    model = DigitsClassifier()
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(_message(path, f"does not fit the network: {error}")) from error
-    return _freeze(model, dtype, device)
+    if name not in JUDGES:
+        raise ValueError(f"unknown judge {name!r}; valid names: {', '.join(JUDGES)}")
+    kind = DigitsJudge if name == "digits" else FashionJudge
+    judge = _load(JUDGES[name], "judge", lambda meta: kind(**json.loads(meta["config"])), weights_dir)
+    return judge.to(device=device, dtype=dtype)
 
 
-def save_weights(path: str | Path, model: EDMDenoiser | DigitsClassifier, **notes: object) -> None:
-    """Write float32 weights and metadata, creating the folder; notes are stored as strings."""
-    denoiser = isinstance(model, EDMDenoiser)
-    meta: dict[str, object] = {
-        "kind": "denoiser" if denoiser else "classifier",
-        "config": json.dumps(asdict(model.net.config) if denoiser else {}),
-    }
-    if denoiser:
-        meta["sigma_data"] = model.sigma_data
-    net = model.net if denoiser else model
-    state = {key: value.detach().float().contiguous() for key, value in net.state_dict().items()}
+def real_moments(judge_name: str) -> Statistics:
+    """Mean and covariance of a judge's features of the real pictures: all digits, or fashion's training part.
+
+    Raises what `load_judge` raises."""
+    from ..evaluation.metrics import Statistics
+
+    judge = load_judge(judge_name)
+    return Statistics(judge.real_mean.double(), judge.real_cov.double(), int(judge.real_count))
+
+
+def save_weights(
+    path: str | Path, model: Denoiser | Judge, dtype: torch.dtype = torch.float32, **notes: object
+) -> None:
+    """Write a network and its metadata, creating the folder.
+
+    `dtype`: of the parameters on disk. `notes`: further metadata, stored as strings.
+    """
+    net = model
+    if isinstance(model, Denoiser):
+        net, config = model.net, asdict(model.net.config)
+        levels = {level: getattr(model, level) for level in LEVELS}
+        notes = {"kind": "denoiser", "names": json.dumps(model.names), **levels, **notes}
+    else:
+        config = {"width": model.width} if isinstance(model, FashionJudge) else {}
+        notes = {"kind": "judge", **notes}
+    state = net.state_dict() | {key: value.detach().to(dtype) for key, value in net.named_parameters()}
+    meta = {key: str(value) for key, value in {"config": json.dumps(config), **notes}.items()}
     with whole_file(path) as partial:
-        save_file(state, partial, {key: str(value) for key, value in {**meta, **notes}.items()})
+        save_file({key: value.cpu().contiguous() for key, value in state.items()}, partial, meta)
+
+
+def _denoiser(meta: dict[str, str]) -> Denoiser:
+    config = json.loads(meta["config"])
+    config |= {key: tuple(config[key]) for key in ("shape", "channels")}
+    levels = {level: float(meta[level]) for level in LEVELS}
+    return Denoiser(UNet(UNetConfig(**config)), tuple(json.loads(meta["names"])), **levels)
+
+
+def _load(stem: str, kind: str, build: Callable[[dict[str, str]], nn.Module], folder: str | Path | None):
+    path = Path(folder or WEIGHTS_DIR) / f"{stem}.safetensors"
+    state, meta = _read(path, kind)
+    try:
+        model = build(meta)
+        getattr(model, "net", model).load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(_message(path, f"does not fit the network: {error}")) from error
+    return model.eval().requires_grad_(False)
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -101,9 +132,6 @@ def _read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str
 
 
 def _message(path: Path, problem: str) -> str:
-    retrain = f"retrain with `python -m reg_core.demo_models.train --out {path.parent}`"
-    return f"digits weights file {path} {problem}. Reinstall the pack, or {retrain}."
-
-
-def _freeze(model: nn.Module, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    data_set = path.stem.split("_")[0]
+    retrain = f"train it again with `python -m reg_core.demo_models.train {data_set} --out {path.parent}`"
+    return f"demo weights file {path} {problem}. Reinstall the pack, or {retrain}."

@@ -48,9 +48,9 @@ class Digits(nn.Module):
 
     def __init__(self):
         super().__init__()
-        from ..demo_models.loading import load_digits_classifier
+        from ..demo_models.loading import load_judge
 
-        self.classifier = load_digits_classifier()
+        self.classifier = load_judge("digits")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         gray = images.float().mean(1, keepdim=True) / 127.5 - 1

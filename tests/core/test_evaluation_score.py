@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from reg_core.demo_models.data import load_digits
-from reg_core.demo_models.loading import load_digits_classifier
+from reg_core.demo_models.loading import load_judge
 from reg_core.evaluation import score as scoring
 from reg_core.evaluation.__main__ import main
 from reg_core.evaluation.features import batches, extract, load_extractor, read
@@ -123,7 +123,7 @@ def run(*arguments):
 def test_fid_and_is_against_formulas(made, real, capsys):
     """Oracles: scipy's matrix square root, and exp of the mean Kullback-Leibler divergence written out."""
     assert run("--out", made, "--reference", real, "--features", "digits", "--batch", 7) == 0
-    report, classifier = json.loads((made / "report.json").read_text()), load_digits_classifier()
+    report, classifier = json.loads((made / "report.json").read_text()), load_judge("digits")
     reference = classifier.features(pictures(real))
     for cfg, row in zip((1, 3), report["points"], strict=True):
         images = pictures(made / "images" / f"cfg={cfg},form=off")
@@ -146,7 +146,7 @@ def test_statistics_stand_for_the_images(made, real, tmp_path):
     run("--out", made, "--reference", real, "--features", "digits", "--save-stats", kept)
     before = json.loads((made / "report.json").read_text())
     with np.load(kept) as file:
-        features = load_digits_classifier().features(pictures(real)).double().numpy()
+        features = load_judge("digits").features(pictures(real)).double().numpy()
         np.testing.assert_allclose(file["mu"], features.mean(0), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(file["sigma"], np.cov(features, rowvar=False), rtol=1e-3, atol=1e-5)
         np.savez(tmp_path / "foreign.npz", mu=file["mu"], sigma=file["sigma"])
@@ -175,7 +175,7 @@ def test_holes_are_refused_or_left_out_everywhere(made, real, tmp_path, capsys):
     scores = scoring.score_folder(tmp_path, real, load_extractor("digits"), partial=True)
     assert scores.images == 119 and scores.effective_cfg == [None, None]
     kept = [made / "images" / f"{plan.key(Job(0, i, 2))}.png" for i in range(40) if i != 7]  # at the point that has them all, too
-    classifier = load_digits_classifier()
+    classifier = load_judge("digits")
     features = classifier.features(torch.cat([pictures_of(path) for path in kept]))
     assert scores.values[0]["fid"]["seeds"][2] == pytest.approx(frechet_by_scipy(features, classifier.features(pictures(real))), rel=1e-4)
 

@@ -56,7 +56,7 @@ def test_what_ships_runs_and_what_does_not_is_left_out():
     assert {"__init__.py", "nodes/guidance.py", "nodes/host/options.py", "reg_core/rectifier.py", "pyproject.toml", "LICENSE", "README.md"} <= set(files)
     assert any(f.startswith("example_workflows/") for f in files) and any(f.endswith(".safetensors") for f in files)
     assert not [f for f in files if f.startswith(("tests/", "tools/", ".ci/", "benchmarks/"))]
-    assert sum((ROOT / f).stat().st_size for f in files) < 12e6
+    assert sum((ROOT / f).stat().st_size for f in files) < 24e6
 
 
 def test_no_file_that_ships_runs_code_from_text_or_installs():
@@ -85,7 +85,7 @@ def test_pip_installs_every_package_and_its_data():
     patterns = {package: re.findall(r'"([^"]+)"', globs) for package, globs in re.findall(r'^"([\w.]+)" = \[(.*)\]$', data, re.M)}
     matched = {path for package, globs in patterns.items() for pattern in globs for path in (ROOT / package.replace(".", "/")).glob(pattern)}
     files = {ROOT / name for name in tracked() if name.startswith("reg_core/") and not name.endswith((".py", ".toml"))}
-    assert matched == files and len(files) == 5
+    assert matched == files and len(files) == 9
 
 
 def test_comfy_test_finds_nothing_forbidden():

@@ -7,7 +7,7 @@ import torch
 from oracles import Gaussian, counted_pair
 
 from reg_core import FLOW, VE, Branches, Guided, Point, Rectifier, Settings, carry, expand, karras_sigmas, sample_euler, sample_heun
-from reg_core.demo_models.loading import load_digits_model
+from reg_core.demo_models.loading import load_model
 from reg_core.refresh import LONGEST, TOLERANCE
 
 VARIANCE = torch.linspace(0.05, 2.0, 2 * 3 * 3).reshape(1, 2, 3, 3).double()  # of every element
@@ -197,7 +197,7 @@ def test_nothing_is_reused_from_pure_noise(kind, steps, refresh, form):
 @pytest.mark.parametrize("name", ["digits", "digits_weak"])
 def test_a_trained_model_is_guided_as_by_fresh_corrections(name, refresh, form, bound):
     """Oracle: J at every call of the same run. `product` loses what it has beside v."""
-    net, label = load_digits_model(name), torch.arange(20) % 10
+    net, label = load_model(name), torch.arange(20) % 10
     sigmas = karras_sigmas(20, 0.02, 20.0)
     x = sigmas[0] * torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -17,7 +17,7 @@ class Graph:
         self.model = self("REGDemoModel", variant="digits_weak")
         self.prompt = self("REGDemoPrompt", digit="0 to 9 in turn")
         self.latent = self("REGDemoLatent", batch_size=COUNT)
-        self.classifier = pack.import_("reg_core.demo_models.loading").load_digits_classifier()
+        self.classifier = pack.import_("reg_core.demo_models.loading").load_judge("digits")
 
     def __call__(self, name, **inputs):
         node = self.nodes[name]

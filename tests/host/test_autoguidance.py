@@ -38,16 +38,16 @@ def run(guider, t, batch=20, steps=8, sampler="heun", seed=0):
 
 def library(pack, batch, steps, cond, reference, weight, form, seed=0):
     """The same run without ComfyUI."""
-    core, scores = pack.import_("reg_core"), pack.import_("reg_core.demo_models.scores")
+    core, digits = pack.import_("reg_core"), pack.import_("reg_core.demo_models.data").DIGITS
     noise = comfy.sample.prepare_noise(torch.zeros(batch, 1, 8, 8), seed)
     guided = core.Guided(cond, reference, weight, core.Settings(form=form))
-    sigmas = core.karras_sigmas(steps, scores.SIGMA_MIN, scores.SIGMA_MAX)
-    return core.sample_heun(guided, noise * (1 + scores.SIGMA_MAX**2) ** 0.5, sigmas)
+    sigmas = core.karras_sigmas(steps, digits.sigma_min, digits.sigma_max)
+    return core.sample_heun(guided, noise * (1 + digits.sigma_max**2) ** 0.5, sigmas)
 
 
 @pytest.mark.parametrize("form", ["off", "row_sum", "scalar", "product", "schedule"])
 def test_autoguidance_equals_the_library(host, pack, digits, weak, form):
-    load = pack.import_("reg_core.demo_models.loading").load_digits_model
+    load = pack.import_("reg_core.demo_models.loading").load_model
     strong_net, weak_net, labels = load("digits"), load("digits_weak"), torch.arange(20) % 10
     model, trace = reg.apply(pack, digits.patcher, form)
     out = run(guide(pack, model, weak, digits.positive, 3.0), digits)
@@ -69,7 +69,7 @@ def test_every_engine_rectifies_autoguidance(host, pack, digits, weak, engine):
 
 def test_together_with_cfg(host, pack, digits, weak):
     """D_c + 2 (D_c - D_weak) + 3 (D_c - D_u), the unconditional on the strong model."""
-    load = pack.import_("reg_core.demo_models.loading").load_digits_model
+    load = pack.import_("reg_core.demo_models.loading").load_model
     strong, bad, labels = load("digits"), load("digits_weak"), torch.arange(20) % 10
     out = run(guide(pack, digits.patcher, weak, digits.positive, 3.0, digits.negative, 4.0), digits)
 
@@ -77,9 +77,9 @@ def test_together_with_cfg(host, pack, digits, weak):
         d = strong(x, s, labels)
         return d + 2 * (d - bad(x, s, labels)) + 3 * (d - strong(x, s))
 
-    core, scores = pack.import_("reg_core"), pack.import_("reg_core.demo_models.scores")
-    noise = comfy.sample.prepare_noise(torch.zeros(20, 1, 8, 8), 0) * (1 + scores.SIGMA_MAX**2) ** 0.5
-    want = core.sample_heun(denoise, noise, core.karras_sigmas(8, scores.SIGMA_MIN, scores.SIGMA_MAX))
+    core, digits = pack.import_("reg_core"), pack.import_("reg_core.demo_models.data").DIGITS
+    noise = comfy.sample.prepare_noise(torch.zeros(20, 1, 8, 8), 0) * (1 + digits.sigma_max**2) ** 0.5
+    want = core.sample_heun(denoise, noise, core.karras_sigmas(8, digits.sigma_min, digits.sigma_max))
     assert (out - want).abs().max() < 5e-3
 
 
@@ -99,7 +99,7 @@ def test_reference_model_door_for_ksampler(host, pack, digits, weak):
     assert torch.allclose(out, want, atol=1e-5) and len(trace.last.active) == 15
     after = node.execute(reg.apply(pack, digits.patcher)[0], weak).result[0]
     assert torch.equal(out, tiny.sample(digits, after, cfg=3.0, steps=8, batch=20, sampler="heun", scheduler="karras", negative=digits.positive))
-    load = pack.import_("reg_core.demo_models.loading").load_digits_model
+    load = pack.import_("reg_core.demo_models.loading").load_model
     strong, small, labels = load("digits"), load("digits_weak"), torch.arange(20) % 10
     out = tiny.sample(digits, node.execute(digits.patcher, weak).result[0], cfg=3.0, steps=8, batch=20, sampler="heun", scheduler="karras")
     want = library(pack, 20, 8, lambda x, s: strong(x, s, labels), lambda x, s: small(x, s), 2.0, "off")
@@ -224,7 +224,7 @@ def test_weak_model_damps_blocks_for_the_pass_only(host, pack, digits, weak):
 @pytest.mark.parametrize("rectified", [False, True])
 def test_autoguidance_raises_accuracy(host, pack, digits, weak, rectified):
     """On the smaller model, whose unguided samples leave something to mend; its weak partner is itself, damped."""
-    classifier = pack.import_("reg_core.demo_models.loading").load_digits_classifier()
+    classifier = pack.import_("reg_core.demo_models.loading").load_judge("digits")
     labels = torch.arange(300) % 10
 
     def accuracy(latents):

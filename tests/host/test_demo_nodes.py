@@ -19,7 +19,7 @@ def digits(pack):
 @pytest.mark.parametrize("variant", ["digits", "digits_weak"])
 def test_the_model_is_the_librarys_denoiser(host, pack, digits, variant):
     model = pack.nodes["REGDemoModel"].execute(variant=variant).result[0]
-    denoiser = pack.import_("reg_core.demo_models.loading").load_digits_model(variant)
+    denoiser = pack.import_("reg_core.demo_models.loading").load_model(variant)
 
     def look(guider, x, sigma, options):
         return x, sigma, host.samplers.calc_cond_batch(guider.inner_model, [guider.conds["positive"], guider.conds["negative"]], x, sigma, options)
@@ -36,7 +36,7 @@ def test_the_model_is_the_librarys_denoiser(host, pack, digits, variant):
 def test_every_form_and_engine_keeps_drawing_the_digit(host, pack, digits, form, engine):
     model, trace = reg.apply(pack, digits.patcher, form, engine, data_std=0.75)
     out = tiny.sample(digits, model, cfg=5.0, steps=12, batch=8, sampler="heun", scheduler="karras")
-    classifier = pack.import_("reg_core.demo_models.loading").load_digits_classifier()
+    classifier = pack.import_("reg_core.demo_models.loading").load_judge("digits")
     assert (classifier(out).argmax(1) == 3).all()
     assert form == "schedule" or {r.engine for r in trace.last.rows} == {engine}
     assert trace.last.notes == []
@@ -75,7 +75,7 @@ def test_bad_values_are_named(pack):
 def test_digits_in_turn(host, pack, digits):
     prompt = pack.nodes["REGDemoPrompt"].execute(digit="0 to 9 in turn").result[0]
     out = tiny.sample(digits, positive=prompt, batch=23, steps=12, scheduler="karras")
-    classifier = pack.import_("reg_core.demo_models.loading").load_digits_classifier()
+    classifier = pack.import_("reg_core.demo_models.loading").load_judge("digits")
     assert (classifier(out).argmax(1) == torch.arange(23) % 10).float().mean() > 0.9
 
 

@@ -31,7 +31,7 @@ def digit(pack, value=-1):
 
 @pytest.mark.parametrize("rectified,scale", [(True, 1.0), (False, 0.1)])
 def test_it_raises_accuracy_at_the_same_seed(host, pack, weak, rectified, scale):
-    classifier = pack.import_("reg_core.demo_models.loading").load_digits_classifier()
+    classifier = pack.import_("reg_core.demo_models.loading").load_judge("digits")
     labels = torch.arange(300) % 10
     values = dict(cfg=1.0, steps=12, batch=300, sampler="heun", scheduler="karras")
 

@@ -17,7 +17,7 @@ STEPS = 18
 def library(settings, count, cfg, model, weak=None, seed=7, denoiser=None):
     """(latents, trace): CFG, or autoguidance by `weak`, rectified; or any `denoiser`."""
     import reg_core
-    from reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN
+    from reg_core.demo_models.data import DIGITS
 
     labels = torch.arange(count) % 10
     if denoiser is None:
@@ -25,16 +25,16 @@ def library(settings, count, cfg, model, weak=None, seed=7, denoiser=None):
         denoiser = reg_core.Guided(lambda x, s: model(x, s, labels), reference, cfg - 1, settings)
     noise = comfy.sample.prepare_noise(torch.zeros(count, 1, 8, 8), seed)
     # ComfyUI starts eps-like models at sigma_max with noise of the full marginal standard deviation
-    start = noise * (1 + SIGMA_MAX**2) ** 0.5
-    return reg_core.sample_heun(denoiser, start, reg_core.karras_sigmas(STEPS, SIGMA_MIN, SIGMA_MAX)), getattr(denoiser, "trace", None)
+    start = noise * (1 + DIGITS.sigma_max**2) ** 0.5
+    return reg_core.sample_heun(denoiser, start, reg_core.karras_sigmas(STEPS, DIGITS.sigma_min, DIGITS.sigma_max)), getattr(denoiser, "trace", None)
 
 
 @pytest.fixture(scope="module")
 def models(pack):
-    from reg_core.demo_models.loading import load_digits_model
+    from reg_core.demo_models.loading import load_model
 
     with torch.inference_mode(False):
-        return {name: load_digits_model(name) for name in ("digits", "digits_weak")}
+        return {name: load_model(name) for name in ("digits", "digits_weak")}
 
 
 def settings(prompt, key):
@@ -79,9 +79,9 @@ def test_the_graph_for_comfy_test_runs(server):
 
 
 def accuracy(images):
-    from reg_core.demo_models.loading import load_digits_classifier
+    from reg_core.demo_models.loading import load_judge
 
-    return (load_digits_classifier()(images).argmax(1) == torch.arange(len(images)) % 10).float().mean().item()
+    return (load_judge("digits")(images).argmax(1) == torch.arange(len(images)) % 10).float().mean().item()
 
 
 def test_first_workflow_draws_the_digits_that_were_asked_for(server, models):
@@ -127,12 +127,12 @@ def test_autoguidance(server, models):
 
 def test_reward_guidance(server, models):
     """Oracle: the gradient written out by autograd, with and without the chain rule."""
-    from reg_core.demo_models.loading import load_digits_classifier
+    from reg_core.demo_models.loading import load_judge
 
     prompt = api("REG reward guidance", server)
     pictures = sheets(prompt, server.run(prompt), server)
     with torch.inference_mode(False):
-        labels, classifier, model = torch.arange(40) % 10, load_digits_classifier(), models["digits"]
+        labels, classifier, model = torch.arange(40) % 10, load_judge("digits"), models["digits"]
 
         def denoiser(scale, rectified):
             def denoise(x, sigma):

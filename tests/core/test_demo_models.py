@@ -1,4 +1,4 @@
-"""The digits models: shipped weights, EDM preconditioning, labels, dtypes, trained behaviour."""
+"""The demo models: shipped weights, EDM preconditioning, labels, dtypes, trained behaviour."""
 
 import math
 
@@ -9,23 +9,27 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from reg_core.demo_models import data, loading, networks, scores
-
-FILES = ("digits", "digits_weak", "digits_classifier")
+from reg_core.evaluation.metrics import Statistics, frechet
 
 
 @pytest.fixture(scope="module")
 def good():
-    return loading.load_digits_model("digits")
+    return loading.load_model("digits")
 
 
 @pytest.fixture(scope="module")
 def weak():
-    return loading.load_digits_model("digits_weak")
+    return loading.load_model("digits_weak")
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    return loading.load_model("fashion")
 
 
 @pytest.fixture(scope="module")
 def classifier():
-    return loading.load_digits_classifier()
+    return loading.load_judge("digits")
 
 
 LABEL = torch.arange(60) % 10
@@ -34,7 +38,7 @@ STEPS = 7
 
 @pytest.fixture(scope="module")
 def samples(good):
-    return scores.sample_digits(good, LABEL, len(LABEL), 0.0, STEPS, seed=1)
+    return scores.sample(good, LABEL, len(LABEL), 0.0, STEPS, seed=1)
 
 
 def noise(*shape, seed=0, dtype=torch.float32):
@@ -55,53 +59,130 @@ def test_split_is_stratified_disjoint_and_complete():
     assert len(data.load_split("train").images) == 1438
     assert len(data.load_split("test").images) == 359
     with pytest.raises(ValueError, match="'train' or 'test'"):
-        data.load_split("valid")
+        data.load_pictures(data.DIGITS, "valid")
 
 
 def test_images_are_scaled_and_sigma_data_is_measured():
     split = data.load_split("train")
-    assert split.images.shape[1:] == networks.IMAGE_SHAPE
+    assert split.images.shape[1:] == data.DIGITS.shape
     assert split.images.min() == -1
     assert split.images.max() == 1
-    assert split.images.std().item() == pytest.approx(networks.SIGMA_DATA, abs=0.005)
+    assert split.images.std().item() == pytest.approx(data.DIGITS.sigma_data, abs=0.005)
 
 
 # --- shipped files ------------------------------------------------------------------------
 
 
 def test_weights_are_small_and_described():
+    names = [*loading.DENOISERS, *loading.JUDGES.values()]
+    assert sorted(p.stem for p in loading.WEIGHTS_DIR.iterdir()) == sorted(names)
     total = 0
-    for name in FILES:
+    for name in names:
         path = loading.WEIGHTS_DIR / f"{name}.safetensors"
         total += path.stat().st_size
         meta = safe_open(path, "pt").metadata()
         assert {"kind", "config", "seed", "steps"} <= set(meta)
-        assert all(t.dtype == torch.float32 for t in load_file(path).values())
-    assert total < 4e6
+        dtype = torch.float32 if name.startswith("digits") else torch.float16
+        assert all(t.dtype == dtype for key, t in load_file(path).items() if not key.startswith("real_"))
+    assert total < 15e6
 
 
-def test_loaded_models_are_frozen_and_different(good, weak, classifier):
-    for model in (good, weak, classifier):
+def test_loaded_models_are_frozen_and_different(good, weak, fashion, classifier):
+    small = loading.load_model("fashion_weak")
+    for model in (good, weak, fashion, small, classifier, loading.load_judge("fashion")):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())
 
     def size(model):
         return sum(p.numel() for p in model.parameters())
 
-    assert size(weak) < size(good) / 5
-    assert good.sigma_data == weak.sigma_data == networks.SIGMA_DATA
+    for large, little, about in ((good, weak, data.DIGITS), (fashion, small, data.FASHION)):
+        assert size(little) < size(large) / 5
+        for field in ("shape", "names", "sigma_data", "sigma_max", "sigma_min"):
+            assert getattr(large, field) == getattr(little, field) == getattr(about, field)
+        assert large.classes == 10
 
 
 # --- networks -----------------------------------------------------------------------------
 
 
-def test_shapes(good, weak, classifier):
-    x = noise(3, 1, 8, 8)
-    for model in (good, weak):
-        assert model(x, torch.tensor([0.1, 1.0, 9.0])).shape == x.shape
-        assert model.net(x, torch.zeros(3), torch.zeros(3, 10)).shape == x.shape
-    assert classifier(x).shape == (3, 10)
-    assert classifier.features(x).shape == (3, networks.FEATURE_DIM)
+@pytest.mark.parametrize("name", loading.DENOISERS)
+def test_shapes(name):
+    model = loading.load_model(name)
+    x = noise(3, *model.shape)
+    assert model(x, torch.tensor([0.1, 1.0, 9.0])).shape == x.shape
+    assert model.net(x, torch.zeros(3), torch.zeros(3, 10)).shape == x.shape
+
+
+@pytest.mark.parametrize(("name", "shape", "dim"), [("digits", (1, 8, 8), 64), ("fashion", (1, 28, 28), 128), ("fashion_other", (1, 28, 28), 128)])
+def test_logits_are_the_head_of_the_features(name, shape, dim):
+    judge, x = loading.load_judge(name), noise(3, *shape)
+    assert judge.features(x).shape == (3, dim)
+    assert torch.equal(judge(x), judge.head(judge.features(x))) and judge(x).shape == (3, 10)
+
+
+def layers(net, x, emb, dense):
+    """The way through a two- or three-level U, written out: all that is joined to what."""
+    pool, enlarge = torch.nn.AvgPool2d(2), torch.nn.Upsample(scale_factor=2)
+    h = net.conv_in(x)
+    if not dense:  # one joint, at the end of the first level
+        for block in net.down[0]:
+            h = block(h, emb)
+        joint, h = h, pool(h)
+        for block in [*net.down[1], net.middle[0], *net.up[0]]:
+            h = block(h, emb)
+        h = torch.cat([enlarge(h), joint], 1)
+        for block in net.up[1]:
+            h = block(h, emb)
+        return h
+    seen = [h]
+    for i, level in enumerate(net.down):
+        h = pool(h) if i else h
+        for block in level:
+            h = block(h, emb)
+            seen.append(h)
+    for block in net.middle:
+        h = block(h, emb)
+    for i, level in enumerate(net.up):
+        h = enlarge(h) if i else h
+        for block in level:
+            h = block(torch.cat([h, seen.pop()], 1), emb)
+    return torch.cat([h, *seen], 1)
+
+
+@pytest.mark.parametrize("name", loading.DENOISERS)
+def test_the_network_joins_what_the_weights_were_trained_with(name):
+    net = loading.load_model(name).net
+    x, c_noise, rows = noise(2, *net.config.shape), torch.tensor([-0.4, 0.3]), torch.eye(10)[[3, 7]]
+    silu = torch.nn.functional.silu
+    h = layers(net, x, silu(net.embed_noise(c_noise) + rows @ net.label_weight), name.startswith("fashion"))
+    assert torch.allclose(net(x, c_noise, rows), net.conv_out(silu(net.norm_out(h))), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": (16, 20)}, "multiples of 8"),
+        ({"channels": (8, 8, 8, 8)}, "multiples of 8, got .1, 28, 28"),
+        ({"shape": (28, 28)}, "channels, height and width"),
+        ({"blocks": 0}, "blocks must be at least 1, got 0"),
+        ({"embed_dim": 5}, "even, got 5"),
+        ({"dropout": 1.0}, "below 1, got 1.0"),
+    ],
+)
+def test_impossible_networks_are_named(change, message):
+    fits = {"shape": (1, 28, 28), "classes": 10, "channels": (8, 16, 24), "blocks": 1, "embed_dim": 8}
+    networks.UNetConfig(**fits)
+    with pytest.raises(ValueError, match=message):
+        networks.UNetConfig(**fits | change)
+
+
+def test_impossible_levels_and_names_are_named(weak):
+    with pytest.raises(ValueError, match="sigma_max 0.1"):
+        networks.Denoiser(weak.net, weak.names, 0.75, 0.1, 1.0)
+    with pytest.raises(ValueError, match="10 names, got 9"):
+        networks.Denoiser(weak.net, weak.names[1:], 0.75, 20.0, 0.01)
 
 
 class Recorder(torch.nn.Module):
@@ -109,7 +190,7 @@ class Recorder(torch.nn.Module):
 
     def __init__(self, output):
         super().__init__()
-        self.output = output
+        self.output, self.config = output, networks.UNetConfig((1, 8, 8), 10, (8,), 1, 8)
 
     def forward(self, x_in, c_noise, label):
         self.seen = x_in, c_noise, label
@@ -121,7 +202,7 @@ def test_preconditioning_closed_forms(sigma_data):
     sigma = [0.002, 0.3, 0.75, 80.0]
     x, raw = noise(4, 1, 8, 8, dtype=torch.float64), noise(4, 1, 8, 8, seed=1, dtype=torch.float64)
     net = Recorder(raw)
-    model = networks.EDMDenoiser(net, sigma_data)
+    model = networks.Denoiser(net, tuple("0123456789"), sigma_data, 20.0, 0.01)
     got = model(x, torch.tensor(sigma, dtype=torch.float64))
     for i, s in enumerate(sigma):
         r = math.hypot(s, sigma_data)
@@ -163,7 +244,7 @@ def test_unequal_sigma_rows_equal_single_calls(good):
     sigma = torch.tensor([0.02, 0.5, 3.0, 18.0], dtype=torch.float64)
     x = noise(4, 1, 8, 8, dtype=torch.float64) * sigma.reshape(-1, 1, 1, 1)
     label = torch.tensor([1, 4, 7, 0])
-    model = loading.load_digits_model("digits", dtype=torch.float64)
+    model = loading.load_model("digits", dtype=torch.float64)
     together = model(x, sigma, label)
     for i in range(4):
         alone = model(x[i : i + 1], sigma[i], label[i : i + 1])
@@ -176,11 +257,12 @@ def test_unequal_sigma_rows_equal_single_calls(good):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.float32, 1e-4), (torch.bfloat16, 0.15)])
 def test_dtypes(name, dtype, tolerance):
     sigma = torch.tensor([0.05, 0.5, 5.0])
-    clean = data.load_split("test").images[:3]
-    x = clean + sigma.reshape(-1, 1, 1, 1) * noise(3, 1, 8, 8)
+    shape = loading.load_model(name).shape
+    clean = noise(3, *shape, seed=9).clamp(-1, 1)
+    x = clean + sigma.reshape(-1, 1, 1, 1) * noise(3, *shape)
     label = torch.tensor([1, 2, 3])
-    expect = loading.load_digits_model(name)(x, sigma, label)
-    model = loading.load_digits_model(name, dtype=dtype)
+    expect = loading.load_model(name)(x, sigma, label)
+    model = loading.load_model(name, dtype=dtype)
     assert all(p.dtype == dtype for p in model.parameters())
     got = model(x.to(dtype), sigma, label)
     assert got.dtype == dtype
@@ -190,7 +272,7 @@ def test_dtypes(name, dtype, tolerance):
 
 
 def test_forward_and_reverse_derivatives_agree_with_differences():
-    model = loading.load_digits_model("digits", dtype=torch.float64)
+    model = loading.load_model("digits", dtype=torch.float64)
     x, u, v = (noise(2, 1, 8, 8, seed=s, dtype=torch.float64) for s in (4, 5, 6))
     sigma = torch.tensor([0.4, 2.0], dtype=torch.float64)
     rows = torch.eye(10, dtype=torch.float64)[[2, 8]]
@@ -256,7 +338,7 @@ def test_denoising_error_ranks_good_weak_and_labels(good, weak):
 
 def test_guidance_helps_the_samples_follow_the_label(good, weak, classifier, samples):
     def score(model, w):
-        images = scores.sample_digits(model, LABEL, len(LABEL), w, STEPS, seed=1)
+        images = scores.sample(model, LABEL, len(LABEL), w, STEPS, seed=1)
         return scores.accuracy(classifier, images, LABEL)
 
     plain = scores.accuracy(classifier, samples, LABEL)
@@ -266,7 +348,7 @@ def test_guidance_helps_the_samples_follow_the_label(good, weak, classifier, sam
 
 
 def test_unconditional_samples_cover_every_digit(good, classifier):
-    images = scores.sample_digits(good, None, 200, 0.0, STEPS, seed=2)
+    images = scores.sample(good, None, 200, 0.0, STEPS, seed=2)
     counts = classifier(images).argmax(1).bincount(minlength=10)
     assert counts.min() >= 5
     assert counts.max() <= 50
@@ -276,3 +358,43 @@ def test_samples_are_not_copies_of_the_training_images(samples):
     reference = data.load_split("train").images
     held_out = scores.nearest_distance(data.load_split("test").images, reference)
     assert 0.6 * held_out < scores.nearest_distance(samples, reference) < 1.5 * held_out
+
+
+# --- fashion: its pictures are not here, its judges and their moments are --------------------------
+
+
+def fitted(judge, images):
+    with torch.no_grad():
+        return Statistics.of(judge.features(images))
+
+
+@pytest.fixture(scope="module")
+def clothes():
+    return scores.sample(loading.load_model("fashion_weak"), LABEL, len(LABEL), 0.5, 8, seed=3).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("name", ["fashion", "fashion_other"])
+def test_samples_look_like_clothes_to_both_judges(name, clothes):
+    judge, real = loading.load_judge(name), loading.real_moments(name)
+    assert scores.accuracy(judge, clothes, LABEL) >= 0.85
+    assert real.count == 60000
+    # 60 pictures cannot fill 128 dimensions: far from 0, but much nearer than what are no clothes
+    ours, upside_down = (frechet(fitted(judge, x), real) for x in (clothes, clothes.flip(2)))
+    assert ours < 0.4 * upside_down, (ours, upside_down)
+
+
+def test_the_large_fashion_model_draws_what_is_asked_for(fashion):
+    label = torch.arange(10)
+    images = scores.sample(fashion, label, 10, 1.0, 9, seed=3).clamp(-1, 1)
+    assert scores.accuracy(loading.load_judge("fashion"), images, label) >= 0.8
+
+
+def test_moments_of_the_digits_are_those_of_the_digits(classifier):
+    want, got = fitted(classifier, data.load_digits().images), loading.real_moments("digits")
+    assert got.count == 1797
+    torch.testing.assert_close(got.mean, want.mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.cov, want.cov, rtol=1e-4, atol=1e-5)
+
+
+def test_names_of_fashion_are_in_the_order_of_its_labels():
+    assert data.CLOTHES == ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
