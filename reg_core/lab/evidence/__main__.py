@@ -1,7 +1,7 @@
 """The laboratory in one command: `python -m reg_core.lab.evidence`, or `nox -s lab`.
 
-It samples the digits, computes mixtures and toys, and writes docs/evidence.md and docs/evidence-more.md. Points
-of Fashion-MNIST are sampled by `python -m reg_core.lab.fronts`; this command adds those that are in --work.
+It samples the digits, computes mixtures and toys, and writes docs/evidence.md and evidence-more.md. Points of
+Fashion-MNIST are sampled by `python -m reg_core.lab.fronts`; this command adds those that are in --work.
 Quick mode is a smoke test of minutes. Sampled trials are kept in --work, and a killed run goes on from there;
 delete that folder to start from scratch."""
 
@@ -22,6 +22,7 @@ from ..toys.picture import plot_toy
 from ..toys.toy import evaluate_toy
 from . import figures, page
 from .published import (
+    bets,
     cached,
     candidates,
     compact,
@@ -74,7 +75,13 @@ def measured(mode: survey.Survey, work: Path) -> dict:
 
 
 def write(
-    mode: survey.Survey, results: dict, mixtures: dict, trained: list[dict], curves: dict, out: Path, work: Path
+    mode: survey.Survey,
+    results: dict,
+    mixtures: dict,
+    trained: list[dict],
+    curves: dict,
+    out: Path,
+    work: Path,
 ) -> list[Path]:
     """evidence.md and evidence-more.md with their pictures and JSON under `out`; returns the pages.
 
@@ -100,7 +107,8 @@ def write(
         pages.append(out / "evidence.md")
         pages[0].write_text(text, encoding="utf-8")
     drawn = draw(results, mixtures, trained, folder, mode.name == "quick")
-    text = page.document(mode, results, mixtures, trained, drawn, candidates(folder), clothes)
+    tried = bets(folder, survey.finished(survey.BETS_SURVEY, work))
+    text = page.document(mode, results, mixtures, trained, drawn, candidates(folder), clothes, tried)
     pages.append(out / "evidence-more.md")
     pages[-1].write_text(text, encoding="utf-8")
     return pages

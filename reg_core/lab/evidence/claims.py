@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 
 from ..fronts.analysis import at_best, at_matched, band, variant
-from ..fronts.survey import EXACT, Survey
 from ..fronts.setups import SETUPS
 from ..fronts.strength import measured_ratio
+from ..fronts.survey import EXACT, Survey
 from ..fronts.trials import Trial
 from . import fashion, tables
 from .tables import name_of
@@ -116,20 +116,32 @@ def verdict(found: tables.Fronts, setups: Iterable[str], sigmas: list[float]) ->
         return "Nothing was compared with CFG in this run."
     least = {s: min(fashion.FORMS, key=lambda f, s=s: _best(groups[s].get(f))) for s in plain}
     form, first = least[plain[0]], groups[plain[0]]
-    where = [fashion.NAMES[s] for s in plain if least[s] == form and _best(groups[s][form]) < _best(groups[s]["off"])]
+    where = [
+        fashion.NAMES[s]
+        for s in plain
+        if least[s] == form and _best(groups[s][form]) < _best(groups[s]["off"])
+    ]
     ours, theirs = (fashion.interval(fashion.best(first[row])) for row in (form, "off"))
     leads = f"no form has a smaller one on {len(where)} of {len(plain)} models"
     use = f"**Use `{form}` first**: its best FID is {ours} where CFG has {theirs} (small model), and {leads}."
-    free = "a product with the Jacobian a call" if form in fashion.PRODUCTS else "no model evaluation more than CFG"
+    free = (
+        "a product with the Jacobian a call"
+        if form in fashion.PRODUCTS
+        else "no more model evaluations than CFG"
+    )
     costs = f"**It costs** {free}"
     if (ratio := measured_ratio(first[form], first["off"])) is not None:
         costs += f", and wants about {ratio.mean:.1f} times CFG's weight"
     if (bounded := first.get(fashion.INTERVAL_ROW)) is not None:
         saved = 100 * (1 - fashion.guided_share(bounded.schedule, sigmas)) / 2
         apart = at_matched(first[form], bounded, band(list(first.values())))
-        told = {"undecided": "cannot be told apart", "better": "is worse", "worse": "is better"}.get(apart.verdict, "was not compared")
+        told = {"undecided": "cannot be told apart", "better": "is worse", "worse": "is better"}.get(
+            apart.verdict, "was not compared"
+        )
         name = fashion.name_of_schedule(bounded.schedule)
-        costs += f"; CFG at {name} only saves {saved:.0f} % of the evaluations and {told} at equal IS ({apart})"
+        costs += (
+            f"; CFG at {name} only saves {saved:.0f} % of the evaluations and {told} at equal IS ({apart})"
+        )
     not_for = ["where classes overlap strongly (there CFG is nearer to the optimum)"]
     for setup, group in groups.items():
         if setup not in plain and form in group:
@@ -152,4 +164,5 @@ def negative(study: dict) -> str:
     span = f"sigma {min(control['sigmas']):g} to {max(control['sigmas']):g}"
     errors = " and ".join(f"{value:.1f} times CFG's (`{form}`)" for form, value in rms.items())
     link = "evidence-more.md#where-reg-loses-negative-controls"
-    return f"Negative control: {worse} on two strongly overlapping classes, {span}: its error is {errors}: [where REG loses]({link})."
+    where = f"on two strongly overlapping classes, {span}"
+    return f"Negative control: {worse} {where}. Its error is {errors}: [where REG loses]({link})."

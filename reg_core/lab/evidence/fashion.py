@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..fronts.analysis import Difference, Front, at_matched, band
+from ..fronts.analysis import Difference, Front, at_matched, band, fronts
 from ..fronts.setups import SETUPS
 from ..fronts.strength import estimated_ratio, measured_ratio
 from ..fronts.survey import EXACT, FASHION_WAYS, PRODUCTS, Fashion
@@ -139,6 +139,34 @@ def every_method(found: Fronts) -> str:
     return markdown([*head, "precision", "recall", "density", "coverage"], rows)
 
 
+def bets(results: dict[Trial, dict]) -> str:
+    """Each bet against `schedule` and the tuned CFG interval, and its model rows over CFG's."""
+    found, rows = fronts(results), []
+    plain = {t.weight: r["rows"] for t, r in results.items() if (t.schedule, t.method) == ("constant", "off")}
+    rivals = {
+        key[1:]: f for key, f in found.items() if key[1:] in (("constant", "schedule"), ("below_2", "off"))
+    }
+    for (_, schedule, method), front in found.items():
+        taken = [
+            r["rows"]
+            for t, r in results.items()
+            if (t.schedule, t.method, t.weight) == (schedule, method, front.weights[front.best])
+        ]
+        cost = sum(taken) / len(taken) / max(plain.values())
+        name = words_of(method) + ("" if schedule == "constant" else f", {name_of_schedule(schedule)} only")
+        cells = [name, f"{cost:.2f}", f"{front.weights[front.best]:g}", interval(best(front))]
+        for key, rival in rivals.items():
+            d = at_matched(front, rival, band([front, rival])) if key != (schedule, method) else None
+            cells.append(
+                "" if d is None else "not reached" if math.isnan(d.mean) else interval(d, "+") + _sure(d)
+            )
+        rows.append(cells)
+    against = [
+        f"at equal IS less {words_of(m)}{'' if s == 'constant' else ' at sigma <= 2'}" for s, m in rivals
+    ]
+    return markdown(["method", "cost", "w", "best FID", *against], rows)
+
+
 def words_of(method: str) -> str:
     """A method as it is written in tables."""
     form, *ways = method.split(", ")
@@ -163,7 +191,11 @@ def kinds(survey: Fashion) -> dict[str, list[Trial]]:
         elif t.schedule == "constant":
             kind = "forms"
         else:
-            kind = "intervals" if t.form == "off" and t.schedule not in ("linear", "cosine") else "other schedules"
+            kind = (
+                "intervals"
+                if t.form == "off" and t.schedule not in ("linear", "cosine")
+                else "other schedules"
+            )
         made[kind].append(t)
     return made
 
@@ -186,21 +218,28 @@ def missing(survey: Fashion, results: dict[Trial, dict]) -> str:
     return markdown(["model", *heads.values()], rows)
 
 
-def ratios(found: Fronts, curves: dict, spread: dict[str, float]) -> str:
-    """Weight over CFG's at equal IS: measured (least to largest over levels), and the estimate.
+def ratios(found: Fronts, curves: dict, spread: dict[str, float]) -> tuple[str, str]:
+    """Weight over CFG's at equal IS, measured / estimated, a row a form; and how far they are apart.
 
     `curves`: {setup: {form: {"sigma", "c"}}}; `spread`: data_std by setup."""
-    rows = []
+    pairs: dict[str, dict[str, tuple[float, float]]] = {}
     for setup, forms in curves.items():
         plain = found.get((setup, "constant", "off"))
         for form, curve in forms.items() if plain else ():
-            exact = found.get((setup, "constant", first_way(form)))
-            front = exact or found.get((setup, "constant", form))
+            method = first_way(form) if SETUPS[setup].data == "fashion" else form
+            front = found.get((setup, "constant", method))
             ratio = None if front is None else measured_ratio(front, plain)
-            if ratio is None:
-                continue
-            estimate = estimated_ratio(curve["sigma"], curve["c"], spread[setup])
-            what = f"{ratio.mean:.1f} ({ratio.low:.1f} to {ratio.high:.1f})"
-            name = NAMES.get(setup) or f"digits, `{setup}`"
-            rows.append([name, f"`{form}`", what, f"{estimate:.1f}", f"{estimate / ratio.mean:.2f}"])
-    return markdown(["model", "form", "measured", "estimated", "estimated over measured"], rows)
+            if ratio is not None:
+                estimate = estimated_ratio(curve["sigma"], curve["c"], spread[setup])
+                pairs.setdefault(setup, {})[form] = ratio.mean, estimate
+    rows = []
+    for form in FORMS:
+        cells = [pairs[setup].get(form) for setup in pairs]
+        rows.append([f"`{form}`", *("" if c is None else f"{c[0]:.1f} / {c[1]:.1f}" for c in cells)])
+    table = markdown(["form", *(NAMES.get(s, f"digits, `{s}`") for s in pairs)], rows)
+    off = [estimate / ratio for forms in pairs.values() for ratio, estimate in forms.values()]
+    if not off:
+        return table, "Nothing was measured in this run."
+    near = sum(2 / 3 <= share <= 1.5 for share in off)
+    apart = f"The estimate is {min(off):.2f} to {max(off):.2f} times what was measured"
+    return table, f"{apart}; {near} of {len(off)} are right within a factor of 1.5."

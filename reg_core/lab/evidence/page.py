@@ -66,6 +66,12 @@ def candidates_section(results: dict[Trial, dict], candidates: Candidates) -> st
     )
 
 
+def bets_section(results: dict[Trial, dict], words: dict[str, str]) -> str:
+    """The bets on Fashion-MNIST: what they are, and their table."""
+    forms = "\n".join(f"- `{name}`: {text}" for name, text in words.items())
+    return f"{forms}\n\n{fashion.bets(results)}"
+
+
 def winners_claim(results: dict[Trial, dict], candidates: Candidates) -> str:
     """A line: the candidates that won."""
     won = tables.winners(fronts(results | candidates.results), candidates.forms)
@@ -81,8 +87,11 @@ def document(
     pictures: dict[str, str],
     candidates: Candidates | None = None,
     clothes: dict[Trial, dict] | None = None,
+    bets: tuple[dict[Trial, dict], dict[str, str]] = ({}, {}),
 ) -> str:
-    """docs/evidence-more.md. `clothes`: the results on Fashion-MNIST. `pictures`: {name: path relative to the page}; those that were not drawn are left out."""
+    """docs/evidence-more.md. `clothes`: results on Fashion-MNIST. `bets`: see published.bets.
+
+    `pictures`: {name: path relative to the page}; those that were not drawn are left out."""
     found, weight = fronts(results), weight_of(study)
     compared = claims.claims_fronts(found)
 
@@ -116,6 +125,7 @@ def document(
         toys=tables.toys(toys) if toys else "Not in this run.",
         pictures_of_toys="".join(picture(f"toy_{t['toy']}", f"Trained toy {t['toy']}") for t in toys),
         every_method=fashion.every_method(fronts(clothes)) if clothes else "Not in this run.",
+        bets=bets_section(*bets) if bets[0] else "Not sampled yet.",
         candidates="" if candidates is None else candidates_section(results, candidates),
         **{f"picture_{name}": picture(name, text) for name, text in PICTURES.items()},
     )
@@ -132,20 +142,29 @@ def main_page(
     """docs/evidence.md. `clothes`, `digits`: results of the two data sets. `study`: of mixtures.
 
     `curves`: see strength.corrections, by setup. `source`: where the points come from."""
-    found, spread = fronts(clothes), {s: DIGITS_STD if SETUPS[s].data == "digits" else FASHION_STD for s in SETUPS}
+    found, spread = (
+        fronts(clothes),
+        {s: DIGITS_STD if SETUPS[s].data == "digits" else FASHION_STD for s in SETUPS},
+    )
+    ratios, apart = fashion.ratios(found | fronts(digits), curves, spread)
     sigmas = karras_sigmas(survey.steps, *FASHION_LEVELS).tolist()
     real = any("precision" in result for result in clothes.values())
-    waits = "Precision, recall, density and coverage wait for the real pictures' features: the study kept none. "
+    waits = (
+        "Precision, recall, density and coverage wait for the real pictures' features: the study kept none. "
+    )
     return _words("page.md").format(
         verdict=claims.verdict(found, survey.images, sigmas),
         negative=claims.negative(study),
         levels=len(BAND),
-        bounds=len({key[1] for key in found if key[0] == "fashion_weak" and key[1].startswith(("below", "int"))}),
+        bounds=len(
+            {key[1] for key in found if key[0] == "fashion_weak" and key[1].startswith(("below", "int"))}
+        ),
         data_std=f"{FASHION_STD:g}",
         table=fashion.main_table(found, tuple(survey.images), sigmas),
         low=WINDOW[0],
         high=WINDOW[1],
-        ratios=fashion.ratios(found | fronts(digits), curves, spread),
+        ratios=ratios,
+        apart=apart,
         source=source,
         seeds=survey.seeds,
         missing=fashion.missing(survey, clothes),

@@ -12,12 +12,13 @@ from ...files import whole_file
 from ...forms import PRODUCT_FORMS
 from ..fronts import survey
 from ..fronts.analysis import METRICS, shown
+from ..fronts.bets import WORDS
 from ..fronts.trials import Trial
 
 NAMES = [field.name for field in fields(Trial)]
 CURVE = "sigma, mean, 5 %, 95 %"
 # Column of the file -> name in a result.
-KEPT = {name: name for name in (*METRICS, "effective_cfg", "seconds", "noise")} | {"rows_an_image": "rows"}
+KEPT = {name: name for name in (*METRICS, "effective_cfg", "noise")} | {"rows_an_image": "rows"}
 FASHION_STD = 0.7  # of the pixels of the training pictures
 STUDY = {
     "small": "fashion_weak",
@@ -120,13 +121,26 @@ def fashion_results(folder: Path, more: dict[Trial, dict] | None = None) -> dict
     Of `more`, trials that are not published are added to fashion_points.json."""
     if not (folder / "fashion.json").is_file():
         return {}
-    known, path = study(spread_out(_read(folder / "fashion.json"))), folder / "fashion_points.json"
-    later = results_of(_read(path)) if path.is_file() else {}
-    new = {t: r for t, r in (more or {}).items() if t not in known and t not in later}
-    if new:
-        write_json(path, fronts_json(survey.FASHION, later | new))
-        later = results_of(_read(path))
-    return later | known
+    known = study(spread_out(_read(folder / "fashion.json")))
+    new = {t: r for t, r in (more or {}).items() if t not in known}
+    return _extended(folder / "fashion_points.json", survey.FASHION, new) | known
+
+
+def bets(folder: Path, more: dict[Trial, dict] | None = None) -> tuple[dict[Trial, dict], dict[str, str]]:
+    """Results of bets in a published folder, and what each form is; `more` is added to them."""
+    path = folder / "bets.json"
+    results = _extended(path, survey.BETS_SURVEY, more or {}, forms=WORDS)
+    return results, _read(path)["forms"] if path.is_file() else {}
+
+
+def _extended(path: Path, mode: survey.Trials, more: dict[Trial, dict], **about) -> dict[Trial, dict]:
+    """Results in a file, after those of `more` that it lacks were added."""
+    known = results_of(_read(path)) if path.is_file() else {}
+    new = {t: r for t, r in more.items() if t not in known}
+    if not new:
+        return known
+    write_json(path, fronts_json(mode, known | new) | about)
+    return results_of(_read(path))
 
 
 def source(folder: Path) -> str:

@@ -1,7 +1,7 @@
 """Samples fronts: `python -m reg_core.lab.fronts fashion --device cuda --batch 2500`.
 
-Each point is kept in --work when it is there, and a killed run goes on where it stopped. `nox -s lab` makes the
-pages of the results."""
+Each point is kept in --work when it is there, and a killed run goes on where it stopped. `nox -s lab` makes
+the pages of the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def shard(text: str) -> tuple[int, int]:
 
 def parse(argv=None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m reg_core.lab.fronts", description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(
+        "python -m reg_core.lab.fronts", description=__doc__, formatter_class=raw
+    )
     add = parser.add_argument
     add("survey", choices=survey.SURVEYS)
     add("--work", type=Path, default=Path("out/lab"), help="where results are kept (default %(default)s)")
@@ -29,7 +31,10 @@ def parse(argv=None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     add("--batch", type=int, default=0, help="images at a time (default: all of a point)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="every N-th point from the I-th")
-    add("--data", help="folder of the real pictures of Fashion-MNIST: adds precision, recall, density, coverage")
+    add(
+        "--data",
+        help="folder of the real pictures of Fashion-MNIST: adds precision, recall, density, coverage",
+    )
     return parser.parse_args(argv)
 
 

@@ -15,7 +15,7 @@ from .analysis import Front, band
 from .setups import SETUPS, denoisers, labels, model, noise
 from .trials import CALIBRATION, Size, levels
 
-WINDOW = (0.3, 8.0)  # of sigma_ve over data_std: where guidance decides what the picture shows
+WINDOW = (0.3, 8.0)  # of sigma_ve over data_std: where guidance decides most of what a picture shows
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def estimated_ratio(sigma_ve, c, data_std: float, window: tuple[float, float] = 
 
     `sigma_ve` [K] > 0, increasing; `c` [K] = <R v, v> / <v, v> there, linear in log sigma_ve in between and
     constant beyond. Raises ValueError where the mean is not above 0."""
-    ends = [math.log(share * data_std) for share in window]
-    at = np.linspace(*ends, 401)
+    low, high = (math.log(share * data_std) for share in window)
+    at = low + (high - low) * (np.arange(400) + 0.5) / 400
     share = float(np.interp(at, np.log(sigma_ve), c).mean())
     if not share > 0:
         raise ValueError(f"the mean correction must be above 0, got {share:g}")

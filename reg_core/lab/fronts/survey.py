@@ -243,7 +243,10 @@ BETS_SURVEY = Bets(
         ("below_2", "off", (1.0, 2.0, 3.0), {}),
         ("constant", "schedule", USUAL, {}),
         *(("constant", "schedule", USUAL, {"skip_below": share}) for share in (0.02, 0.05, 0.1)),
-        *(("constant", form, STEEP if form.startswith("power") else USUAL, {}) for form in (*BETS, PROJECTED)),
+        *(
+            ("constant", form, STEEP if form.startswith("power") else USUAL, {})
+            for form in (*BETS, PROJECTED)
+        ),
         ("below_4", "schedule", USUAL, {}),
         ("below_2", "schedule", USUAL, {}),
         ("constant", "schedule", STEEP, {"data_std": 0.5}),
@@ -269,9 +272,7 @@ def journal(survey: Trials, folder: Path, shard: tuple[int, int] = (1, 1)) -> Jo
     return Journal(folder / f"fronts_{survey.name}{part}.jsonl", header(survey))
 
 
-def make(
-    survey: Trials, folder: Path, processes: int = 1, where: Where | None = None
-) -> dict[Trial, dict]:
+def make(survey: Trials, folder: Path, processes: int = 1, where: Where | None = None) -> dict[Trial, dict]:
     """Samples what is missing in `folder`; returns {trial: result} of the survey, or of the shard."""
     where = where or Where()
     i, n = where.shard
