@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_fashion_is_scored_in_two_feature_spaces(monkeypatch):
     class Judge:
         def features(self, x):
             assert float(x.abs().max()) <= 1
-            return features
+            return features[: len(x)]
 
         def head(self, f):
             return 30 * torch.eye(10)[torch.arange(len(f)) % 10]
@@ -195,6 +196,12 @@ def test_fashion_is_scored_in_two_feature_spaces(monkeypatch):
     assert got["fid"] == pytest.approx(12, rel=1e-3) and got["fid_other"] == pytest.approx(3, rel=1e-3)
     assert got["is_"] == pytest.approx(10, rel=1e-2) and got["accuracy"] == 1
     assert "precision" not in got, "no real pictures are there"
+    real = lambda part, folder: SimpleNamespace(images=torch.zeros(500, 1, 28, 28)) if (part, folder) == ("train", Path("here")) else None  # noqa: E731
+    monkeypatch.setattr(quality, "load_fashion", real)
+    quality.real_features.cache_clear()
+    with_real = quality.score(3 * normal(400, 1, 28, 28), torch.arange(400) % 10, "fashion", "here")
+    assert with_real["precision"] == with_real["coverage"] == 1 and with_real["fid"] == got["fid"], "the features are the same 400"
+    quality.real_features.cache_clear()
 
 
 @pytest.mark.parametrize(
