@@ -128,7 +128,7 @@ FULL = Survey(
 
 def header(survey: Survey) -> dict:
     """What every trial of a file shares: sizes, and the weights of the networks it was sampled with."""
-    files = sorted(WEIGHTS_DIR.glob("*.safetensors"))
+    files = sorted(WEIGHTS_DIR.glob("digits*.safetensors"))
     weights = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files}
     return {"mode": survey.name, "steps": survey.steps, "images": survey.images, "weights": weights}
 
