@@ -247,7 +247,8 @@ def mean_share(levels, shares, data_std: float) -> float:
     low, high = np.clip(np.log(WINDOW), place.min(), place.max())
     if low == high:  # none in the window
         low, high = place.min(), place.max()
-    return float(np.interp(np.linspace(low, high, 129), place[order], shares[order]).mean())
+    middles = low + (high - low) * (np.arange(200) + 0.5) / 200
+    return float(np.interp(middles, place[order], shares[order]).mean())
 
 
 @dataclass

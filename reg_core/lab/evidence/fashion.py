@@ -241,6 +241,6 @@ def ratios(found: Fronts, curves: dict, spread: dict[str, float]) -> tuple[str, 
     off = [estimate / ratio for forms in pairs.values() for ratio, estimate in forms.values()]
     if not off:
         return table, "Nothing was measured in this run."
-    near = sum(2 / 3 <= share <= 1.5 for share in off)
+    near = sum(1 / 1.3 <= share <= 1.3 for share in off)
     apart = f"The estimate is {min(off):.2f} to {max(off):.2f} times what was measured"
-    return table, f"{apart}; {near} of {len(off)} are right within a factor of 1.5."
+    return table, f"{apart}; {near} of {len(off)} are right within 30 %."

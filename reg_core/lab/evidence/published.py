@@ -18,7 +18,7 @@ from ..fronts.trials import Trial
 NAMES = [field.name for field in fields(Trial)]
 CURVE = "sigma, mean, 5 %, 95 %"
 # Column of the file -> name in a result.
-KEPT = {name: name for name in (*METRICS, "effective_cfg", "noise")} | {"rows_an_image": "rows"}
+KEPT = {name: name for name in (*METRICS, "noise")} | {"rows_an_image": "rows"}
 FASHION_STD = 0.7  # of the pixels of the training pictures
 STUDY = {
     "small": "fashion_weak",

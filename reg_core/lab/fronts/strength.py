@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,10 @@ import torch
 from ...forms import PRODUCT_FORMS, schedule_factor
 from ...guided import Guided, calibrate
 from ...settings import Settings
+from ...trace import mean_share
 from .analysis import Front, band
 from .setups import SETUPS, denoisers, labels, model, noise
 from .trials import CALIBRATION, Size, levels
-
-WINDOW = (0.3, 8.0)  # of sigma_ve over data_std: where guidance decides most of what a picture shows
-
 
 @dataclass(frozen=True)
 class Ratio:
@@ -38,14 +35,11 @@ def measured_ratio(front: Front, plain: Front) -> Ratio | None:
     return Ratio(float(np.exp(np.mean(np.log(found)))), min(found), max(found))
 
 
-def estimated_ratio(sigma_ve, c, data_std: float, window: tuple[float, float] = WINDOW) -> float:
-    """1 / mean of c over log sigma_ve, between `window` times data_std.
+def estimated_ratio(sigma_ve, c, data_std: float) -> float:
+    """The gain that the trace of a run estimates. `sigma_ve` [K] > 0; `c` [K] = <R v, v> / <v, v> there.
 
-    `sigma_ve` [K] > 0, increasing; `c` [K] = <R v, v> / <v, v> there, linear in log sigma_ve in between and
-    constant beyond. Raises ValueError where the mean is not above 0."""
-    low, high = (math.log(share * data_std) for share in window)
-    at = low + (high - low) * (np.arange(400) + 0.5) / 400
-    share = float(np.interp(at, np.log(sigma_ve), c).mean())
+    Raises ValueError where the mean of c is not above 0."""
+    share = mean_share(sigma_ve, c, data_std)
     if not share > 0:
         raise ValueError(f"the mean correction must be above 0, got {share:g}")
     return 1 / share
