@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...sampling import karras_sigmas
+from ...trace import WINDOW
 from ..fronts.analysis import BAND, fronts
 from ..fronts.setups import SETUPS, WEAKER_STEPS
-from ...trace import WINDOW
 from ..fronts.survey import CHEAPER_WAYS, ENGINE_WAYS, Fashion, Survey
 from ..fronts.trials import INTERVAL, Trial
 from ..mixtures.exact import MIXTURE_FORMS

@@ -15,6 +15,7 @@ from .analysis import Front, band
 from .setups import SETUPS, denoisers, labels, model, noise
 from .trials import CALIBRATION, Size, levels
 
+
 @dataclass(frozen=True)
 class Ratio:
     """Weight of a form over that of CFG at equal inception score: geometric mean, least, largest."""
