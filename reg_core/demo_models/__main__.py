@@ -7,6 +7,7 @@ pictures, a plot of the correction, and the fronts of the committed study."""
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -103,16 +104,14 @@ class Bench:
     def sample(self, form: str, cfg: float, gain: float, engine: str = "auto", seed: int = 0) -> Result:
         """Heun's method from noise to pictures of the labels. `gain`: multiplies the rectified guidance."""
         cond, uncond = Counted(self._cond(self.labels)), Counted(self.model)
-        weight = gain * (cfg - 1)
-        known = self.measure(weight, seed) if form == "calibrated" else None
-        if form == INTERVAL:
-            settings, guidance = Settings("off"), lambda sigma: weight * (sigma <= study.LOW_SIGMA)
-        else:
-            settings, guidance = (
-                Settings(form, engine, data_std=self.model.sigma_data, calibration=known),
-                weight,
-            )
-        guided = Guided(cond, uncond, guidance, settings)
+        weight, highest = gain * (cfg - 1), study.LOW_SIGMA if form == INTERVAL else math.inf
+        settings = Settings(
+            form=PLAIN if form == INTERVAL else form,
+            engine=engine,
+            data_std=self.model.sigma_data,
+            calibration=self.measure(weight, seed) if form == "calibrated" else None,
+        )
+        guided = Guided(cond, uncond, lambda sigma: weight * (sigma <= highest), settings)
         images = sample_heun(guided, self.model.sigma_max * self.noise, self.sigmas).clamp(-1, 1)
         features = [judge.features(images) for judge in self.judges]
         fids = tuple(frechet(Statistics.of(f), real) for f, real in zip(features, self.real, strict=True))
@@ -194,7 +193,7 @@ def parse(argv=None) -> argparse.Namespace:
     add("--forms", nargs="+", choices=forms, default=list(forms), help="forms; off is plain CFG")
     engine = "how products with the Jacobian are computed (default %(default)s)"
     add("--engine", choices=ENGINES, default="auto", help=engine)
-    add("--each", type=int, default=10, help="pictures of each class and run (default %(default)s)")
+    add("--each", type=int, default=13, help="pictures of each class and run (default %(default)s)")
     add("--steps", type=int, default=9, help="Heun steps (default %(default)s)")
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)

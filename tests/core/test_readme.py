@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from reg_core.demo_models import __main__ as demo
+from reg_core.demo_models import study
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,16 +23,19 @@ def test_the_library_example_runs(capsys):
 
 
 def test_the_table_is_what_the_demo_prints(tmp_path):
+    """Two rows are sampled again, in full; all are the runs that the demo makes."""
     table = README.split("<!-- demo table -->")[1].split("<!-- end -->")[0]
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
-    rows = {(name, float(cfg)): rest for name, cfg, *rest in cells}
-    results = demo.main(["--out", str(tmp_path), "--cfg", "4"]) + demo.main(["--out", str(tmp_path), "--cfg", "1.3", "2", "--forms", "off"])
-    assert set(rows) == {(demo.NAMES[r.form], r.cfg) for r in results}
-    for r in results:
-        effective, accuracy, frechet, count = rows[demo.NAMES[r.form], r.cfg]
-        assert float(effective) == pytest.approx(r.effective_cfg, abs=0.02)
-        assert float(accuracy.rstrip("%")) == pytest.approx(100 * r.accuracy, abs=0.6)
-        assert float(frechet) == pytest.approx(r.frechet, abs=0.1)
+    rows = {(name, float(cfg), float(gain or 1)): rest for name, cfg, gain, *rest in cells}
+    defaults, gains = demo.parse([]), study.RATIOS["fashion"]
+    low, high = defaults.cfg
+    runs = [("off", low, 1.0), ("off", high, 1.0), *((form, high, gain) for form, gain in gains.items())]
+    assert list(rows) == [(demo.NAMES[form], cfg, gain) for form, cfg, gain in runs]
+    for r in demo.main(["--out", str(tmp_path), "--cfg", str(high), "--forms", "off", "schedule"]):
+        fid, other, score, accuracy, count = rows[demo.NAMES[r.form], r.cfg, r.gain]
+        assert (float(fid), float(other)) == pytest.approx(r.fids, abs=0.1)
+        assert float(score) == pytest.approx(r.is_, abs=0.05)
+        assert float(accuracy.rstrip("%")) == pytest.approx(100 * r.accuracy, abs=1.3)
         assert int(count) == r.rows
 
 
