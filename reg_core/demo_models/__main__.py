@@ -7,7 +7,6 @@ pictures, a plot of the correction, and the fronts of the committed study."""
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -104,14 +103,19 @@ class Bench:
     def sample(self, form: str, cfg: float, gain: float, engine: str = "auto", seed: int = 0) -> Result:
         """Heun's method from noise to pictures of the labels. `gain`: multiplies the rectified guidance."""
         cond, uncond = Counted(self._cond(self.labels)), Counted(self.model)
-        weight, highest = gain * (cfg - 1), study.LOW_SIGMA if form == INTERVAL else math.inf
+        weight, interval = cfg - 1, form == INTERVAL
         settings = Settings(
-            form=PLAIN if form == INTERVAL else form,
+            form=PLAIN if interval else form,
             engine=engine,
+            gain=gain,
             data_std=self.model.sigma_data,
-            calibration=self.measure(weight, seed) if form == "calibrated" else None,
+            calibration=self.measure(gain * weight, seed) if form == "calibrated" else None,
         )
-        guided = Guided(cond, uncond, lambda sigma: weight * (sigma <= highest), settings)
+
+        def low(sigma: float) -> float:
+            return gain * weight * (sigma <= study.LOW_SIGMA)
+
+        guided = Guided(cond, uncond, low if interval else weight, settings)
         images = sample_heun(guided, self.model.sigma_max * self.noise, self.sigmas).clamp(-1, 1)
         features = [judge.features(images) for judge in self.judges]
         fids = tuple(frechet(Statistics.of(f), real) for f, real in zip(features, self.real, strict=True))

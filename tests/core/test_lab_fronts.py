@@ -26,9 +26,9 @@ from reg_core.lab.fronts.analysis import Difference, Front, at_best, at_matched,
 from reg_core.lab.fronts.journal import Journal, run
 from reg_core.lab.fronts.setups import SETUPS
 from reg_core.lab.fronts.strength import estimated_ratio, measured_ratio
-from reg_core.trace import WINDOW
 from reg_core.lab.fronts.survey import FASHION, FULL, QUICK, SAMPLED_FORMS, SURVEYS, Where
 from reg_core.lab.fronts.trials import Size, Trial
+from reg_core.trace import WINDOW
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Size(20, 4, "")
