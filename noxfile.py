@@ -51,7 +51,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def lab(session: nox.Session) -> None:
-    """The laboratory: docs/evidence.md with its plots and JSON, under two hours on two cores. Smoke test: `nox -s lab -- --quick --out out/quick`."""
+    """The laboratory: docs/evidence.md, docs/evidence-more.md, their plots and JSON, under two hours on two cores; `-- --as-is` samples nothing."""
     install(session, (TORCH,), ("-e", ".[lab]"))
     session.run("python", "-m", "reg_core.lab.evidence", *(session.posargs or ("--processes", "2")), env={"OMP_NUM_THREADS": "1"})
 

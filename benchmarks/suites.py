@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 CFG = "cfg"  # the baseline of every ratio
 ALONE = "reverse_alone"
-SKIP_BELOW = 0.05  # of the skipping rows: share of the largest |g|. docs/evidence.md has its quality
+SKIP_BELOW = 0.05  # of the skipping rows: share of the largest |g|. docs/evidence-more.md has its quality
 ALWAYS = {"refresh": 1, "skip_below": 0.0}
 REVERSE = ALWAYS | {"engine": "reverse"}
 

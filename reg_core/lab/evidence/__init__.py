@@ -1,1 +1,1 @@
-"""docs/evidence.md: tables, pictures and verdicts from the results, which are kept beside it as JSON."""
+"""docs/evidence.md and evidence-more.md: tables, pictures and verdicts from results kept as JSON."""

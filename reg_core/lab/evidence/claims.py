@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from ..fronts.analysis import at_best, at_matched, band, variant
+from ..fronts.setups import SETUPS
+from ..fronts.strength import measured_ratio
 from ..fronts.survey import EXACT, Survey
 from ..fronts.trials import Trial
-from . import tables
+from . import fashion, tables
 from .tables import name_of
 
 Claim = tuple[str, str]  # (better, worse, undecided; the sentence)
@@ -70,13 +75,14 @@ def summary(claims: list[Claim]) -> str:
         "better": "Holds",
         "worse": "Does not hold: the other way round",
         "mixed": "Holds in some cases and not in others",
+        "one seed": "Only one seed",
         "undecided": "Not decided by these seeds (the interval contains 0)",
         "not reached": "Not compared (a front does not reach the level)",
     }
     parts = []
     for verdict, title in titles.items():
         mine = [text for v, text in claims if v == verdict]
-        if mine and verdict in ("undecided", "not reached"):
+        if mine and verdict in ("one seed", "undecided", "not reached"):
             parts.append(f"**{title}**: {len(mine)} comparisons, see the tables below.")
         elif mine:
             parts.append(f"**{title}** ({len(mine)})\n\n" + "\n".join(f"- {text}" for text in mine))
@@ -100,3 +106,63 @@ def default_claim(results: dict[Trial, dict], survey: Survey) -> str:
             where = f"at {inside} of {total} weights, and is worse at {worse}"
             claims.append(f"{name} stays {within} {where}.")
     return " ".join(claims) or "The default was not compared with the exact product in this run."
+
+
+def verdict(found: tables.Fronts, setups: Iterable[str], sigmas: list[float]) -> str:
+    """Three statements: what to use first, what it costs, when not. The numbers choose the form."""
+    groups = {setup: group for setup in setups if "off" in (group := fashion.of_setup(found, setup))}
+    plain = [setup for setup in groups if SETUPS[setup].reference is None]
+    if not plain:
+        return "Nothing was compared with CFG in this run."
+    least = {s: min(fashion.FORMS, key=lambda f, s=s: _best(groups[s].get(f))) for s in plain}
+    form, first = least[plain[0]], groups[plain[0]]
+    where = [
+        fashion.NAMES[s]
+        for s in plain
+        if least[s] == form and _best(groups[s][form]) < _best(groups[s]["off"])
+    ]
+    ours, theirs = (fashion.interval(fashion.best(first[row])) for row in (form, "off"))
+    leads = f"no form has a smaller one on {len(where)} of {len(plain)} models"
+    use = f"**Use `{form}` first**: its best FID is {ours} where CFG has {theirs} (small model), and {leads}."
+    free = (
+        "a product with the Jacobian a call"
+        if form in fashion.PRODUCTS
+        else "no more model evaluations than CFG"
+    )
+    costs = f"**It costs** {free}"
+    if (ratio := measured_ratio(first[form], first["off"])) is not None:
+        costs += f", and wants about {ratio.mean:.1f} times CFG's weight"
+    if (bounded := first.get(fashion.INTERVAL_ROW)) is not None:
+        saved = 100 * (1 - fashion.guided_share(bounded.schedule, sigmas)) / 2
+        apart = at_matched(first[form], bounded, band(list(first.values())))
+        told = {"undecided": "cannot be told apart", "better": "is worse", "worse": "is better"}.get(
+            apart.verdict, "was not compared"
+        )
+        name = fashion.name_of_schedule(bounded.schedule)
+        costs += (
+            f"; CFG at {name} only saves {saved:.0f} % of the evaluations and {told} at equal IS ({apart})"
+        )
+    not_for = ["where classes overlap strongly (there CFG is nearer to the optimum)"]
+    for setup, group in groups.items():
+        if setup not in plain and form in group:
+            apart = at_matched(group[form], group["off"], band(list(group.values())))
+            seeds = "one seed" if len(group[form].seeds) == 1 else f"{len(group[form].seeds)} seeds"
+            helped = "helps" if apart.verdict == "better" else "does not surely help"
+            not_for.append(f"for autoguidance, which it {helped} (FID at equal IS {apart}, {seeds})")
+    return "\n".join(f"- {text}" for text in (use, costs + ".", "**Not** " + ", nor ".join(not_for) + "."))
+
+
+def _best(front) -> float:
+    return math.inf if front is None else float(front.values["fid"][front.best].mean())
+
+
+def negative(study: dict) -> str:
+    """One line on where REG loses, with whether it did, as it must."""
+    control = next(c for c in study["controls"] if c["pair"] == "overlapping")
+    rms = {form: control["forms"][form]["relative_rms"] for form in ("row_sum", "schedule")}
+    worse = "REG is worse than CFG" if min(rms.values()) > 1 else "REG should be worse than CFG and is not"
+    span = f"sigma {min(control['sigmas']):g} to {max(control['sigmas']):g}"
+    errors = " and ".join(f"{value:.1f} times CFG's (`{form}`)" for form, value in rms.items())
+    link = "evidence-more.md#where-reg-loses-negative-controls"
+    where = f"on two strongly overlapping classes, {span}"
+    return f"Negative control: {worse} {where}. Its error is {errors}: [where REG loses]({link})."

@@ -18,10 +18,12 @@ from matplotlib.ticker import NullFormatter  # noqa: E402
 
 from ...forms import FREE_FORMS  # noqa: E402
 from ..fronts.analysis import Front, shown  # noqa: E402
-from ..fronts.trials import SETUPS, Trial  # noqa: E402
+from ..fronts.setups import SETUPS  # noqa: E402
+from ..fronts.trials import Trial  # noqa: E402
 from ..mixtures.exact import MIXTURE_FORMS, difference  # noqa: E402
 from ..mixtures.optimum import Optimum  # noqa: E402
 from ..mixtures.zoo import Pair, pair  # noqa: E402
+from . import fashion  # noqa: E402
 from .tables import name_of  # noqa: E402
 
 COLOURS = {
@@ -32,6 +34,7 @@ COLOURS = {
     "scalar": "tab:green",
     "product": "tab:purple",
     "optimum": "tab:red",
+    fashion.INTERVAL_ROW: "tab:cyan",
 }
 matplotlib.rcParams["figure.dpi"] = 100
 
@@ -208,11 +211,36 @@ def front_panels(found: dict[tuple[str, str, str], Front], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _zoom(ax, group: list[Front]) -> None:
-    """The part of the picture where somebody would sample: FID up to 2.5 times the least."""
+def fashion_panels(found: dict[tuple[str, str, str], Front], path: Path) -> Path:
+    """FID over IS on Fashion-MNIST, a panel a model, a colour a form; bars: standard deviation over seeds."""
+    groups = {s: g for s in fashion.NAMES if "off" in (g := fashion.of_setup(found, s))}
+    figure, axes = _panels(1, len(groups), (3.4 * len(groups), 3.8))
+    for ax, (setup, group) in zip(axes.flat, groups.items(), strict=True):
+        for row, front in group.items():
+            score, fid = (front.values[m] for m in ("is_", "fid"))
+            style = {"color": COLOURS[row], "linestyle": "--" if row in FREE_FORMS else "-", "marker": "."}
+            style |= {"linewidth": 1.3, "elinewidth": 0.6}
+            label = {"off": "CFG or autoguidance", fashion.INTERVAL_ROW: "CFG in an interval"}.get(row, row)
+            ax.errorbar(score.mean(1), fid.mean(1), fid.std(1), score.std(1), label=label, **style)
+        seeds = max(len(front.seeds) for front in group.values())
+        title = f"{fashion.NAMES[setup]}, {seeds} seed{'s' if seeds > 1 else ''}"
+        _zoom(ax, list(group.values()), 4.0)
+        ax.set(title=title, xlabel="IS (higher is better)", yscale="log")
+        ax.title.set_fontsize(10)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
+        ax.tick_params(labelsize=7, which="both")
+    axes.flat[0].set_ylabel("FID (lower is better)")
+    lines, names = axes.flat[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=8)
+    return _save(figure, path)
+
+
+def _zoom(ax, group: list[Front], top: float = 2.5) -> None:
+    """The part of the picture where somebody would sample: FID up to `top` times the least."""
     fid, score = (np.concatenate([f.values[m].mean(1) for f in group]) for m in ("fid", "is_"))
-    near = fid <= 2.5 * fid.min()
-    ax.set(xlim=(score[near].min() - 0.1, score[near].max() + 0.1), ylim=(0.85 * fid.min(), 2.5 * fid.min()))
+    near = fid <= top * fid.min()
+    ax.set(xlim=(score[near].min() - 0.1, score[near].max() + 0.1), ylim=(0.85 * fid.min(), top * fid.min()))
 
 
 def corrections(results: dict[Trial, dict], path: Path) -> Path:

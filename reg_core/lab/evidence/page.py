@@ -1,16 +1,20 @@
-"""docs/evidence.md: the words of page.md and candidates.md, with tables and verdicts from the results."""
+"""The pages: the words of page.md, more.md and candidates.md, with tables and verdicts from the results."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ...sampling import karras_sigmas
 from ..fronts.analysis import BAND, fronts
-from ..fronts.survey import CHEAPER_WAYS, ENGINE_WAYS, Survey
-from ..fronts.trials import INTERVAL, SETUPS, WEAKER_STEPS, Trial
+from ..fronts.setups import SETUPS, WEAKER_STEPS
+from ..fronts.strength import WINDOW
+from ..fronts.survey import CHEAPER_WAYS, ENGINE_WAYS, Fashion, Survey
+from ..fronts.trials import INTERVAL, Trial
 from ..mixtures.exact import MIXTURE_FORMS
-from . import claims, tables
-from .published import Candidates
+from . import claims, fashion, tables
+from .published import FASHION_STD, Candidates
 
+DIGITS_STD, FASHION_LEVELS = 0.75, (0.01, 80.0)  # as the models have them; the tests compare
 PICTURES = {
     "fronts": "FID against IS for every base and form",
     "corrections": "C(sigma) by form: mean and 5 to 95 % band",
@@ -62,6 +66,12 @@ def candidates_section(results: dict[Trial, dict], candidates: Candidates) -> st
     )
 
 
+def bets_section(results: dict[Trial, dict], words: dict[str, str]) -> str:
+    """The bets on Fashion-MNIST: what they are, and their table."""
+    forms = "\n".join(f"- `{name}`: {text}" for name, text in words.items())
+    return f"{forms}\n\n{fashion.bets(results)}"
+
+
 def winners_claim(results: dict[Trial, dict], candidates: Candidates) -> str:
     """A line: the candidates that won."""
     won = tables.winners(fronts(results | candidates.results), candidates.forms)
@@ -76,15 +86,19 @@ def document(
     toys: list[dict],
     pictures: dict[str, str],
     candidates: Candidates | None = None,
+    clothes: dict[Trial, dict] | None = None,
+    bets: tuple[dict[Trial, dict], dict[str, str]] = ({}, {}),
 ) -> str:
-    """The page. `pictures`: {name: path relative to the page}; those that were not drawn are left out."""
+    """docs/evidence-more.md. `clothes`: results on Fashion-MNIST. `bets`: see published.bets.
+
+    `pictures`: {name: path relative to the page}; those that were not drawn are left out."""
     found, weight = fronts(results), weight_of(study)
     compared = claims.claims_fronts(found)
 
     def picture(name: str, text: str) -> str:
         return f"![{text}]({pictures[name]})\n" if name in pictures else ""
 
-    return _words("page.md").format(
+    return _words("more.md").format(
         mode=survey.name,
         sizes=sizes(survey, results),
         headline=tables.headline(found),
@@ -95,8 +109,8 @@ def document(
         won="" if candidates is None else winners_claim(results, candidates),
         setups="\n".join(f"- `{name}`: {text}" for name, text in SETUPS.items() if name in survey.images),
         weaker_steps=WEAKER_STEPS,
-        low=f"{INTERVAL.low:.3g}",
-        high=f"{INTERVAL.high:.3g}",
+        low=f"{INTERVAL[0] * DIGITS_STD:.3g}",
+        high=f"{INTERVAL[1] * DIGITS_STD:.3g}",
         levels=len(BAND),
         best_fid=tables.best_fid(found),
         matched_fid=tables.matched_fid(found),
@@ -110,8 +124,51 @@ def document(
         end_distances=tables.end_distances(study["ends"]),
         toys=tables.toys(toys) if toys else "Not in this run.",
         pictures_of_toys="".join(picture(f"toy_{t['toy']}", f"Trained toy {t['toy']}") for t in toys),
+        every_method=fashion.every_method(fronts(clothes)) if clothes else "Not in this run.",
+        bets=bets_section(*bets) if bets[0] else "Not sampled yet.",
         candidates="" if candidates is None else candidates_section(results, candidates),
         **{f"picture_{name}": picture(name, text) for name, text in PICTURES.items()},
+    )
+
+
+def main_page(
+    survey: Fashion,
+    clothes: dict[Trial, dict],
+    digits: dict[Trial, dict],
+    study: dict,
+    curves: dict,
+    source: str,
+) -> str:
+    """docs/evidence.md. `clothes`, `digits`: results of the two data sets. `study`: of mixtures.
+
+    `curves`: see strength.corrections, by setup. `source`: where the points come from."""
+    found, spread = (
+        fronts(clothes),
+        {s: DIGITS_STD if SETUPS[s].data == "digits" else FASHION_STD for s in SETUPS},
+    )
+    ratios, apart = fashion.ratios(found | fronts(digits), curves, spread)
+    sigmas = karras_sigmas(survey.steps, *FASHION_LEVELS).tolist()
+    real = any("precision" in result for result in clothes.values())
+    waits = (
+        "Precision, recall, density and coverage wait for the real pictures' features: the study kept none. "
+    )
+    return _words("page.md").format(
+        verdict=claims.verdict(found, survey.images, sigmas),
+        negative=claims.negative(study),
+        levels=len(BAND),
+        bounds=len(
+            {key[1] for key in found if key[0] == "fashion_weak" and key[1].startswith(("below", "int"))}
+        ),
+        data_std=f"{FASHION_STD:g}",
+        table=fashion.main_table(found, tuple(survey.images), sigmas),
+        low=WINDOW[0],
+        high=WINDOW[1],
+        ratios=ratios,
+        apart=apart,
+        source=source,
+        seeds=survey.seeds,
+        missing=fashion.missing(survey, clothes),
+        shares="" if real else waits,
     )
 
 

@@ -1,19 +1,31 @@
-"""The results beside docs/evidence.md, as JSON: written short, read again, taken over instead of sampled."""
+"""The results in docs/evidence, as JSON: written short, read again, taken over instead of sampled."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from ...files import whole_file
+from ...forms import PRODUCT_FORMS
 from ..fronts import survey
 from ..fronts.analysis import METRICS, shown
+from ..fronts.bets import WORDS
 from ..fronts.trials import Trial
 
 NAMES = [field.name for field in fields(Trial)]
 CURVE = "sigma, mean, 5 %, 95 %"
+# Column of the file -> name in a result.
+KEPT = {name: name for name in (*METRICS, "effective_cfg", "noise")} | {"rows_an_image": "rows"}
+FASHION_STD = 0.7  # of the pixels of the training pictures
+STUDY = {
+    "small": "fashion_weak",
+    "large": "fashion_good",
+    "early": "fashion_early",
+    "auto": "fashion_auto",
+}
 
 
 def compact(rows: list[dict]) -> dict:
@@ -31,16 +43,17 @@ def _short(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def fronts_json(mode: survey.Survey, results: dict[Trial, dict]) -> dict:
+def fronts_json(mode: survey.Trials, results: dict[Trial, dict]) -> dict:
     """Trials and scores; C(sigma) of the trials shown."""
-    rows = []
-    for trial, result in results.items():
-        scores = (_short(result[metric]) for metric in METRICS)
-        rows.append([*astuple(trial), *scores, result["effective_cfg"], result["rows"]])
+    kept = {n: name for n, name in KEPT.items() if any(name in result for result in results.values())}
+    rows = [
+        [*astuple(trial), *(_short(result.get(name)) for name in kept.values())]
+        for trial, result in results.items()
+    ]
     curves = {" ".join(key): (t.weight, results[t]["correction"]) for key, t in shown(results).items()}
     return {
         "header": survey.header(mode),
-        "columns": [*NAMES, *METRICS, "effective_cfg", "rows_an_image"],
+        "columns": [*NAMES, *kept],
         "rows": rows,
         "correction": {name: {"w": weight, CURVE: curve} for name, (weight, curve) in curves.items()},
         "notes": sorted({note for result in results.values() for note in result["notes"]}),
@@ -51,13 +64,34 @@ def results_of(data: dict) -> dict[Trial, dict]:
     """The results of `fronts_json`, up to the digits it dropped."""
     results = {}
     for row in spread_out(data):
-        trial = Trial(**{name: row[name] for name in NAMES})
-        scores = {metric: row[metric] for metric in METRICS}
-        kept = {"effective_cfg": row["effective_cfg"], "rows": row["rows_an_image"]}
-        results[trial] = scores | kept | {"notes": data.get("notes", [])}
+        trial = Trial(**{name: row[name] for name in NAMES if name in row})
+        result = {name: row[n] for n, name in KEPT.items() if row.get(n) is not None}
+        results[trial] = result | {"notes": data.get("notes", [])}
         curve = data.get("correction", {}).get(f"{trial.setup} {trial.form}")
         if curve and trial == Trial(trial.setup, "constant", trial.form, curve["w"], 0):
             results[trial]["correction"] = curve[CURVE]
+    return results
+
+
+def study(rows: list[dict]) -> dict[Trial, dict]:
+    """The Fashion-MNIST study's points as trials: exact products, noise of a CUDA generator."""
+    results = {}
+    for row in rows:
+        low, high = map(float, (row.get("interval") or "0,inf").split(","))
+        if low:
+            raise ValueError(f"want an interval that begins at 0, got {row['interval']!r}")
+        spread = row.get("data_std") or FASHION_STD if row["form"] == "schedule" else FASHION_STD
+        trial = Trial(
+            STUDY[row["setup"]],
+            "constant" if high == math.inf else f"below_{high:g}",
+            row["form"],
+            row["w"],
+            row["seed"],
+            engine="reverse" if row["form"] in PRODUCT_FORMS else "auto",
+            data_std=0.0 if spread == FASHION_STD else spread,
+        )
+        kept = {name: row[name] for name in METRICS if name in row}
+        results[trial] = kept | {"noise": "cuda", "notes": []}
     return results
 
 
@@ -81,6 +115,43 @@ def candidates(folder: Path) -> Candidates | None:
     return Candidates(data["forms"], results_of(data), spread_out(data["mixtures"]))
 
 
+def fashion_results(folder: Path, more: dict[Trial, dict] | None = None) -> dict[Trial, dict]:
+    """Those of a published folder on Fashion-MNIST: the study's, then others. {} without a study.
+
+    Of `more`, trials that are not published are added to fashion_points.json."""
+    if not (folder / "fashion.json").is_file():
+        return {}
+    known = study(spread_out(_read(folder / "fashion.json")))
+    new = {t: r for t, r in (more or {}).items() if t not in known}
+    return _extended(folder / "fashion_points.json", survey.FASHION, new) | known
+
+
+def bets(folder: Path, more: dict[Trial, dict] | None = None) -> tuple[dict[Trial, dict], dict[str, str]]:
+    """Results of bets in a published folder, and what each form is; `more` is added to them."""
+    path = folder / "bets.json"
+    results = _extended(path, survey.BETS_SURVEY, more or {}, forms=WORDS)
+    return results, _read(path)["forms"] if path.is_file() else {}
+
+
+def _extended(path: Path, mode: survey.Trials, more: dict[Trial, dict], **about) -> dict[Trial, dict]:
+    """Results in a file, after those of `more` that it lacks were added."""
+    known = results_of(_read(path)) if path.is_file() else {}
+    new = {t: r for t, r in more.items() if t not in known}
+    if not new:
+        return known
+    write_json(path, fronts_json(mode, known | new) | about)
+    return results_of(_read(path))
+
+
+def source(folder: Path) -> str:
+    """Where the study's points come from."""
+    return _read(folder / "fashion.json")["source"]
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
 def restore(mode: survey.Survey, published: Path, work: Path, again: list[str]) -> None:
     """Fill `work` with what a published folder holds, to four digits.
 
@@ -97,6 +168,9 @@ def restore(mode: survey.Survey, published: Path, work: Path, again: list[str]) 
     mixtures = _read(published / "mixtures.json")
     mixtures = {name: rows if name == "controls" else spread_out(rows) for name, rows in mixtures.items()}
     cached(work / f"mixtures_{mode.name}.json", lambda: mixtures)
+    if (published / "corrections.json").is_file():
+        curves = _read(published / "corrections.json")
+        cached(work / f"corrections_{mode.name}.json", lambda: curves)
     for toy in _read(published / "toys.json"):
         cached(work / f"toy_{toy['toy']}_{mode.name}.json", lambda toy=toy: toy)
 

@@ -1,8 +1,11 @@
-"""Quality against the weight of guidance, on the digits models.
+"""Quality against the weight of guidance, on the digits and on Fashion-MNIST.
 
+setups    which models guide, their labels and noise
 trials    one sampling run: what it is and how it is scored
-quality   scores of sampled digits
-survey    which trials are made
+quality   scores of sampled pictures
+bets      forms of our own that are tried
+survey    which trials are made; `python -m reg_core.lab.fronts` makes them
 journal   many trials over processes, in a file that survives a kill
 analysis  from trials to statements
+strength  how much less a form guides
 """
