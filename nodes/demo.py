@@ -1,4 +1,4 @@
-"""REGDemo*: small models of handwritten digits and of clothes that come with the pack. No download, on a CPU."""
+"""REGDemo*: small models of digits and of clothes that come with the pack. No download, on a CPU."""
 
 import math
 
@@ -67,7 +67,9 @@ class REGDemoLatent(io.ComfyNode):
     @classmethod
     def execute(cls, batch_size, pictures=DIGITS.name) -> io.NodeOutput:
         if pictures not in DATA_SETS:
-            raise ValueError(f"REGDemoLatent: pictures must be one of {', '.join(DATA_SETS)}, got {pictures!r}")
+            raise ValueError(
+                f"REGDemoLatent: pictures must be one of {', '.join(DATA_SETS)}, got {pictures!r}"
+            )
         return io.NodeOutput({"samples": torch.zeros(batch_size, *DATA_SETS[pictures].shape)})
 
 

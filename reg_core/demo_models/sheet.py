@@ -1,4 +1,4 @@
-"""Digits of several runs on one labelled sheet."""
+"""Pictures of several runs on one labelled sheet."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 from ..drawing import labelled_grid
 from ..files import whole_file
 
-SCALE = 4
+SIDE = 56  # of a picture on the sheet, in pixels, about
 
 
-def save_sheet(path: Path, runs: list[Tensor], labels: list[str], captions: list[str] | None = None) -> None:
-    """A PNG of images [B, 1, 8, 8] in [-1, 1] of each run, ten in a line. Labels as in `labelled_grid`."""
+def save_sheet(path: Path, runs: list[Tensor], labels: list[str], across: int = 10) -> None:
+    """A PNG of pictures [B, 1, H, W] in [-1, 1] of each run. `labels`, `across`: see `labelled_grid`."""
+    scale = max(1, SIDE // runs[0].shape[-1])
     pictures = [(run.clamp(-1, 1).add(1) / 2).movedim(1, -1) for run in runs]
-    pictures = [picture.repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2) for picture in pictures]
-    (sheet,) = labelled_grid(pictures, labels, theme="light", captions=captions, across=10)
+    pictures = [picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for picture in pictures]
+    (sheet,) = labelled_grid(pictures, labels, theme="light", across=across)
     with whole_file(path) as partial:
         Image.fromarray((255 * sheet).round().byte().numpy()).save(partial, "PNG")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import torch
 pytest.importorskip("prdc")
 
 from reg_core.demo_models.loading import load_model
+from reg_core.lab.fronts import __main__ as command
 from reg_core.lab.fronts import bets, quality, setups, survey, trials
 from reg_core.lab.fronts.analysis import Difference, Front, at_best, at_matched, band, fronts
 from reg_core.lab.fronts.journal import Journal, run
@@ -184,7 +186,7 @@ def test_fashion_is_scored_in_two_feature_spaces(monkeypatch):
     class Judge:
         def features(self, x):
             assert float(x.abs().max()) <= 1
-            return features
+            return features[: len(x)]
 
         def head(self, f):
             return 30 * torch.eye(10)[torch.arange(len(f)) % 10]
@@ -195,6 +197,12 @@ def test_fashion_is_scored_in_two_feature_spaces(monkeypatch):
     assert got["fid"] == pytest.approx(12, rel=1e-3) and got["fid_other"] == pytest.approx(3, rel=1e-3)
     assert got["is_"] == pytest.approx(10, rel=1e-2) and got["accuracy"] == 1
     assert "precision" not in got, "no real pictures are there"
+    there = lambda part, folder: SimpleNamespace(images=torch.zeros(500, 1, 28, 28)) if (part, folder) == ("train", Path("here")) else None  # noqa: E731
+    monkeypatch.setattr(quality, "load_fashion", there)
+    quality.real_features.cache_clear()
+    with_real = quality.score(3 * normal(400, 1, 28, 28), torch.arange(400) % 10, "fashion", "here")
+    assert with_real["precision"] == with_real["coverage"] == 1 and with_real["fid"] == got["fid"], "the features are the same 400"
+    quality.real_features.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -272,6 +280,13 @@ def test_shards_share_the_trials_and_are_found_together(tmp_path, monkeypatch):
     for bad in ((0, 3), (4, 3)):
         with pytest.raises(ValueError, match=f"{bad[0]}/3"):
             Where(shard=bad)
+
+
+@pytest.mark.parametrize("bad", [["--shard", "5/4"], ["--batch", "-1"], ["--data", "nowhere"]])
+def test_bad_options_are_refused(bad, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(["fashion", *bad])
+    assert bad[1] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "want"), [("below_2", [0, 0, 1, 1]), ("interval", [0, 1, 1, 0]), ("constant", [1, 1, 1, 1])])

@@ -85,7 +85,7 @@ def test_pip_installs_every_package_and_its_data():
     patterns = {package: re.findall(r'"([^"]+)"', globs) for package, globs in re.findall(r'^"([\w.]+)" = \[(.*)\]$', data, re.M)}
     matched = {path for package, globs in patterns.items() for pattern in globs for path in (ROOT / package.replace(".", "/")).glob(pattern)}
     files = {ROOT / name for name in tracked() if name.startswith("reg_core/") and not name.endswith((".py", ".toml"))}
-    assert matched == files and len(files) == 9
+    assert matched == files and len(files) == 10
 
 
 def test_comfy_test_finds_nothing_forbidden():

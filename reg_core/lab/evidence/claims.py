@@ -114,7 +114,7 @@ def verdict(found: tables.Fronts, setups: Iterable[str], sigmas: list[float]) ->
     plain = [setup for setup in groups if SETUPS[setup].reference is None]
     if not plain:
         return "Nothing was compared with CFG in this run."
-    least = {s: min(fashion.FORMS, key=lambda f, s=s: _best(groups[s].get(f))) for s in plain}
+    least = {s: min(fashion.GUIDED_FORMS, key=lambda f, s=s: _best(groups[s].get(f))) for s in plain}
     form, first = least[plain[0]], groups[plain[0]]
     where = [
         fashion.NAMES[s]

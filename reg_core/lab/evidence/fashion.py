@@ -17,7 +17,7 @@ NAMES = {
     "fashion_early": "large, briefly trained",
     "fashion_auto": "large by small: autoguidance",
 }
-FORMS = tuple(form for form in FASHION_WAYS if form != "off")
+GUIDED_FORMS = tuple(form for form in FASHION_WAYS if form != "off")
 INTERVAL_ROW = "interval"
 
 
@@ -40,7 +40,7 @@ def of_setup(found: Fronts, setup: str) -> dict[str, Front]:
     ]
     if bounded:
         group[INTERVAL_ROW] = min(bounded, key=lambda front: front.values["fid"][front.best].mean())
-    for form in FORMS:
+    for form in GUIDED_FORMS:
         front = found.get((setup, "constant", first_way(form)))
         if front is not None:
             group[form] = front
@@ -96,7 +96,7 @@ def main_table(found: Fronts, setups: tuple[str, ...], sigmas: list[float]) -> s
         if "off" not in group:
             continue
         levels = band(list(group.values()))
-        for row in ("off", INTERVAL_ROW, *FORMS):
+        for row in ("off", INTERVAL_ROW, *GUIDED_FORMS):
             head = [NAMES[setup], name_of_row(row, setup, group.get(row))]
             if row not in group:
                 if row == INTERVAL_ROW:
@@ -129,7 +129,8 @@ def every_method(found: Fronts) -> str:
             continue
         i = front.best
         edge = " (last)" if i == len(front.weights) - 1 else ""
-        cells = [NAMES[setup], name_of_schedule(schedule), words_of(method), f"{front.weights[i]:g}{edge}"]
+        name = name_of_row("off", setup) if method == "off" else words_of(method)
+        cells = [NAMES[setup], name_of_schedule(schedule), name, f"{front.weights[i]:g}{edge}"]
         cells += [interval(best(front)), f"{front.values['fid_other'][i].mean():.2f}"]
         shares = ("precision", "recall", "density", "coverage")
         cells += [f"{front.values['is_'][i].mean():.2f}", str(len(front.seeds))]
@@ -233,7 +234,7 @@ def ratios(found: Fronts, curves: dict, spread: dict[str, float]) -> tuple[str, 
                 estimate = estimated_ratio(curve["sigma"], curve["c"], spread[setup])
                 pairs.setdefault(setup, {})[form] = ratio.mean, estimate
     rows = []
-    for form in FORMS:
+    for form in GUIDED_FORMS:
         cells = [pairs[setup].get(form) for setup in pairs]
         rows.append([f"`{form}`", *("" if c is None else f"{c[0]:.1f} / {c[1]:.1f}" for c in cells)])
     table = markdown(["form", *(NAMES.get(s, f"digits, `{s}`") for s in pairs)], rows)

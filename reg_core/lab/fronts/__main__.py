@@ -35,14 +35,20 @@ def parse(argv=None) -> argparse.Namespace:
         "--data",
         help="folder of the real pictures of Fashion-MNIST: adds precision, recall, density, coverage",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.data and not Path(args.data).is_dir():
+        parser.error(f"--data must be a folder, got {args.data}")
+    try:
+        args.where = survey.Where(args.device, args.batch, args.data, args.shard)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
 
 
 def main(argv=None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
-    where = survey.Where(args.device, args.batch, args.data, args.shard)
-    survey.make(survey.SURVEYS[args.survey], args.work, args.processes, where)
+    survey.make(survey.SURVEYS[args.survey], args.work, args.processes, args.where)
 
 
 if __name__ == "__main__":
