@@ -31,7 +31,7 @@ def rewarded_model(model, reward, scale: float, rectified: bool, percents: tuple
         guider = executor.class_obj
         if len(sample_arguments(args, kwargs).get("latent_shapes") or []) > 1:
             raise ValueError(
-                "REG Reward Guidance: video and sound in one latent is nothing a reward can judge"
+                "REG Reward Guidance: a reward cannot judge video and sound in one latent"
             )
         run = RewardRun(reward, scale, rectified, sigma_bounds(guider.model_patcher, *percents))
 
