@@ -13,12 +13,13 @@ GB, MB = 1e9, 1e6
 KINDS = ("cuda", "cpu", "tiny")
 
 TITLE = "# What REG costs\n"
-HOW = f"""## How it was measured
+HOW = """## How it was measured
 
 Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as JSON in `benchmarks/results/`. Nobody edits this page by hand.
 
 - **One process, modes in turn.** Every mode is a whole sampling run of ComfyUI (KSampler's call, in inference mode, with the pack loaded).
-  Model, noise, sampler and steps are the same. Rounds go back and forth through the modes. Each figure is the **median** of the rounds' ratios (lowest to highest).
+  Model, noise, sampler and steps are the same. Rounds go back and forth through the modes.
+  Each figure is the **median** of the rounds' ratios (lowest to highest).
 - **Beside plain guidance.** Machines drift within a minute. So plain guidance is timed within the same run, after every first, second or fourth step,
   on the same latent. Of predictions with the same number of rows the median counts, as a ratio to the plain one beside it.
   The time of plain guidance beside itself is the noise. On CUDA, marks in the stream time the predictions, and nothing waits for them.
