@@ -83,7 +83,8 @@ STATED = {
     r"256|512|1024|20": ("docs/cost.md", "{} ?(?:x|steps)"),
     r"0\.05": ("benchmarks/suites.py", "SKIP_BELOW = {}"),
     r"100": ("reg_core/demo_models/__main__.py", 'add\\("--each", type=int, default=10,'),  # of each of ten classes
-    r"2,500|5,000": ("docs/evidence.md", "5,000 (?:samples|pictures)"),
+    r"5,000": ("docs/evidence.md", "{} (?:samples|pictures)"),
+    r"2,500": ("DEVELOPERS.md", "--batch 2500"),
     r"0\.3\.64": ("pyproject.toml", 'requires-comfyui = ">={}"'),
     r"3\.10": ("pyproject.toml", 'requires-python = ">={}"'),
     r"2025": ("README.md", "year = .{}"),
