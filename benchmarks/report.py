@@ -12,38 +12,35 @@ AUTHORS_TIME, AUTHORS_MEMORY, AUTHORS_SDXL = (1.21, 1.88), (1.21, 2.82), (6.91, 
 GB, MB = 1e9, 1e6
 KINDS = ("cuda", "cpu", "tiny")
 
-HEAD = f"""# What REG costs
+TITLE = "# What REG costs\n"
+HOW = """## How it was measured
 
-Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as JSON in `benchmarks/results/`; not edited by hand.
+Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as JSON in `benchmarks/results/`. Nobody edits this page by hand.
 
-- **One process, modes in turn.** Every mode is a whole sampling run of ComfyUI's own (KSampler's call, in inference mode, with the pack
-  loaded), same model, noise, sampler and steps, in rounds back and forth through the modes. Told is the **median** of the rounds' ratios
-  (lowest to highest).
-- **Beside plain guidance.** Machines drift within a minute, so plain guidance is timed within the same run, after every first, second
-  or fourth step, of the same latent; of predictions of as many rows the median counts, each as a ratio to the plain one next to it.
-  What plain guidance takes beside itself is the noise. On CUDA predictions are timed by marks in the stream: nothing waits for them.
-- **Time** is the sampler's loop by the clock on the wall, loading left out. **Processor** is the same ratio in processor
-  time: where the two differ, other work ran on the machine.
-- **Peak memory** is of the weights and all that comes on top during the run; *activations* is what comes on top. It has a run of its own,
-  so that measuring slows nothing. It is what PyTorch's allocator gives out at most, on a CPU by its profiler.
-- **Rows** are rows of the model's batch for each image and step, forward passes only: plain guidance takes 2.
-- **Outside** is the time that REG spends outside of model calls beyond what plain guidance does, of a plain step, in the lowest
-  round (not told of reverse mode, whose backward pass is outside by nature).
-- **Reads** are the reads of tensor values by the host for each step, beyond those of plain guidance; on a GPU each waits for the device.
+- **One process, modes in turn.** Every mode is a whole sampling run of ComfyUI (KSampler's call, in inference mode, with the pack loaded).
+  Model, noise, sampler and steps are the same. Rounds go back and forth through the modes.
+  Each figure is the **median** of the rounds' ratios (lowest to highest).
+- **Beside plain guidance.** Machines drift within a minute. So plain guidance is timed within the same run, after every first, second or fourth step,
+  on the same latent. Of predictions with the same number of rows the median counts, as a ratio to the plain one beside it.
+  The time of plain guidance beside itself is the noise. On CUDA, marks in the stream time the predictions, and nothing waits for them.
+- **Time** is the sampler's loop by the clock on the wall, without loading. **Processor** is the same ratio in processor time.
+  Where the two differ, other work ran on the machine.
+- **Peak memory** is that of the weights and of everything that comes on top during the run; *activations* is what comes on top. It is measured
+  in another run, so that measuring slows nothing. It is the most that PyTorch's allocator gives out, on a CPU by its profiler.
+- **Rows** are rows of the model's batch for each image and step, forward passes only. Plain guidance takes 2.
+- **Outside** is the time that REG spends outside of model calls beyond that of plain guidance, as a share of a plain step, in the lowest round.
+  Reverse mode has none: its backward pass is outside of model calls.
+- **Reads** are the reads of tensor values by the host for each step, beyond those of plain guidance. On a GPU each waits for the device.
   **Waits** are the waits that CUDA reports.
 - **By PyTorch alone** is no mode of the pack: two predictions and `torch.autograd.grad` through ComfyUI's model, weights made ordinary
-  once, with no check, no bound on memory and no trace (`benchmarks/alone.py`). It is what reverse mode could cost at the least here; what
-  the pack's takes beyond it is the price of those, of which a row in one or two of the steps is the self-check.
-- **Refresh as shipped** computes a correction at every eighth call at least, and where the noise has fallen to a tenth. In between it carries
-  it along, by any engine: what a user pays who chooses reverse mode and leaves the rest alone. Rows that do not say so compute one at every call.
-- Weights of the large models are random: the arithmetic is that of a checkpoint. What is skipped depends on the Jacobian. For that,
-  see v prediction, where the random network is close to a denoiser, and the digits, a trained one. A random eps network has J near
-  the identity at all noise levels, so nothing is ever skipped.
-- A target that is missed is marked **over**.
-
-The authors state for their code {AUTHORS_TIME[0]} to {AUTHORS_TIME[1]} times the time and {AUTHORS_MEMORY[0]} to {AUTHORS_MEMORY[1]} times the
-peak memory of plain guidance over all their models (SDXL at 1024: {AUTHORS_SDXL[0]} to {AUTHORS_SDXL[1]} GB, of whole processes, on a GPU).
-Their method is what "reverse" is here.
+  once, without a check, a bound on memory or a trace (`benchmarks/alone.py`). It is the least that reverse mode could cost here. What the pack's
+  takes beyond it is the price of these; a row in one or two of the steps is the self-check.
+- **Default refresh** computes a correction at every eighth call at least, and where the noise has fallen to a tenth. In between it is reused, by any
+  engine. A user pays this who chooses reverse mode and changes nothing else. Rows that do not say so compute one at every call.
+- Weights of the large models are random: the arithmetic is that of a checkpoint. How much is skipped depends on the Jacobian. See v prediction for
+  that, where the random network is close to a denoiser, and the digits, a trained one. A random eps network has J near the identity at all
+  noise levels, so nothing is skipped.
+- **over** marks a target that is missed.
 """
 
 
@@ -53,14 +50,14 @@ def write(results: Path, docs: Path) -> str:
     found.sort(key=lambda result: KINDS.index(result["suite"]))
     if not found:
         raise FileNotFoundError(f"no results in {results}: run the benchmark first")
-    page = [HEAD, summary(found)]
+    page = [TITLE, verdict(found), summary(found), HOW]
     for result in found:
         page.append(section(result))
         picture = plot(result, docs / "images")
         if picture:
             page.append(f"![Cost against latent size, batch and steps](images/{picture.name})\n")
     if not any(result["suite"] == "cuda" for result in found):
-        page.append("## CUDA\n\nNot measured yet: no GPU was at hand. `python -m benchmarks` measures it where PyTorch sees one.\n")
+        page.append("## CUDA\n\nNot measured yet. `python -m benchmarks` measures it where PyTorch sees a GPU.\n")
     (docs / "cost.md").write_text("\n".join(page), encoding="utf-8")
     return f"wrote {docs / 'cost.md'}"
 
@@ -78,6 +75,48 @@ SHORT = (
 )
 
 
+# What a user asks for first: the words, the mode, time or memory.
+QUESTIONS = (
+    ("`schedule`, no extra evaluation: time", "schedule", "time"),
+    ("the default (`row_sum`): time", "default", "time"),
+    ("the default: peak memory", "default", "memory"),
+    ("the default with `skip_below` 0.05: time", "skipping", "time"),
+    ("engine `reverse`, refresh 1, as in the paper: time", "reverse_checkpoint", "time"),
+    ("engine `reverse`, refresh 1: peak memory", "reverse_checkpoint", "memory"),
+)
+BATCHES = (("batch 1", lambda batch: batch == 1), ("larger batches", lambda batch: batch > 1))
+
+
+def verdict(results: list[dict]) -> str:
+    """The first table: lowest to highest over the models, for each kind of machine and batch; and what the authors state."""
+    groups = []
+    for result in results:
+        for words, inside in BATCHES:
+            cases = [case for case in result["cases"] if not case["axis"] and inside(case["batch"]) and _compared(case)]
+            if cases:
+                groups.append((f"{result['machine']['device']}, {words}", cases))
+    rows = [["as multiples of plain guidance", *(name for name, _ in groups)]]
+    rows.append(["---"] * len(rows[0]))
+    for words, mode, what in QUESTIONS:
+        cells = []
+        for _, cases in groups:
+            found = [case["modes"][mode] for case in cases if mode in case["modes"]]
+            values = sorted(m["time"]["median"] if what == "time" else m["memory"] for m in found if what == "time" or m["memory"] is not None)
+            ends = dict.fromkeys(f"{value:.2f}" for value in (values[:1] + values[-1:]))
+            cells.append(" to ".join(ends))
+        rows.append([words, *cells])
+    stated = (
+        f"The authors state {AUTHORS_TIME[0]} to {AUTHORS_TIME[1]} times the time and {AUTHORS_MEMORY[0]} to {AUTHORS_MEMORY[1]} times the peak memory, "
+        f"on an NVIDIA A40 over all their models (SDXL at 1024 px: {AUTHORS_SDXL[0]} to {AUTHORS_SDXL[1]} GB). Their method is `reverse` here, at refresh 1."
+    )
+    return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", stated, ""])
+
+
+def _compared(case: dict) -> bool:
+    """False where plain guidance is not two rows of one model."""
+    return any(mode["targets"]["time"] is not None for mode in case["modes"].values())
+
+
 def summary(results: list[dict]) -> str:
     """All cases in one table: time and peak memory of the usual modes."""
     lines = []
@@ -89,7 +128,7 @@ def summary(results: list[dict]) -> str:
                 lines.append([result["machine"]["device"], case["title"], *cells])
     titles = ["machine", "model", *(MODES[name].title for name in SHORT)]
     rows = [titles, ["---"] * len(titles), *lines]
-    return "\n".join(["## In short", "", "Time and peak memory, of plain guidance's:", "", *("| " + " | ".join(row) + " |" for row in rows), ""])
+    return "\n".join(["## Every model", "", "Time and peak memory, as multiples of plain guidance:", "", *("| " + " | ".join(row) + " |" for row in rows), ""])
 
 
 def section(result: dict) -> str:
@@ -117,7 +156,7 @@ def table(case: dict, kind: str) -> list[str]:
     rows, notes = [], []
     for name, mode in case["modes"].items():
         marks = "".join(f" ({_footnote(notes, note)})" for note in mode["notes"])
-        cells = [mode["title"] + marks, _seconds(mode["seconds"]), _spread(mode["time"])]
+        cells = [MODES[name].title + marks, _seconds(mode["seconds"]), _spread(mode["time"])]
         cells += [_target(mode, "time", mode["time"]["median"]), *(f"{mode['processor']['median']:.2f}" for _ in processor)]
         cells += [_memory(mode["peak"], GB), _number(mode["memory"])]
         cells += [_target(mode, "memory", mode["memory"]), _memory(mode["activations"], MB), f"{mode['rows']:.2f}"]
@@ -145,7 +184,7 @@ def _authors(case, columns, processor):
     sdxl = case["network"].startswith("sdxl") and case["size"][-1] == 128
     low, high = AUTHORS_SDXL if sdxl else AUTHORS_MEMORY
     memory = [f"{high} GB ({low} GB)", f"{high / low:.2f}"] if sdxl else ["", f"{low} to {high}"]
-    row = ["*authors' code, stated, on a GPU*", "", "{} to {}".format(*AUTHORS_TIME), "", *([""] if processor else []), *memory]
+    row = ["*the authors' code, as they state, on an A40*", "", "{} to {}".format(*AUTHORS_TIME), "", *([""] if processor else []), *memory]
     return row + [""] * (columns - len(row))
 
 

@@ -35,8 +35,8 @@ MODES = {
     CFG: Mode("plain guidance", None),
     "schedule": Mode("`schedule`", {"form": "schedule"}, _same(1.01), _same(1.01)),
     "calibrated": Mode("`calibrated`", {"form": "calibrated"}, _same(1.01), _same(1.01)),
-    "default": Mode("as shipped (`row_sum`)", {}, _same(1.15), _same(1.10)),
-    "skipping": Mode(f"as shipped, `skip_below` {SKIP_BELOW}", {"skip_below": SKIP_BELOW}, _same(0.90), _same(1.05)),
+    "default": Mode("default (`row_sum`)", {}, _same(1.15), _same(1.10)),
+    "skipping": Mode(f"default, `skip_below` {SKIP_BELOW}", {"skip_below": SKIP_BELOW}, _same(0.90), _same(1.05)),
     "calibrated_skipping": Mode(f"`calibrated`, `skip_below` {SKIP_BELOW}", {"form": "calibrated", "skip_below": SKIP_BELOW}),
     "every_call": Mode("`row_sum`, probe at every call", ALWAYS, _same(1.50), _same(1.15)),
     "scalar": Mode("`scalar`, probe at every call", ALWAYS | {"form": "scalar"}),
@@ -44,7 +44,7 @@ MODES = {
     "reverse_checkpoint": Mode("reverse, checkpointed", REVERSE, _REVERSE, _same(1.35), backward="checkpoint"),
     "reverse_resident": Mode("reverse, resident", REVERSE, {"cpu": 2.0, "cuda": 1.5}, backward="resident"),
     ALONE: Mode("reverse, resident, by PyTorch alone", None, alone=True),
-    "reverse_refreshed": Mode("reverse, checkpointed, refresh as shipped", {"engine": "reverse"}, _REVERSE, _same(1.35), backward="checkpoint"),
+    "reverse_refreshed": Mode("reverse, checkpointed, default refresh", {"engine": "reverse"}, _REVERSE, _same(1.35), backward="checkpoint"),
 }
 ALL = tuple(MODES)
 # What depends on the run: how many steps it has, and how J falls with noise. Then what costs the same at every step.

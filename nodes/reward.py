@@ -40,7 +40,8 @@ class REGRewardGuidance(io.ComfyNode):
         if not math.isfinite(scale):
             raise ValueError(f"REGRewardGuidance: scale must be finite, got {scale}")
         if not callable(getattr(reward, "log_prob", None)):
-            raise ValueError(f"REGRewardGuidance: {type(reward).__name__} is no reward, without log_prob(x0)")
+            kind = type(reward).__name__
+            raise ValueError(f"REGRewardGuidance: {kind} is not a reward: it has no log_prob(x0)")
         return io.NodeOutput(rewarded_model(model, reward, scale, rectified, (start_percent, end_percent)))
 
 

@@ -84,7 +84,7 @@ def numbers(name, text, low, high) -> list[float]:
         try:
             value = float(piece)
         except ValueError:
-            raise ValueError(f"REGSweep: {name}: {piece!r} is no number; write '2, 4, 8'") from None
+            raise ValueError(f"REGSweep: {name}: {piece!r} is not a number; write '2, 4, 8'") from None
         if not low <= value <= high:
             raise ValueError(f"REGSweep: {name} must be between {low:g} and {high:g}, got {piece}")
         values.append(value)

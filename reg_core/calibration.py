@@ -97,10 +97,10 @@ class Calibration:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
-            raise ValueError(f"{path} is no .safetensors file: {error}") from None
+            raise ValueError(f"{path} is not a .safetensors file: {error}") from None
         if metadata.pop("format", None) != FORMAT or not set(TENSORS) <= tensors.keys():
             held = ", ".join(sorted(tensors)) or "nothing"
-            raise ValueError(f"{path} is no REG calibration table (it holds {held})")
+            raise ValueError(f"{path} is not a REG calibration table (it holds {held})")
         known = {name: metadata.pop(name, "") for name in NAMES}
         try:
             return cls(*(tensors[name] for name in TENSORS), **known, notes=metadata)
@@ -142,7 +142,7 @@ class Measurement:
         worst = int((factor - 0.5).abs().argmax())
         if abs(float(factor[worst]) - 0.5) > FAR:
             found = f"c = {float(factor[worst]):.3g} at sigma {float(level[worst]):.3g}"
-            raise ValueError(f"calibration: {found} is no correction, which lies between 0 and 1")
+            raise ValueError(f"calibration: {found} is not a correction: that lies between 0 and 1")
         return Calibration(level, factor, error, form, **about)
 
 

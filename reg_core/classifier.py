@@ -1,4 +1,4 @@
-"""Classifier guidance on the denoised prediction (Dhariwal & Nichol 2021; REG, section 3)."""
+"""Classifier guidance on the denoised prediction (Dhariwal & Nichol 2021)."""
 
 from collections.abc import Callable
 from dataclasses import replace

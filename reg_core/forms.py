@@ -2,7 +2,7 @@
 
 Scaling a conditional model by p(y | x)^w is valid for the joint of the whole chain, not for the marginal of
 each noise level. The guidance of the joint is grad log E_t of the reward at x0. By the chain rule the
-familiar difference g = w (D_c - D_ref) then has to pass through J = alpha dD_c/dx (section 3 and Eq. 21). R
+familiar difference g = w (D_c - D_ref) then has to pass through J = alpha dD_c/dx (Eq. 21). R
 is linear: this file rectifies v = D_c - D_ref, and R g = w R v for every weight w.
 """
 

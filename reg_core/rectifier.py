@@ -57,7 +57,7 @@ class Rectifier:
         level = float(point.sigma_ve.max()) if self._needs_level else math.nan
         if may_skip and self._skipping.skips(level, weight) and branches.apart(point):
             denoised = branches.only(point)
-            note = "rectified weight negligible: no guidance"
+            note = "hardly any guidance left: no negative pass"
             row = self.run.plain(point.sigma, 1 + weight, note, skipped=True, sigma_ve=level)
             prediction = Prediction(denoised, denoised, torch.zeros_like(denoised), row)
         else:

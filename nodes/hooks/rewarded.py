@@ -30,9 +30,7 @@ def rewarded_model(model, reward, scale: float, rectified: bool, percents: tuple
     def outer_sample(executor, *args, **kwargs):
         guider = executor.class_obj
         if len(sample_arguments(args, kwargs).get("latent_shapes") or []) > 1:
-            raise ValueError(
-                "REG Reward Guidance: video and sound in one latent is nothing a reward can judge"
-            )
+            raise ValueError("REG Reward Guidance: a reward cannot judge video and sound in one latent")
         run = RewardRun(reward, scale, rectified, sigma_bounds(guider.model_patcher, *percents))
 
         def predict_noise(executor, x, timestep, model_options=None, seed=None):

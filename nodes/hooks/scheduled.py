@@ -51,7 +51,9 @@ class ScheduleHook:
             result = executor(*args, **kwargs)
         if others:
             log.warning(
-                "REG: %s has no effect on %s: its scales are its own", self.label, type(guider).__name__
+                "REG: %s has no effect on %s: it uses other scales than cfg",
+                self.label,
+                type(guider).__name__,
             )
         return result
 

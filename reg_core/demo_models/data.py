@@ -114,7 +114,7 @@ def read_idx(path: Path) -> np.ndarray:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         raw = file.read()
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"{path} is no idx file of bytes")
+        raise ValueError(f"{path} is not an idx file of bytes")
     sizes = [int(size) for size in np.frombuffer(raw, ">u4", raw[3], 4)]
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if len(values) != np.prod(sizes):

@@ -68,7 +68,7 @@ def labelled_grid(
     total = (head + GAP + rows * step[0], side + columns * step[1])
     if total[0] * total[1] > MOST_PIXELS:
         size = f"{total[1]} x {total[0]} px, more than {MOST_PIXELS} in all"
-        raise ValueError(f"the sheet would be {size}: fewer or smaller images, please")
+        raise ValueError(f"the sheet would be {size}: use fewer or smaller images")
 
     sheet = background.repeat(*total, 1)
     for i, image in enumerate(images):

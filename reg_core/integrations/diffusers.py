@@ -206,7 +206,7 @@ class _Hook:
         if cfg is None and "true_cfg_scale" not in inspect.signature(type(self.pipe).__call__).parameters:
             cfg = getattr(getattr(self.pipe, "guider", self.pipe), "guidance_scale", None)
         if cfg is None:
-            why = "the pipeline does not say its cfg: counted as 2; say rectified(..., cfg=...)"
+            why = "the pipeline does not say its cfg: 2 is assumed; pass rectified(..., cfg=...)"
             self.rectifier.run.remark(why)
         return 1.0 if cfg is None else float(cfg) - 1
 

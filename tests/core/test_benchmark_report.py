@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -162,6 +163,19 @@ def test_page_holds_every_suite_kept(tmp_path):
     assert page.count("## A processor") == 2 and page.index("waits |") < page.index("2 threads") and "Not measured yet" not in page
     with pytest.raises(FileNotFoundError, match="run the benchmark first"):
         report.write(tmp_path / "nothing", tmp_path)
+
+
+def test_the_verdict_comes_first_and_holds_the_ends_of_every_machine():
+    """Oracle: by hand. Two models on one machine, `default` at 1.1 and 1.3; a model whose plain guidance is not two rows is left out."""
+    modes = {"default": {"time": {"median": 1.3}, "memory": 1.02, "targets": {"time": 1.15}}}
+    other = {"default": {"time": {"median": 1.1}, "memory": None, "targets": {"time": 1.15}}}
+    apart = {"default": {"time": {"median": 9.0}, "memory": 9.0, "targets": {"time": None}}}
+    cases = [{"axis": "", "batch": 1, "modes": m} for m in (modes, other, apart)] + [{"axis": "size", "batch": 2, "modes": modes}]
+    lines = report.verdict([{"machine": {"device": "Toaster"}, "cases": cases}]).splitlines()
+    assert lines[0] == "| as multiples of plain guidance | Toaster, batch 1 |"
+    assert [line.split(" | ")[1].rstrip(" |") for line in lines[2:8]] == ["", "1.10 to 1.30", "1.02", "", "", ""]
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cost.md").read_text(encoding="utf-8")
+    assert page.index("as multiples of plain guidance") < page.index("## Every model") < page.index("## How it was measured")
 
 
 def test_summary_has_every_case_that_is_no_scaling():

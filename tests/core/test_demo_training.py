@@ -191,7 +191,7 @@ def test_damaged_pictures_are_named(tmp_path, clothes):
     with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte says \[40\], but holds 37"):
         data.load_fashion("test", tmp_path)
     labels.write_bytes(b"<html>")
-    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte is no idx file"):
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte is not an idx file"):
         data.load_fashion("test", tmp_path)
     write_idx(labels, clothes[2][:5], packed=False)
     with pytest.raises(ValueError, match=r"want pictures of 28x28 with a label each"):

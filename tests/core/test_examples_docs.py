@@ -1,6 +1,8 @@
-"""docs/library.md runs, block after block, and says what is so."""
+"""docs/library.md and the schedule of docs/extending.md run, block after block, and say what is so."""
 
 import re
+import sys
+import types
 
 import hosts
 import pytest
@@ -93,3 +95,28 @@ def test_linear_of_dit_runs_as_the_page_says():
         theirs = t * (b - a) / (0 - 1000) + a
         levels = presets.Levels((), 1.0, lambda sigma, t=t: 1 - t / 999)
         assert schedule.cfg(1 + a, 0.5, levels) - 1 == pytest.approx(theirs)
+
+
+def test_the_schedule_of_extending_runs():
+    """Oracle: by hand. No guidance in the first 30 % of 18 levels (positions i / 17), weight 3 from there."""
+    page = (hosts.ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "reg_core" in block)
+    scope = run([block], {"__name__": "extending"})
+    levels = scope["sigmas"].tolist()[:18]
+    assert [scope["weight"](sigma) for sigma in levels] == [0.0] * 6 + [3.0] * 12
+
+
+def test_the_form_of_extending_is_all_that_a_form_needs(monkeypatch):
+    """The page's two pieces put into forms.py. Oracle: scalar's own factor, clamped here."""
+    page = (hosts.ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    names, branch = (block for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", page, re.S | re.M) if not kind)
+    path = hosts.ROOT / "reg_core" / "forms.py"
+    source = re.sub(r"^PRODUCT_FORMS = .*?\)", names.strip(), path.read_text(encoding="utf-8"), flags=re.M)
+    source = source.replace('    elif form == "product":\n', branch + '    elif form == "product":\n')
+    scope = {"__name__": "reg_core.extended", "__package__": "reg_core"}
+    monkeypatch.setitem(sys.modules, "reg_core.extended", types.ModuleType("reg_core.extended"))
+    exec(compile(source, "forms.py", "exec"), scope)  # noqa: S102
+    v, product = torch.tensor([[1.0, 2.0], [3.0, 1.0]]), torch.tensor([[2.0, 2.0], [-1.0, 1.0]])
+    assert "bounded" in scope["FORMS"]
+    assert scope["rectify"]("bounded", v, product).factor.flatten().tolist() == [1.0, 0.0], "6 / 5 and -2 / 10"
+    assert scope["rectify"]("bounded", v, v / 4).factor.flatten().tolist() == [0.25, 0.25]

@@ -1,12 +1,17 @@
 """Classifier guidance in real runs. Oracles: the library, closed forms on Gaussian data, and autograd written out."""
 
+import asyncio
 import math
+import re
+import sys
+import types
 
 import comfy.patcher_extension
 import pytest
 import torch
 
 from . import reg, tiny
+from .setup_host import REPO
 from .test_sampling_classes import VARIANCE, build
 
 
@@ -213,3 +218,22 @@ def test_targets_that_do_not_fit_are_named(pack):
     for node, value, match in (("REGRewardLatent", ({"samples": torch.zeros(1, 4, 8, 8)}, "mean", 0.0), "0.0"), ("REGRewardDigit", (11,), "11")):
         with pytest.raises(ValueError, match=match):
             pack.nodes[node].execute(*value)
+
+
+def test_the_reward_of_extending_guides(host, pack, weak):
+    """The page's file as another pack of its name would bring it. Oracle: neighbours differ less than without it, at the same seed."""
+    page = (REPO / "docs" / "extending.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "SmoothReward" in block)
+    module = types.ModuleType("smooth_reward")
+    sys.modules[module.__name__] = module  # dataclasses look there
+    exec(code, vars(module))  # noqa: S102
+    (node,) = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
+    assert node.GET_SCHEMA().node_id == "SmoothReward"
+    reward = node.execute(0.1).result[0]
+
+    def roughness(model):
+        x = tiny.sample(weak, model, cfg=1.0, steps=6, batch=20, sampler="euler", scheduler="karras")
+        return sum(x.diff(dim=dim).square().mean().item() for dim in (-1, -2))
+
+    plain, smooth = roughness(weak.patcher), roughness(guide(pack, weak.patcher, reward))
+    assert smooth < 0.9 * plain, (plain, smooth)

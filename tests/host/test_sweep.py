@@ -167,7 +167,7 @@ def test_a_table_of_reg_guidance_in_front_is_used(host, pack):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"cfgs": "2, four"}, "cfgs: 'four' is no number"),
+        ({"cfgs": "2, four"}, "cfgs: 'four' is not a number"),
         ({"cfgs": "2, nan"}, "between 0 and 100, got nan"),
         ({"cfgs": "-1"}, "between 0 and 100, got -1"),
         ({"cfgs": "2, 2.0"}, "2.0 is there twice"),

@@ -1,4 +1,4 @@
-"""The guidance that REG approximates, for Gaussian mixtures: D_c + (s^2/alpha) grad log E_t (Theorem 3.1).
+"""The guidance that REG approximates, for Gaussian mixtures: D_c + (s^2/alpha) grad log E_t.
 
 E_t(x, y) = E[R_0(x0, y) | x, y] with R_0 = (p(x0 | y) / p(x0))^w. Weighting the posterior p(x0 | x, y) by R_0
 and normalising gives the posterior of the tilted target q0 = p(x0 | y) R_0 / Z, so

@@ -1,7 +1,7 @@
 """The guidance that belongs to a *chain*: grad log E_t of its joint distribution, by Monte Carlo.
 
 E_t(x, y) = E[R_0(x0) | x_t = x] over the ancestral (DDPM) chain of the conditional denoiser from level t
-down, with R_0 = (p(x0 | y) / p(x0))^w of the data (REG, Theorem 3.1, for the p_theta that a network defines).
+down, with R_0 = (p(x0 | y) / p(x0))^w of the data (REG, for the p_theta that a network defines).
 With the chain's noise held fixed x0 is a smooth function of x. With r = log p(x0 | y) - log p(x0)
 
     grad_x E_t = E[w R_0 grad_x r],    grad log E_t = E[R_0 w grad_x r] / E[R_0].
