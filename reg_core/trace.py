@@ -14,6 +14,7 @@ from .forms import Rectified, carried_share
 from .point import Point
 from .settings import Settings
 
+NONE_NEEDED = "none needed"  # the engine of free forms
 QUANTILES = (0.05, 0.95)
 FEW = 16  # factors that are looked at when somebody reads them: more take less time at once
 SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
@@ -62,6 +63,13 @@ class Row:
     def active(self) -> bool:
         """True where guidance was rectified."""
         return self.engine != "none"
+
+    @property
+    def how(self) -> str:
+        """How the correction was found, in words."""
+        if self.engine == NONE_NEEDED:
+            return "no engine needed"
+        return f"engine {self.engine}" + (f" ({self.product})" if self.product else "")
 
     def read(self) -> "Row":
         """Take the numbers from the device, once."""
@@ -192,17 +200,22 @@ class Run:
         """Model rows evaluated beyond those of plain guidance, per sample."""
         return sum(row.extra_rows for row in self._rows)
 
+    @property
+    def engines(self) -> str:
+        """How the corrections of the run were found, in words."""
+        known = [row for row in self.active if row.product not in ("", "0")] or self.active  # 0: of pure noise
+        return " and ".join(dict.fromkeys(row.how for row in known))
+
     def summary(self) -> str:
         """One line: form, engine, active calls of total, share of plain guidance, cost."""
         rows, active = self.rows, self.active
         if not active:
             done = f"did nothing in {len(rows)} model calls" if rows else "nothing sampled yet"
             return f"form {self.settings.form}: {done}"
-        engines = dict.fromkeys(f"{r.engine} ({r.product})" if r.product else r.engine for r in active)
         skipped = sum(r.skipped for r in rows)
         worst = max((r.error for r in active if math.isfinite(r.error)), default=0.0)
         parts = [
-            f"form {self.settings.form}, engine {'+'.join(engines)}",
+            f"form {self.settings.form}, {self.engines}",
             f"active in {len(active)} of {len(rows)} model calls",
             self.strength(),
             f"{skipped} skipped" if skipped else "",
