@@ -203,7 +203,8 @@ class Run:
     @property
     def engines(self) -> str:
         """How the corrections of the run were found, in words."""
-        known = [row for row in self.active if row.product not in ("", "0")] or self.active  # 0: of pure noise
+        pure_noise = "0"
+        known = [row for row in self.active if row.product not in ("", pure_noise)] or self.active
         return " and ".join(dict.fromkeys(row.how for row in known))
 
     def summary(self) -> str:
