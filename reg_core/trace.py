@@ -15,6 +15,7 @@ from .point import Point
 from .settings import Settings
 
 NONE_NEEDED = "none needed"  # the engine of free forms
+EQUAL = "both prompts give the same prediction: no guidance to rectify"
 QUANTILES = (0.05, 0.95)
 FEW = 16  # factors that are looked at when somebody reads them: more take less time at once
 SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
@@ -80,6 +81,8 @@ class Row:
                 numbers[5 : 5 + n] = sum(few) / n, *(few[round(q * (n - 1))] for q in (0, 1, *QUANTILES))
             for name, value in zip(Row.__dataclass_fields__, numbers, strict=False):
                 setattr(self, name, value)
+            if self.active and self.guidance_norm == 0:
+                self.engine, self.product, self.fresh, self.note = "none", "", False, EQUAL
             weight = 1.0 if math.isnan(self.cfg) else abs(self.cfg - 1)
             self.guidance_norm, self.rectified_norm = (
                 weight * self.guidance_norm,
@@ -228,9 +231,12 @@ class Run:
 
     def headline(self) -> str:
         """What a run did, for people: where, how strongly, at what cost."""
-        calls, more = len(self.rows), self.extra_rows
-        work = f"{more / (2 * calls):+.0%} model evaluations"
-        return f"active in {len(self.active)} of {calls} model calls, {self.strength()}, {work}"
+        done = f"active in {len(self.active)} of {len(self.rows)} model calls"
+        return f"{done}, {self.strength()}, {self.cost()}"
+
+    def cost(self) -> str:
+        """Words for the model rows beyond the two that plain guidance takes in a call."""
+        return f"{self.extra_rows / (2 * len(self.rows)):+.0%} model evaluations"
 
     def strength(self) -> str:
         """Words for how strongly was guided: the share, and the gain for as much as without REG."""

@@ -49,5 +49,7 @@ class _DemoNetwork(torch.nn.Module):
         wanted, given = self.net.config.shape, tuple(x.shape[1:])
         if given != wanted:
             sizes = (" x ".join(map(str, shape)) for shape in (wanted, given))
-            raise ValueError("this demo model takes latents of {}, got {}: set pictures of REG Demo Latent".format(*sizes))
+            raise ValueError(
+                "this demo model takes latents of {}, got {}: set pictures of REG Demo Latent".format(*sizes)
+            )
         return self.net(x, timesteps, context.mean(1))

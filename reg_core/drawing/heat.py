@@ -131,7 +131,7 @@ def _beneath(images, heat, maps):
 
 
 def _columns_of(sheet, maps) -> int:
-    """Columns of a sheet [H, W, 3] that holds a picture for each of the maps [N, h, w]; 0 where it does not."""
+    """Columns of a sheet [H, W, 3] that holds a picture for each of the maps [N, h, w]; 0: it does not."""
     (height, width, _), (count, h, w) = sheet.shape, maps.shape
     for columns in range(1, count + 1):
         rows = -(-count // columns)

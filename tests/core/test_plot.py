@@ -7,10 +7,24 @@ import pytest
 import torch
 from PIL import Image
 
-from reg_core.drawing import SchedulePoint, heat_pictures, labelled_grid, plot_run, plot_schedule, run_report, schedule_table
+from reg_core.calibration import Calibration
+from reg_core.drawing import (
+    FORM_COLORS,
+    SchedulePoint,
+    form_color,
+    heat_sheet,
+    labelled_grid,
+    plot_calibration,
+    plot_run,
+    plot_schedule,
+    run_report,
+    schedule_table,
+)
 from reg_core.drawing import canvas as pages
-from reg_core.drawing.axes import Scale, linear_ticks, log_ticks, scale_for
+from reg_core.drawing.axes import BAND, Scale, linear_ticks, log_ticks, scale_for
 from reg_core.drawing.canvas import THEMES, mix, text_width, wrap
+from reg_core.drawing.traces import BYPASSED
+from reg_core.forms import FORMS
 from reg_core.settings import Settings
 from reg_core.trace import Row, Run
 
