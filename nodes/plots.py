@@ -93,7 +93,7 @@ class REGSchedulePlot(io.ComfyNode):
 
 
 def schedule_points(model, sigmas, cfg):
-    """([SchedulePoint a step], [what is in force, in words], form) of a MODEL at SIGMAS [steps + 1] and cfg."""
+    """([SchedulePoint a step], [what is in force, in words], form). `sigmas` [steps + 1], `cfg` as given."""
     sampling, levels = model.get_model_object("model_sampling"), scheduled.levels_of(model, sigmas)
     schedules = hooks_of(model, scheduled.KEY)
     (reg,) = hooks_of(model, rectified.KEY) or [None]
