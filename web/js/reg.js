@@ -35,7 +35,7 @@ function copyAgain(node) {
 }
 
 const COLORS = { REG_TRACE: "#9fe0a0", REG_CALIBRATION: "#ff8fb8", REG_REWARD: "#c79bff" }
-const SIZES = { REGTracePlot: [560, 860], REGSchedulePlot: [560, 640], REGCalibrate: [460, 900] }
+const SIZES = { REGTracePlot: [560, 860], REGSchedulePlot: [560, 640], REGCalibrate: [560, 1000] }
 
 app.registerExtension({
     name: "ComfyUI-REG.looks",
