@@ -1,4 +1,4 @@
-"""Draws docs/images/{clothes,correction,trace}.png from the fashion model: `python tools/pictures.py`. No ComfyUI needed."""
+"""Draws docs/images/{clothes,demo_correction,trace}.png from the fashion model: `python tools/pictures.py`. No ComfyUI needed."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def save(picture: Image.Image, name: str) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     save(clothes(), "clothes.png")
-    save(correction(), "correction.png")
+    save(correction(), "demo_correction.png")
     save(plot_run(sample("row_sum", refresh=8)[1]), "trace.png")  # as the node has it
 
 
