@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from reg_core.drawing import form_color
+
 from .suites import CFG, CLOSE, MODES
 
 # Stated by the authors of REG for their own code, each as a ratio to plain guidance, and SDXL at 1024 in GB.
@@ -251,7 +253,7 @@ def _position(case):
 
 
 def plot(result: dict, folder: Path) -> Path | None:
-    """Time and memory ratios over each axis as cost-<suite>.png; None without such cases."""
+    """Time and memory ratios over each axis as cost-<suite>.png, reverse mode in panels of its own; None without such cases."""
     cases = [case for case in result["cases"] if case["axis"]]
     if not cases:
         return None
@@ -260,32 +262,56 @@ def plot(result: dict, folder: Path) -> Path | None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    axes_names = list(dict.fromkeys(case["axis"] for case in cases))
-    labels = {"size": "width and height in pixels", "batch": "images at once", "steps": "steps"}
-    figure, grid = plt.subplots(2, len(axes_names), figsize=(4.2 * len(axes_names), 6.2), squeeze=False, sharey="row", layout="constrained")
+    across = {axis: sorted((case for case in cases if case["axis"] == axis), key=_position) for axis in dict.fromkeys(case["axis"] for case in cases)}
     present = [name for name in MODES if any(name in case["modes"] for case in cases)]
-    for column, axis in enumerate(axes_names):
-        along = sorted((case for case in cases if case["axis"] == axis), key=_position)
-        for color, name in enumerate(present):
-            points = [(_position(case), case["modes"][name]) for case in along if name in case["modes"]]
-            if not points:
+    reverse = [name for name in present if _is_reverse(name)]
+    groups = [[name for name in present if name not in reverse], *([reverse] if reverse else [])]
+    rows = [(group, draw) for draw in (_draw_time, _draw_memory) for group in groups]
+    size = (4.2 * len(across), 2.5 * len(rows) + 0.8)
+    figure, grid = plt.subplots(len(rows), len(across), figsize=size, squeeze=False, sharey="row", layout="constrained")
+    labels = {"size": "width and height in pixels", "batch": "images at once", "steps": "steps"}
+    for panels, (group, draw) in zip(grid, rows, strict=True):
+        for panel, (axis, along) in zip(panels, across.items(), strict=True):
+            for name in group:
+                draw(panel, [(_position(case), case["modes"][name]) for case in along if name in case["modes"]], _look(name))
+            if not panel.lines:
+                panel.axis("off")
                 continue
-            at, title = [p for p, _ in points], MODES[name].title.replace("`", "")
-            middle = [mode["time"]["median"] for _, mode in points]
-            edges = [[abs(mode["time"][edge] - mode["time"]["median"]) for _, mode in points] for edge in ("low", "high")]
-            grid[0, column].errorbar(at, middle, yerr=edges, marker="o", capsize=3, label=title, color=f"C{color}")
-            if all(mode["memory"] is not None for _, mode in points):
-                grid[1, column].plot(at, [mode["memory"] for _, mode in points], marker="o", label=title, color=f"C{color}")
-        for row, what in enumerate(("time / plain guidance", "peak memory / plain guidance")):
-            grid[row, column].set(xlabel=labels[axis], ylabel=what if column == 0 else "", xscale="log")
-            grid[row, column].set_xticks([_position(case) for case in along], [str(_position(case)) for case in along], minor=False)
-            grid[row, column].minorticks_off()
-            grid[row, column].grid(alpha=0.3)
-    handles = {label: handle for panel in grid[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+            title = "time" if draw is _draw_time else "peak memory"
+            panel.set(xlabel=labels[axis], xscale="log", title=f"{title}, reverse mode" if group is reverse else title)
+            panel.set_xticks([_position(case) for case in along], [str(_position(case)) for case in along], minor=False)
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+    for panels in grid:
+        panels[0].set_ylabel("plain guidance = 1")
+    handles = {label: handle for panel in grid.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"{cases[0]['network']}, {result['machine']['device']}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"cost-{result['suite']}.png"
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
     return path
+
+
+def _is_reverse(name: str) -> bool:
+    return MODES[name].alone or (MODES[name].inputs or {}).get("engine") == "reverse"
+
+
+def _look(name: str) -> dict:
+    """Label and line of a mode: its form's colour; what costs otherwise with the same form has another line."""
+    form = "off" if name == CFG else (MODES[name].inputs or {}).get("form", "row_sum")
+    style = {"every_call": (":", "s"), "skipping": ("--", "^"), "calibrated_skipping": ("--", "^")}.get(name, ("-", "o"))
+    return {"label": MODES[name].title.replace("`", ""), "color": form_color(form), "linestyle": style[0], "marker": style[1]}
+
+
+def _draw_time(panel, points: list, look: dict) -> None:
+    if points:
+        at, middle = [p for p, _ in points], [mode["time"]["median"] for _, mode in points]
+        edges = [[abs(mode["time"][edge] - mode["time"]["median"]) for _, mode in points] for edge in ("low", "high")]
+        panel.errorbar(at, middle, yerr=edges, capsize=3, **look)
+
+
+def _draw_memory(panel, points: list, look: dict) -> None:
+    if points and all(mode["memory"] is not None for _, mode in points):
+        panel.plot([p for p, _ in points], [mode["memory"] for _, mode in points], **look)

@@ -3,11 +3,14 @@
 from comfy_api.latest import io
 
 from ..reg_core.calibration import Calibration, Measurement
+from ..reg_core.drawing import plot_calibration
+from ..reg_core.drawing.canvas import to_tensor
 from ..reg_core.forms import PRODUCT_FORMS
 from ..reg_core.settings import Settings
 from . import schema as sockets
 from .hooks.rectified import log, rectified_model
 from .host.noise_levels import model_kind
+from .host.page import shown
 from .host.runs import SAMPLERS, SCHEDULERS, latent_std, sample_once, step_counter
 from .host.tables import calibration_file, calibration_files, new_calibration_file
 from .schema import GUIDANCE, advanced, choice, described, number, whole
@@ -70,7 +73,8 @@ class REGCalibrate(io.ComfyNode):
         if filename_prefix.strip():
             text += f". Saved: {table.save(new_calibration_file(filename_prefix))}"
         log.info("REG: %s", text)
-        return io.NodeOutput(table, text, data_std, ui={"text": (text,)})
+        plot = to_tensor(plot_calibration(table, data_std, lines=[text]))
+        return io.NodeOutput(table, text, data_std, ui=shown(cls, plot, text))
 
 
 class REGLoadCalibration(io.ComfyNode):

@@ -7,8 +7,22 @@ from comfy_api.latest import io
 from ..reg_core.forms import FORMS
 from ..reg_core.settings import ENGINES, Settings
 from .hooks.rectified import rectified_model
+from .host.noise_levels import check_percents
 from .host.page import show_on_node
-from .schema import GUIDANCE, Calibration, Trace, advanced, choice, described, number, percents, whole
+from .schema import (
+    GUIDANCE,
+    Calibration,
+    Trace,
+    advanced,
+    choice,
+    described,
+    number,
+    objection,
+    percents,
+    whole,
+)
+
+NO_TABLE = "form 'calibrated' needs a table, from REG Calibrate or a file"
 
 
 class REGGuidance(io.ComfyNode):
@@ -37,10 +51,18 @@ class REGGuidance(io.ComfyNode):
         return described(schema, "REG", "rectified gradient guidance", "rectified cfg", "guidance")
 
     @classmethod
+    def validate_inputs(cls, form=None, start_percent=None, end_percent=None, calibration=False):
+        if form not in (None, *FORMS):
+            return f"form must be one of {', '.join(FORMS)}, got {form!r}"
+        if form == "calibrated" and calibration is False:  # None where a table is connected
+            return NO_TABLE
+        return objection(check_percents, start_percent, end_percent)
+
+    @classmethod
     def execute(cls, model, form, start_percent, end_percent, calibration=None, **settings) -> io.NodeOutput:
         """`settings`: gain, strength, skip_below, data_std, engine, refresh."""
         if form == "calibrated" and calibration is None:
-            raise ValueError("REGGuidance: form 'calibrated' needs a table, from REG Calibrate or a file")
+            raise ValueError(f"REGGuidance: {NO_TABLE}")
         chosen = Settings(form=form, calibration=calibration if form == "calibrated" else None, **settings)
         tell = partial(show_on_node, cls.hidden.unique_id if cls.hidden else None)
         if not chosen.enabled:

@@ -3,23 +3,19 @@
 import math
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..reg_core import drawing
 from ..reg_core.drawing.canvas import THEMES, to_tensor
 from ..reg_core.drawing.schedules import AXES as SCHEDULE_AXES
 from ..reg_core.drawing.traces import AXES as TRACE_AXES
+from ..reg_core.drawing.traces import BYPASSED, NOTHING
 from ..reg_core.trace import Trace as RunTrace
 from .hooks import rectified, scheduled
 from .host.noise_levels import point_at
 from .host.options import hooks_of
+from .host.page import shown
 from .schema import GUIDANCE, Trace, choice, described, number, whole
-
-
-def _output(cls, plot, *others, text):
-    """The page shows the picture under the node, and the text to those who ask for it."""
-    shown = {**ui.PreviewImage(plot, cls=cls).as_dict(), "text": (text,)}
-    return io.NodeOutput(plot, *others, text, ui=shown)
 
 
 class REGTracePlot(io.ComfyNode):
@@ -29,7 +25,7 @@ class REGTracePlot(io.ComfyNode):
             node_id="REGTracePlot",
             category=GUIDANCE,
             inputs=[
-                Trace.Input("trace"),
+                Trace.Input("trace", optional=True),  # a bypassed REG Guidance gives none
                 io.Latent.Input("latent"),
                 choice("axis", TRACE_AXES),
                 choice("theme", THEMES, "dark"),
@@ -42,25 +38,27 @@ class REGTracePlot(io.ComfyNode):
         return described(schema, "guidance plot", "guidance graph", "correction heat map", "cfg plot")
 
     @classmethod
-    def execute(cls, trace, latent, axis, theme, run, image=None) -> io.NodeOutput:
-        chosen, title = _chosen(trace.runs, run)
-        plot = to_tensor(drawing.plot_run(chosen, axis, theme, title))
-        heats = [drawing.heat_pictures(h, image, theme) for h in (chosen.heats if chosen else None) or [None]]
+    def execute(cls, latent, axis, theme, run, trace=None, image=None) -> io.NodeOutput:
+        chosen, title = _chosen([] if trace is None else trace.runs, run)
+        nothing = BYPASSED if trace is None else NOTHING
+        plot = to_tensor(drawing.plot_run(chosen, axis, theme, title, nothing))
+        heats = [drawing.heat_sheet(h, image, theme) for h in (chosen.heats if chosen else None) or [None]]
         remark = "; ".join(dict.fromkeys(filter(None, (remark for _, remark in heats))))
-        heat = drawing.of_one_size([pictures for pictures, _ in heats])
-        text = drawing.run_report(chosen) + (f"\nheat map: {remark}" if remark else "")
-        return _output(cls, plot, heat, text=text)
+        heat = drawing.of_one_size([sheet for sheet, _ in heats])
+        text = drawing.run_report(chosen, nothing) + (f"\nheat map: {remark}" if remark else "")
+        return io.NodeOutput(plot, heat, text, ui=shown(cls, plot, text))
 
 
 def _chosen(runs, index):
     """(the run or None, a heading or "")."""
-    if not runs and index in (-1, 0):
+    if not runs:
         return None, ""
     if not -len(runs) <= index < len(runs):
         held = f"the trace holds {len(runs)} (-1 is the last, 0 the oldest kept)"
         raise ValueError(f"REGTracePlot: run {index} asked for, but {held}")
     chosen = runs[index]
-    number = f" - run {index % len(runs) + 1} of {len(runs)}" if len(runs) > 1 else ""
+    # The last one needs no number: ComfyUI keeps the trace, and with it the runs of earlier graphs.
+    number = "" if index == -1 else f" - run {index % len(runs) + 1} of the {len(runs)} kept"
     return chosen, chosen.settings.title + number
 
 
@@ -88,13 +86,14 @@ class REGSchedulePlot(io.ComfyNode):
             raise ValueError(f"REGSchedulePlot: want two or more finite sigmas, got {sigmas.tolist()}")
         if not math.isfinite(cfg):
             raise ValueError(f"REGSchedulePlot: cfg must be finite, got {cfg}")
-        points, lines = schedule_points(model, sigmas.detach().float().cpu(), cfg)
-        plot = to_tensor(drawing.plot_schedule(points, axis, theme, lines))
-        return _output(cls, plot, text="\n".join([*lines, drawing.schedule_table(points)]))
+        points, lines, form = schedule_points(model, sigmas.detach().float().cpu(), cfg)
+        plot = to_tensor(drawing.plot_schedule(points, axis, theme, lines, form))
+        text = "\n".join([*lines, drawing.schedule_table(points)])
+        return io.NodeOutput(plot, text, ui=shown(cls, plot, text))
 
 
 def schedule_points(model, sigmas, cfg):
-    """([SchedulePoint a step], [what is in force, in words]) of a MODEL for SIGMAS [steps + 1] and a cfg."""
+    """([SchedulePoint a step], [what is in force, in words], form). `sigmas` [steps + 1], `cfg` as given."""
     sampling, levels = model.get_model_object("model_sampling"), scheduled.levels_of(model, sigmas)
     schedules = hooks_of(model, scheduled.KEY)
     (reg,) = hooks_of(model, rectified.KEY) or [None]
@@ -112,9 +111,16 @@ def schedule_points(model, sigmas, cfg):
         at = float(sigma), levels.percent(float(sigma))
         points.append(drawing.SchedulePoint(*at, round(in_force, 9), active, factor))
     labels = " times ".join(hook.label for hook in schedules)
-    lines = [f"cfg {cfg:g}: weight {cfg - 1:g}" + (f", times {labels}" if labels else " at every step")]
+    lines = [
+        f"cfg {cfg:g}: weight {cfg - 1:g}" + (f", times {labels}" if labels else " at every step"),
+        "This node does not see your sampler: give it the same cfg, steps and scheduler.",
+    ]
+    guided = sum(point.weight != 0 for point in points)
+    lines.append(f"guidance in {guided} of {len(points)} steps")
     if settings is None:
-        return points, [*lines, "the model carries no REG Guidance"]
+        lines[-1] += "; the model carries no REG Guidance"
+        return points, lines, "off"
     known = "" if settings.free else "; its correction depends on the image and is known after sampling only"
     active = sum(point.active for point in points)
-    return points, [*lines, f"{settings.title} in {active} of {len(points)} steps{known}"]
+    lines[-1] += f", {settings.title} in {active}{known}"
+    return points, lines, settings.form

@@ -6,7 +6,7 @@ from ..reg_core import presets
 from ..reg_core.presets import PRESETS, CfgSchedule
 from ..reg_core.schedule import AXES, Curve
 from .hooks.scheduled import scheduled_model
-from .schema import GUIDANCE, choice, described, number
+from .schema import GUIDANCE, choice, described, number, objection
 
 
 class REGScheduleLinear(io.ComfyNode):
@@ -69,6 +69,10 @@ class REGScheduleInterval(io.ComfyNode):
         return described(schema, "limited interval guidance", "cfg interval", "cfg schedule")
 
     @classmethod
+    def validate_inputs(cls, start=None, end=None, axis=None):
+        return objection(presets.interval, axis, start, end)
+
+    @classmethod
     def execute(cls, model, start, end, axis) -> io.NodeOutput:
         label = f"interval {start:g} to {end:g} over {axis}"
         return io.NodeOutput(scheduled_model(model, presets.interval(axis, start, end), label))
@@ -89,6 +93,10 @@ class REGScheduleCurve(io.ComfyNode):
             outputs=[io.Model.Output()],
         )
         return described(schema, "cfg curve", "cfg schedule", "cfg keyframes")
+
+    @classmethod
+    def validate_inputs(cls, points=None, curve=False):
+        return objection(Curve.parse, points) if curve is False else True  # None where one is connected
 
     @classmethod
     def execute(cls, model, points, axis, curve=None) -> io.NodeOutput:

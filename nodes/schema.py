@@ -26,6 +26,19 @@ def described(schema, *aliases):
     return schema
 
 
+def objection(check, *values):
+    """True, or what `check(*values)` objects to, for ComfyUI to say before it runs anything.
+
+    A value that comes through a link is None there: it is checked when the node runs.
+    """
+    if None not in values:
+        try:
+            check(*values)
+        except ValueError as error:
+            return str(error)
+    return True
+
+
 def number(name, default, low, high, step, **more):
     return io.Float.Input(name, default=default, min=low, max=high, step=step, **more)
 

@@ -6,6 +6,7 @@ follow, and REGGrid takes the list as a whole.
 
 import dataclasses
 import itertools
+import math
 import re
 
 from comfy_api.latest import io
@@ -17,7 +18,7 @@ from ..reg_core.forms import FORMS
 from ..reg_core.settings import Settings
 from .hooks.rectified import KEY, rectified_model
 from .host.options import hooks_of
-from .schema import GUIDANCE, Trace, choice, described, whole
+from .schema import GUIDANCE, Trace, choice, described, objection, whole
 
 MOST_RUNS = 64
 
@@ -39,21 +40,19 @@ class REGSweep(io.ComfyNode):
         return described(schema, "xy plot", "grid search", "compare cfg", "cfg sweep", "parameter sweep")
 
     @classmethod
+    def validate_inputs(cls, forms=None, gains=None, cfgs=None):
+        return objection(planned, forms, gains, cfgs)
+
+    @classmethod
     def execute(cls, model, forms, gains, cfgs) -> io.NodeOutput:
-        scales, chosen = numbers("cfgs", cfgs, 0.0, 100.0), _once("forms", _pieces("forms", forms))
-        for form in chosen:
-            if form not in FORMS:
-                raise ValueError(f"REGSweep: forms must be out of {', '.join(FORMS)}; got {form!r}")
+        plan = planned(forms, gains, cfgs)
         settings, percents = Settings(refresh=8), (0.0, 1.0)
         for hook in hooks_of(model, KEY):
             settings, percents = hook.settings, hook.percents
-        if "calibrated" in chosen and settings.calibration is None:
+        if any(form == "calibrated" for form, *_ in plan) and settings.calibration is None:
             raise ValueError("REGSweep: form 'calibrated' needs a table: put REG Guidance with one in front")
-        planned = combinations(chosen, numbers("gains", gains, 0.05, 100.0), scales)
-        if len(planned) > MOST_RUNS:
-            raise ValueError(f"REGSweep: these are {len(planned)} sampling runs; want at most {MOST_RUNS}")
         runs = []
-        for form, gain, cfg, label in planned:
+        for form, gain, cfg, label in plan:
             table = settings.calibration if form == "calibrated" else None
             changed = dataclasses.replace(settings, form=form, gain=gain, calibration=table)
             patched, trace = rectified_model(model, changed, percents)  # each has a trace of its own
@@ -61,20 +60,32 @@ class REGSweep(io.ComfyNode):
         return io.NodeOutput(*map(list, zip(*runs, strict=True)))
 
 
+def planned(forms: str, gains: str, cfgs: str):
+    """The `combinations` of three texts. Raises ValueError with the piece that does not fit."""
+    scales, chosen = numbers("cfgs", cfgs, 0.0, 100.0), _once("forms", _pieces("forms", forms))
+    for form in chosen:
+        if form not in FORMS:
+            raise ValueError(f"REGSweep: forms must be out of {', '.join(FORMS)}; got {form!r}")
+    plan = combinations(chosen, numbers("gains", gains, 0.05, 100.0), scales)
+    if len(plan) > MOST_RUNS:
+        raise ValueError(f"REGSweep: these are {len(plan)} sampling runs; want at most {MOST_RUNS}")
+    return plan
+
+
 def combinations(forms, gains, cfgs):
     """[(form, gain, cfg, label)], plain CFG first and once for each cfg.
 
     Columns of the sheet are gains; where there is one gain only, they are cfg values.
     """
-    planned = []
+    plan = []
     for form, cfg in itertools.product(sorted(forms, key=lambda form: form != "off"), cfgs):
         for gain in gains if form != "off" else gains[:1]:
             name = "CFG" if form == "off" else form
             row, column = f"{name}, cfg {cfg:g}", f"gain {gain:g}"
             if len(gains) == 1:
                 row, column = name + (f", {column}" if gain != 1 and form != "off" else ""), f"cfg {cfg:g}"
-            planned.append((form, gain, cfg, f"{row}{SEPARATOR}{column}"))
-    return planned
+            plan.append((form, gain, cfg, f"{row}{SEPARATOR}{column}"))
+    return plan
 
 
 def numbers(name, text, low, high) -> list[float]:
@@ -116,6 +127,7 @@ class REGGrid(io.ComfyNode):
                 io.String.Input("labels", force_input=True),
                 whole("columns", 0, 0, 64),
                 choice("theme", THEMES, "dark"),
+                Trace.Input("trace", optional=True),
             ],
             outputs=[io.Image.Output()],
             is_input_list=True,
@@ -123,5 +135,18 @@ class REGGrid(io.ComfyNode):
         return described(schema, "xy plot", "image grid", "contact sheet", "comparison sheet")
 
     @classmethod
-    def execute(cls, images, labels, columns, theme) -> io.NodeOutput:
-        return io.NodeOutput(drawing.labelled_grid(images, labels, columns[0], theme[0]))
+    def execute(cls, images, labels, columns, theme, trace=None) -> io.NodeOutput:
+        if trace is not None and len(trace) != len(images):
+            raise ValueError(
+                f"REGGrid: {len(trace)} traces for {len(images)} images: take both from one sweep"
+            )
+        captions = None if trace is None else [caption(one.last) for one in trace]
+        return io.NodeOutput(drawing.labelled_grid(images, labels, columns[0], theme[0], captions))
+
+
+def caption(run) -> str:
+    """What a run did, below its picture: form and gain, share of plain guidance, cost."""
+    if run is None:
+        return "plain guidance"
+    share = "" if math.isnan(run.share) else f"{100 * run.share:.0f} % of plain guidance, "
+    return f"{run.settings.title}: {share}{run.cost()}"

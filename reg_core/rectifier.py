@@ -14,7 +14,7 @@ from .point import Point
 from .refresh import Refresh
 from .settings import Settings
 from .skipping import Skipping
-from .trace import Row, Run
+from .trace import NONE_NEEDED, Row, Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +78,7 @@ class Rectifier:
     def _full(self, branches, point, level, row) -> tuple[Tensor, Tensor, Rectified, Tensor | None]:
         """(D_c, D_ref, R v, error of the product or None)."""
         if self.settings.free:
-            row.engine, row.fresh = "none needed", True
-            row.product = "c(sigma)" if self.settings.form == "schedule" else "table"
+            row.engine, row.fresh = NONE_NEEDED, True
             denoised, reference = branches.both(point)
             factor = self.settings.free_factor(point.sigma_ve)
             return denoised, reference, rectify_by_factor(denoised - reference, factor), None

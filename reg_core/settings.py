@@ -77,6 +77,14 @@ class Settings:
         return 1 + self.strength * (self.gain * share - 1)
 
     @property
+    def warning(self) -> str:
+        """What a strength beyond plain guidance and REG does; "" for one that is usual."""
+        if not self.enabled or 0 <= self.strength <= 2:
+            return ""
+        at_noise = f"at high noise guidance is multiplied by about {self.applied(0):.3g}"
+        return f"strength {self.strength:g} is unusual: {at_noise}; 0 is plain guidance, 1 is REG"
+
+    @property
     def enabled(self) -> bool:
         """False when guidance stays what it was."""
         return self.form != "off" and self.strength != 0

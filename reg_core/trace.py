@@ -14,6 +14,8 @@ from .forms import Rectified, carried_share
 from .point import Point
 from .settings import Settings
 
+NONE_NEEDED = "none needed"  # the engine of free forms
+EQUAL = "both prompts give the same prediction: no guidance to rectify"
 QUANTILES = (0.05, 0.95)
 FEW = 16  # factors that are looked at when somebody reads them: more take less time at once
 SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
@@ -63,6 +65,13 @@ class Row:
         """True where guidance was rectified."""
         return self.engine != "none"
 
+    @property
+    def how(self) -> str:
+        """How the correction was found, in words."""
+        if self.engine == NONE_NEEDED:
+            return "no engine needed"
+        return f"engine {self.engine}" + (f" ({self.product})" if self.product else "")
+
     def read(self) -> "Row":
         """Take the numbers from the device, once."""
         if self._numbers is not None:
@@ -72,6 +81,8 @@ class Row:
                 numbers[5 : 5 + n] = sum(few) / n, *(few[round(q * (n - 1))] for q in (0, 1, *QUANTILES))
             for name, value in zip(Row.__dataclass_fields__, numbers, strict=False):
                 setattr(self, name, value)
+            if self.active and self.guidance_norm == 0:
+                self.engine, self.product, self.fresh, self.note = "none", "", False, EQUAL
             weight = 1.0 if math.isnan(self.cfg) else abs(self.cfg - 1)
             self.guidance_norm, self.rectified_norm = (
                 weight * self.guidance_norm,
@@ -192,17 +203,23 @@ class Run:
         """Model rows evaluated beyond those of plain guidance, per sample."""
         return sum(row.extra_rows for row in self._rows)
 
+    @property
+    def engines(self) -> str:
+        """How the corrections of the run were found, in words."""
+        pure_noise = "0"
+        known = [row for row in self.active if row.product not in ("", pure_noise)] or self.active
+        return " and ".join(dict.fromkeys(row.how for row in known))
+
     def summary(self) -> str:
         """One line: form, engine, active calls of total, share of plain guidance, cost."""
         rows, active = self.rows, self.active
         if not active:
             done = f"did nothing in {len(rows)} model calls" if rows else "nothing sampled yet"
             return f"form {self.settings.form}: {done}"
-        engines = dict.fromkeys(f"{r.engine} ({r.product})" if r.product else r.engine for r in active)
         skipped = sum(r.skipped for r in rows)
         worst = max((r.error for r in active if math.isfinite(r.error)), default=0.0)
         parts = [
-            f"form {self.settings.form}, engine {'+'.join(engines)}",
+            f"form {self.settings.form}, {self.engines}",
             f"active in {len(active)} of {len(rows)} model calls",
             self.strength(),
             f"{skipped} skipped" if skipped else "",
@@ -214,9 +231,12 @@ class Run:
 
     def headline(self) -> str:
         """What a run did, for people: where, how strongly, at what cost."""
-        calls, more = len(self.rows), self.extra_rows
-        work = f"{more / (2 * calls):+.0%} model evaluations"
-        return f"active in {len(self.active)} of {calls} model calls, {self.strength()}, {work}"
+        done = f"active in {len(self.active)} of {len(self.rows)} model calls"
+        return f"{done}, {self.strength()}, {self.cost()}"
+
+    def cost(self) -> str:
+        """Words for the model rows beyond the two that plain guidance takes in a call."""
+        return f"{self.extra_rows / (2 * len(self.rows)):+.0%} model evaluations"
 
     def strength(self) -> str:
         """Words for how strongly was guided: the share, and the gain for as much as without REG."""

@@ -1,12 +1,14 @@
 """Draws web/docs/images/*.png, the pictures of the in-app help: `python tools/help_pictures.py`. No ComfyUI needed.
 
-Drawn for a narrow panel: 640 px wide, shown at half of that. Curves and digits come from real runs of the digits model.
+Drawn for a narrow panel: 640 px wide, shown at half of that. Curves, clothes and digits come from real runs of the demo models.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from itertools import product
+from unittest import mock
 
 import pictures  # first: it puts the repository on the path
 import torch
@@ -15,7 +17,7 @@ from PIL import Image
 import reg_core
 from reg_core.demo_models.data import DIGITS as DATA
 from reg_core.demo_models.loading import load_judge, load_model
-from reg_core.drawing import labelled_grid, plot_run
+from reg_core.drawing import SchedulePoint, form_color, labelled_grid, plot_run, plot_schedule, schedules, traces
 from reg_core.drawing.axes import TICK, Axes, Scale, scale_for
 from reg_core.drawing.canvas import THEMES, Canvas, wrap
 from reg_core.schedule import Band, Cosine, Curve, Linear
@@ -25,7 +27,10 @@ WIDTH, MARGIN = 640, 12
 DARK = THEMES["dark"]
 COLORS = (*DARK.series, "#d59cff", DARK.warning)
 BOX, LINE = (190, 84), 26  # of a node in a wiring picture, px
-CELL, GAP = 56, 6  # a digit and the space around it, px
+ACROSS = 5  # pictures in a row
+CELL, GAP = 112, 14  # a picture and the space around it, px
+SHOWN = [2, 2, 8, 8, 9]  # pullovers, bags, a boot
+CFG = 3.0
 
 
 # Graphs
@@ -68,50 +73,50 @@ def _arrow(canvas, source, target):
 # Curves
 
 
-def curves(title, x, y, lines, x_title, bands=(), level=None) -> Image.Image:
-    """One panel: `lines` [(name, xs, ys)], `bands` [(xs, low, high)] of the first colours; names below the title."""
+def curves(title, x, y, lines, x_title, colors=COLORS, bars=None, level=None) -> Image.Image:
+    """One panel: `lines` [(name, xs, ys)] and `bars` (xs, low, high) in the first colour; names below the title."""
     canvas = Canvas(WIDTH, 400, DARK)
     canvas.text(MARGIN, 12, title, TICK, DARK.text)
     at = MARGIN
-    for (name, _, _), color in zip(lines, COLORS, strict=False):
+    for (name, _, _), color in zip(lines, colors, strict=False):
         canvas.rectangle((at, 60, at + 22, 66), color)
         canvas.text(at + 28, 63, name, TICK - 2, DARK.faint, "lm")
         at += 28 + 20 + 11 * len(name)
     axes = Axes(canvas, (78, 90, WIDTH - 34, 330), x, y)
     axes.frame("", x_title=x_title)
-    for (xs, low, high), color in zip(bands, COLORS, strict=False):
-        axes.band(xs, low, high, color)
+    if bars is not None:
+        axes.bars(*bars, colors[0])
     if level is not None:
-        axes.level(level, DARK.faint)
-    for (_, xs, ys), color in zip(lines, COLORS, strict=False):
+        axes.level(level, form_color("off", "dark"))
+    for (_, xs, ys), color in zip(lines, colors, strict=False):
         axes.line(xs, ys, color, 4)
     return canvas.picture()
 
 
 def correction() -> Image.Image:
-    """What every form multiplies guidance by, in runs of the digits model."""
-    lines = []
-    for form in ("row_sum", "scalar", "product", "schedule"):
-        rows = pictures.sample(form, 5.0)[1].active
+    """What every form multiplies guidance by, in runs of the fashion model."""
+    forms, lines = ("row_sum", "scalar", "product", "schedule"), []
+    for form in forms:
+        rows = pictures.sample(form, CFG, gain=1.0)[1].active[::2]  # Heun's method: two calls at one noise level
         lines.append((form, [r.sigma for r in rows], [r.correction_mean for r in rows]))
-    return curves("what guidance is multiplied by (digits)", _sigmas(), Scale(-0.05, 1.1), lines, "noise level sigma", level=1.0)
+    colors = [form_color(form, "dark") for form in forms]
+    return curves("what REG multiplies guidance by", _sigmas(), Scale(-0.05, 1.1), lines, "noise level sigma", colors, level=1.0)
 
 
 def _sigmas():
-    return Scale(DATA.sigma_min, DATA.sigma_max, log=True, reverse=True)
+    model = load_model("fashion_weak")
+    return Scale(model.sigma_min, model.sigma_max, log=True, reverse=True)
 
 
 def calibration() -> Image.Image:
-    """A table measured on the digits model, with twice its standard error, beside the schedule."""
-    model, labels = load_model("digits"), torch.arange(10)
-    guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), 4.0, reg_core.Settings("row_sum"))
-    noises = [DATA.sigma_max * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-    table = reg_core.calibrate(guided, noises, reg_core.karras_sigmas(20, DATA.sigma_min, DATA.sigma_max))
+    """A table measured on the fashion model, with twice its standard error, beside form schedule."""
+    table = pictures.table(CFG)
     sigmas, value, error = table.sigma.tolist(), table.factor.tolist(), table.error.tolist()
-    band = (sigmas, [v - 2 * e for v, e in zip(value, error, strict=True)], [v + 2 * e for v, e in zip(value, error, strict=True)])
-    formula = reg_core.schedule_factor(table.sigma, pictures.DATA_STD).tolist()
-    lines = [("measured, row_sum", sigmas, value), ("form schedule", sigmas, formula)]
-    return curves("a table of REG Calibrate (digits)", _sigmas(), Scale(-0.05, 1.1), lines, "noise level sigma", [band], 1.0)
+    bars = (sigmas, [v - 2 * e for v, e in zip(value, error, strict=True)], [v + 2 * e for v, e in zip(value, error, strict=True)])
+    formula = reg_core.schedule_factor(table.sigma, load_model("fashion_weak").sigma_data).tolist()
+    lines = [("measured", sigmas, value), ("form schedule", sigmas, formula)]
+    colors = [form_color(form, "dark") for form in ("calibrated", "schedule")]
+    return curves("a table of REG Calibrate", _sigmas(), Scale(-0.05, 1.1), lines, "noise level sigma", colors, bars, 1.0)
 
 
 def multipliers(title, schedules) -> Image.Image:
@@ -122,40 +127,83 @@ def multipliers(title, schedules) -> Image.Image:
     return curves(title, Scale(0, 1), y, lines, "position: 0 = noise, 1 = clean")
 
 
-# Digits
+def scheduled(name: str, schedule) -> Image.Image:
+    """Clothes with the same cfg at every step, and with cfg by a schedule: a function of the position among the steps."""
+    levels = pictures.sigmas(load_model("fashion_weak"))[:-1]
+
+    def weight(sigma):
+        position = float((levels - sigma).abs().argmin()) / (len(levels) - 1)
+        return (CFG - 1) * schedule(position)
+
+    plain, ours = (pictures.sample("off", CFG, SHOWN, weight=w)[0] for w in (None, weight))
+    return strips([(f"cfg {CFG:g} at every step", plain), (f"cfg {CFG:g} with {name}", ours)])
+
+
+# Clothes and digits
 
 
 def strips(rows) -> Image.Image:
-    """[(label, latents [10, 1, H, W])]: ten pictures in a row below each label."""
-    height = 30 + CELL + GAP
-    canvas = Canvas(WIDTH, 2 * MARGIN + height * len(rows), DARK)
+    """[(label, latents [B, 1, H, W])]: the first pictures in a row below each label."""
+    height = 32 + CELL + GAP
+    canvas = Canvas(WIDTH, 2 * MARGIN + height * len(rows) - GAP, DARK)
     for i, (label, _) in enumerate(rows):
-        canvas.text(MARGIN, MARGIN + i * height, label, TICK - 2, DARK.text)
+        canvas.text(MARGIN, MARGIN + i * height, label, TICK, DARK.text)
     page = canvas.picture()
     for i, (_, latents) in enumerate(rows):
-        grey = (255 * ((latents + 1) / 2).clamp(0, 1)).round().byte()
-        for j, digit in enumerate(grey):
-            picture = Image.fromarray(digit[0].numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
-            page.paste(picture, (MARGIN + j * (CELL + GAP), MARGIN + i * height + 30))
+        grey = (255 * ((latents[:ACROSS] + 1) / 2).clamp(0, 1)).round().byte()
+        for j, image in enumerate(grey):
+            picture = Image.fromarray(image[0].numpy()).resize((CELL, CELL), Image.Resampling.NEAREST)
+            page.paste(picture, (MARGIN + j * (CELL + GAP), MARGIN + i * height + 32))
     return page
 
 
-def digits(variant="digits", labels=None, cfg=3.0, seed=5, stop=None):
-    """Latents [10, 1, H, W] by plain CFG; `stop`: x, scaled to the data's size, after that many steps."""
-    model = load_model(variant)
+def stacked(*parts: Image.Image) -> Image.Image:
+    """Pictures of one width, one below the other."""
+    page = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), DARK.background)
+    top = 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    return page
+
+
+def compared(*forms: str) -> Image.Image:
+    """CFG and forms of REG: the same noise, the same cfg, and gains which make them about as strong."""
+    names = {form: f"REG {form}, cfg {CFG:g}, gain {pictures.GAINS[form]:g}" for form in forms}
+    return strips([(name, pictures.sample(form, CFG, SHOWN)[0]) for form, name in ({"off": f"CFG, cfg {CFG:g}"} | names).items()])
+
+
+def autoguided() -> Image.Image:
+    """The good fashion model alone, guided by the weak one, and that rectified."""
+    good, weak = load_model("fashion"), load_model("fashion_weak")
+    labels = torch.tensor(SHOWN)
+
+    def sample(scale, form):
+        settings = reg_core.Settings(form, data_std=good.sigma_data)
+        guided = reg_core.Guided(lambda x, s: good(x, s, labels), lambda x, s: weak(x, s, labels), scale - 1, settings)
+        with torch.no_grad():
+            return reg_core.sample_heun(guided, pictures.noise(good, len(SHOWN), 5), pictures.sigmas(good))
+
+    return strips([("the good model alone", sample(1.0, "off")), ("scale 3", sample(3.0, "off")), ("scale 3, REG row_sum", sample(3.0, "row_sum"))])
+
+
+def digits(labels=None, cfg=3.0, stop=None, name="digits"):
+    """Latents [B, 1, H, W] by plain CFG; `stop`: x, scaled to the data's size, after that many steps."""
+    model = load_model(name)
+    labels = torch.arange(ACROSS) if labels is None else labels
     guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), cfg - 1, reg_core.Settings(form="off"))
-    sigmas = reg_core.karras_sigmas(pictures.STEPS, model.sigma_min, model.sigma_max)
-    noise = model.sigma_max * torch.randn(10, *model.shape, generator=torch.Generator().manual_seed(seed))
-    if stop is None:
-        return reg_core.sample_euler(guided, noise, sigmas)
-    x = reg_core.sample_euler(guided, noise, sigmas[: stop + 1]) if stop else noise
+    sigmas, noise = pictures.sigmas(model), pictures.noise(model, ACROSS, 5)
+    with torch.no_grad():
+        if stop is None:
+            return reg_core.sample_heun(guided, noise, sigmas)
+        x = reg_core.sample_heun(guided, noise, sigmas[: stop + 1]) if stop else noise
     return x / (1 + float(sigmas[stop]) ** 2) ** 0.5
 
 
 def rewarded(digit, scale, rectified):
     """Any digit of the unconditional model, guided by the classifier's log probability of `digit` (a number, or one each)."""
     model, classifier = load_model("digits"), load_judge("digits")
-    wanted = torch.as_tensor(digit).expand(10)[:, None]
+    wanted = torch.as_tensor(digit).expand(ACROSS)[:, None]
 
     def denoise(x, sigma):
         denoised, g = reg_core.classifier_guidance(model, log_prob, reg_core.Point.of(x, sigma), scale, rectified)
@@ -164,19 +212,40 @@ def rewarded(digit, scale, rectified):
     def log_prob(x0):
         return classifier(x0).log_softmax(1).gather(1, wanted)[:, 0]
 
-    noise = DATA.sigma_max * torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-    return reg_core.sample_euler(denoise, noise, reg_core.karras_sigmas(pictures.STEPS, DATA.sigma_min, DATA.sigma_max)).detach()
+    noise = DATA.sigma_max * torch.randn(ACROSS, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    return reg_core.sample_euler(denoise, noise, reg_core.karras_sigmas(24, DATA.sigma_min, DATA.sigma_max)).detach()
 
 
 def sheet() -> Image.Image:
-    """What REG Grid makes of a sweep."""
-    cells = list(product(("off", "row_sum", "schedule"), (2, 8)))
-    images = [pictures.images(pictures.sample(form, cfg)[0], 6) for form, cfg in cells]
-    return from_tensor(labelled_grid(images, [f"{form} | cfg {cfg}" for form, cfg in cells])[0])
+    """What REG Grid makes of a sweep with its traces."""
+    cells = [("off", 1.0), *product(("row_sum", "schedule"), (1.0, 2.0, 4.0))]
+    images, labels, captions = [], [], []
+    for form, gain in cells:
+        latents, run = pictures.sample(form, CFG, SHOWN[1:], gain=gain)
+        images.append(pictures.images(latents, 3))
+        labels.append(f"{'CFG' if form == 'off' else form} | gain {gain:g}")
+        captions.append("plain guidance" if form == "off" else f"{100 * run.share:.0f} % of plain guidance, {run.cost()}")
+    return pictures.from_tensor(labelled_grid(images, labels, captions=captions)[0])
 
 
-def from_tensor(picture) -> Image.Image:
-    return Image.fromarray((255 * picture).round().byte().numpy())
+@contextlib.contextmanager
+def narrow():
+    """Plots of the nodes for the panel: as wide as other pictures, with the letters of a plot of the full width."""
+    with mock.patch.object(traces, "WIDTH", WIDTH), mock.patch.object(schedules, "WIDTH", WIDTH):
+        yield
+
+
+def before_sampling() -> Image.Image:
+    """An interval times the free form of REG, which acts in its second half."""
+    levels = pictures.sigmas(load_model("fashion_weak"))[:-1]
+    factors = reg_core.schedule_factor(levels, 0.7).tolist()
+    points = []
+    for i, (sigma, factor) in enumerate(zip(levels.tolist(), factors, strict=True)):
+        position = i / (len(levels) - 1)
+        cfg = 5.0 if 0.2 <= position <= 0.8 else 1.0
+        active = position >= 0.4 and cfg > 1
+        points.append(SchedulePoint(sigma, position, cfg, active, factor if active else math.nan))
+    return plot_schedule(points, lines=["cfg 5: weight 4, times interval 0.2 to 0.8 over step"], form="schedule")
 
 
 def save(name: str, picture: Image.Image) -> None:
@@ -184,32 +253,35 @@ def save(name: str, picture: Image.Image) -> None:
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     path = FOLDER / f"{name}.png"
-    picture.convert("RGB").quantize(48, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path.name, picture.size, path.stat().st_size)
 
 
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    ten = torch.arange(10)
-    save("REGGuidance", correction())
+    torch.set_num_threads(1)
+    save("REGGuidance", stacked(compared("row_sum", "schedule"), correction()))
     save("REGGuidance_graph", graph({"model loader": (0, 0), "REG Guidance": (1, 0), "KSampler": (2, 0), "REG Trace Plot": (2, 1)},
          [("model loader", "REG Guidance"), ("REG Guidance", "KSampler"), ("REG Guidance", "REG Trace Plot"), ("KSampler", "REG Trace Plot")],
-         {"KSampler": "cfg raised"}))  # fmt: skip
-    save("REGCalibrate", calibration())
+         {"REG Guidance": "gain raised"}))  # fmt: skip
+    save("REGCalibrate", stacked(calibration(), compared("calibrated")))
     save("REGLoadCalibration", graph({"model loader": (0, 0), "REG Load Calibration": (0, 1), "REG Guidance": (1, 0.5), "KSampler": (2, 0.5)},
          [("model loader", "REG Guidance"), ("REG Load Calibration", "REG Guidance"), ("REG Guidance", "KSampler")],
          {"REG Guidance": "form calibrated"}))  # fmt: skip
     both = {"start 0, end 2": Linear(0, 2), "start 2, end 0": Linear(2, 0)}
-    save("REGScheduleLinear", multipliers("what the weight cfg - 1 is multiplied by", both))
-    save("REGScheduleCosine", multipliers("what the weight cfg - 1 is multiplied by", {f"power {p:g}": Cosine(p) for p in (0.5, 1.0, 2.0)}))
-    save("REGScheduleInterval", multipliers("what the weight cfg - 1 is multiplied by", {"start 0.2, end 0.8": Band(0.2, 0.8)}))
+    save("REGScheduleLinear", stacked(multipliers("what the weight cfg - 1 is multiplied by", both), scheduled("start 0, end 2", Linear(0, 2))))
+    powers = {f"power {p:g}": Cosine(p) for p in (0.5, 1.0, 2.0)}
+    save("REGScheduleCosine", stacked(multipliers("what the weight cfg - 1 is multiplied by", powers), scheduled("power 1", Cosine(1.0))))
+    name, band = "start 0.2, end 0.8", Band(0.2, 0.8)
+    save("REGScheduleInterval", stacked(multipliers("what the weight cfg - 1 is multiplied by", {name: band}), scheduled(name, band)))
     points = "0:0, 0.2:1, 0.8:1, 1:0.5"
-    save("REGScheduleCurve", multipliers("what the weight cfg - 1 is multiplied by", {points: Curve.parse(points)}))
-    save("REGAutoguidance", graph({"REG Guidance": (0, 0), "weak model": (0, 1), "positive prompt": (0, 2), "REG Autoguidance Guider": (1, 1),
+    curve = Curve.parse(points)
+    save("REGScheduleCurve", stacked(multipliers("what the weight cfg - 1 is multiplied by", {points: curve}), scheduled("these points", curve)))
+    save("REGAutoguidance", stacked(graph({"REG Guidance": (0, 0), "weak model": (0, 1), "positive prompt": (0, 2), "REG Autoguidance Guider": (1, 1),
          "Sampler Custom Advanced": (2, 1)},
          [("REG Guidance", "REG Autoguidance Guider"), ("weak model", "REG Autoguidance Guider"), ("positive prompt", "REG Autoguidance Guider"),
           ("REG Autoguidance Guider", "Sampler Custom Advanced")],
-         {"REG Guidance": "the good model", "weak model": "or REG Weak Model"}))  # fmt: skip
+         {"REG Guidance": "the good model", "weak model": "or REG Weak Model"}), autoguided()))  # fmt: skip
     save("REGReferenceModel", graph({"model loader": (0, 0), "second loader": (0, 1), "REG Reference Model": (1, 0.5), "KSampler": (2, 0.5)},
          [("model loader", "REG Reference Model"), ("second loader", "REG Reference Model"), ("REG Reference Model", "KSampler")],
          {"model loader": "positive prompt", "second loader": "negative prompt"}))  # fmt: skip
@@ -218,7 +290,8 @@ def main() -> None:
           ("REG Weak Model", "REG Autoguidance Guider")]))  # fmt: skip
     save("REGRewardGuidance", strips([("no reward", rewarded(3, 0.0, True)), ("reward 3, scale 1", rewarded(3, 1.0, True)),
          ("scale 4", rewarded(3, 4.0, True)), ("rectified off, scale 0.2", rewarded(3, 0.2, False))]))  # fmt: skip
-    save("REGRewardDigit", strips([("digit 3, scale 4", rewarded(3, 4.0, True)), ("digit -1: in turn over the batch", rewarded(ten, 4.0, True))]))
+    in_turn = rewarded(torch.arange(ACROSS), 4.0, True)
+    save("REGRewardDigit", strips([("digit 3, scale 4", rewarded(3, 4.0, True)), ("digit -1: in turn over the batch", in_turn)]))
     save("REGRewardLatent", graph({"Load Image": (0, 0), "VAE Encode": (1, 0), "REG Reward: Latent Target": (2, 0), "model loader": (1, 1),
          "REG Reward Guidance": (2, 1), "KSampler": (2, 2)},
          [("Load Image", "VAE Encode"), ("VAE Encode", "REG Reward: Latent Target"),
@@ -227,17 +300,19 @@ def main() -> None:
          "REG Reward Guidance": (2, 1), "model loader": (2, 0), "KSampler": (2, 2)},
          [("Load CLIP Vision", "REG Reward: Image Similarity"), ("Load Image", "REG Reward: Image Similarity"), ("VAE", "REG Reward: Image Similarity"),
           ("REG Reward: Image Similarity", "REG Reward Guidance"), ("model loader", "REG Reward Guidance"), ("REG Reward Guidance", "KSampler")]))  # fmt: skip
-    save("REGTracePlot", plot_run(pictures.sample("row_sum", 5.0, refresh=8)[1]))
-    save("REGSchedulePlot", pictures.schedule())
+    with narrow():
+        save("REGTracePlot", plot_run(pictures.sample("row_sum", CFG, refresh=8, skip_below=0.05)[1]))
+        save("REGSchedulePlot", before_sampling())
     save("REGSweep", graph({"model loader": (0, 0), "REG Sweep": (1, 0), "KSampler": (2, 0), "VAE Decode": (2, 1), "REG Grid": (1, 1)},
          [("model loader", "REG Sweep"), ("REG Sweep", "KSampler"), ("KSampler", "VAE Decode"), ("REG Sweep", "REG Grid"), ("VAE Decode", "REG Grid")],
          {"KSampler": "model, cfg", "REG Grid": "images, labels"}))  # fmt: skip
     save("REGGrid", sheet())
-    save("REGDemoModel", strips([(f"{name}, cfg {cfg:g}", digits(name, ten, cfg)) for name, cfg in
-         (("digits", 3), ("digits_weak", 3), ("fashion", 2), ("fashion_weak", 2))]))  # fmt: skip
-    save("REGDemoPrompt", strips([("3", digits(labels=torch.full((10,), 3))), ("0 to 9 in turn", digits(labels=ten)), ("any digit", digits(cfg=1.0))]))
-    save("REGDemoLatent", strips([("noise", digits(labels=ten, stop=0)), ("half way", digits(labels=ten, stop=pictures.STEPS // 2)),
-         ("done", digits(labels=ten))]))  # fmt: skip
+    models = (("digits", 3.0), ("digits_weak", 3.0), ("fashion", 2.0), ("fashion_weak", 2.0))
+    save("REGDemoModel", strips([(f"{name}, cfg {cfg:g}", digits(name=name, cfg=cfg)) for name, cfg in models]))
+    one, clothes = torch.full((ACROSS,), 8), {"name": "fashion_weak", "cfg": 2.0}
+    save("REGDemoPrompt", strips([("bag", digits(one, **clothes)), ("0 to 9 in turn", digits(**clothes)), ("any", digits(cfg=1.0, name="fashion_weak"))]))
+    stops = (("noise", 0), ("half way", pictures.STEPS // 2), ("done", None))
+    save("REGDemoLatent", strips([(name, digits(stop=stop, **clothes)) for name, stop in stops]))
     save("REGDemoDecode", graph({"REG Demo Latent": (0, 0), "KSampler": (1, 0), "REG Demo Decode": (2, 0), "REG Demo Model": (0, 1),
          "REG Demo Prompt": (1, 1), "Save Image": (2, 1)},
          [("REG Demo Latent", "KSampler"), ("REG Demo Model", "KSampler"), ("REG Demo Prompt", "KSampler"), ("KSampler", "REG Demo Decode"),

@@ -1,7 +1,8 @@
-"""Draws docs/images/{trace,heat,schedule,sweep}.png from the digits model: `python tools/pictures.py`. No ComfyUI needed."""
+"""Draws docs/images/{clothes,demo_correction,trace}.png from the fashion model: `python tools/pictures.py`. No ComfyUI needed."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -12,57 +13,104 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import reg_core  # noqa: E402
-from reg_core.demo_models.data import DIGITS as DATA  # noqa: E402
 from reg_core.demo_models.loading import load_model  # noqa: E402
-from reg_core.drawing import SchedulePoint, heat_pictures, labelled_grid, plot_run, plot_schedule  # noqa: E402
+from reg_core.drawing import form_color, labelled_grid, plot_run  # noqa: E402
+from reg_core.drawing.axes import TICK, Axes, Scale  # noqa: E402
+from reg_core.drawing.canvas import THEMES, Canvas, text_width  # noqa: E402
 
 FOLDER = ROOT / "docs" / "images"
-DIGITS, STEPS, DATA_STD = 10, 24, 0.75
+STEPS, CFG = 18, 3.0
+# As strong as plain CFG: at equal Inception score, see docs/evidence.md
+GAINS = {"off": 1.0, "row_sum": 1.3, "product": 1.7, "scalar": 2.1, "calibrated": 2.2, "schedule": 4.3}
+NAMES = {form: "CFG" if form == "off" else f"REG {form}" for form in GAINS}
 
 
-def sample(form: str, cfg: float, **settings):
-    """(latents [10, 1, 8, 8], the run): one of each digit, always from the same noise."""
-    model, labels = load_model("digits"), torch.arange(DIGITS)
-    settings = reg_core.Settings(form=form, data_std=DATA_STD, **settings)
-    guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), cfg - 1, settings)
-    noise = torch.randn(DIGITS, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-    sigmas = reg_core.karras_sigmas(STEPS, DATA.sigma_min, DATA.sigma_max)
-    return reg_core.sample_euler(guided, noise * (1 + DATA.sigma_max**2) ** 0.5, sigmas), guided.trace.last
+@functools.cache
+def table(cfg: float = CFG, name: str = "fashion_weak") -> reg_core.Calibration:
+    """The correction `scalar` of a demo model, measured on pictures of other noise."""
+    model = load_model(name)
+    labels = torch.arange(model.classes).repeat(2)
+    guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), cfg - 1, reg_core.Settings("scalar"))
+    return reg_core.calibrate(guided, [noise(model, len(labels), seed) for seed in (1, 2)], sigmas(model), model=name)
+
+
+def noise(model, count: int, seed: int) -> torch.Tensor:
+    return (model.sigma_max**2 + model.sigma_data**2) ** 0.5 * torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sigmas(model) -> torch.Tensor:
+    return reg_core.karras_sigmas(STEPS, model.sigma_min, model.sigma_max)
+
+
+def sample(form: str, cfg: float = CFG, labels=None, name: str = "fashion_weak", weight=None, seed: int = 5, **settings):
+    """(latents [B, 1, H, W], the run): one of each class by Heun's method, as strong as plain CFG, always from the same noise.
+
+    `weight`: a function of sigma in place of cfg - 1."""
+    model = load_model(name)
+    labels = torch.arange(model.classes) if labels is None else torch.as_tensor(labels)
+    settings = {"gain": GAINS[form] if name.startswith("fashion") else 1.0, "data_std": model.sigma_data} | settings
+    known = table(cfg, name) if form == "calibrated" else None
+    settings = reg_core.Settings(form=form, calibration=known, **settings)
+    guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), cfg - 1 if weight is None else weight, settings)
+    with torch.no_grad():
+        latents = reg_core.sample_heun(guided, noise(model, len(labels), seed), sigmas(model))
+    return latents, guided.trace.last
 
 
 def images(latents, scale: int):
-    """[10, H, W, 3] in 0..1, a latent pixel a square of `scale`."""
+    """[B, H, W, 3] in 0..1, a latent pixel a square of `scale`."""
     grey = ((latents + 1) / 2).clamp(0, 1).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     return grey.movedim(1, -1).expand(-1, -1, -1, 3)
 
 
-def schedule():
-    """A cosine schedule times the free form of REG."""
-    sigmas = reg_core.karras_sigmas(STEPS, DATA.sigma_min, DATA.sigma_max)[:-1]
-    factors = reg_core.schedule_factor(sigmas, DATA_STD).tolist()
-    points = []
-    for i, (sigma, factor) in enumerate(zip(sigmas.tolist(), factors, strict=True)):
-        position = i / (STEPS - 1)
-        points.append(SchedulePoint(sigma, position, 1 + 4 * reg_core.Cosine(1.0)(position), active=True, factor=factor))
-    lines = ["cfg 5: weight 4, times cosine schedule of power 1 over step", f"REG schedule in {STEPS} of {STEPS} steps"]
-    return plot_schedule(points, lines=lines)
+def clothes() -> Image.Image:
+    """Eight of a kind without guidance, with CFG, and with REG as strong as that: a row a class."""
+    classes = {2: "pullover", 5: "sandal", 8: "bag", 9: "boot"}
+    ways = {"no guidance": ("off", 1.0), "CFG, cfg 3": ("off", 3.0), "REG schedule, cfg 3, gain 4.3": ("schedule", 3.0)}
+    found = {name: images(sample(form, cfg, [c for c in classes for _ in range(8)])[0], 2) for name, (form, cfg) in ways.items()}
+    cells = [found[name][8 * i : 8 * i + 8] for i in range(len(classes)) for name in ways]
+    labels = [f"{kind} | {name}" for kind in classes.values() for name in ways]
+    return from_tensor(labelled_grid(cells, labels, theme="light", across=4)[0])
 
 
-def save(picture, name: str) -> None:
-    if isinstance(picture, torch.Tensor):
-        picture = Image.fromarray((255 * picture).round().byte().numpy())
-    picture.save(FOLDER / name, optimize=True)
-    print(name, picture.size)
+def correction() -> Image.Image:
+    """What each form multiplies guidance by: the mean; for row_sum also where 90 % of the factors lie."""
+    theme = THEMES["light"]
+    canvas = Canvas(900, 520, theme)
+    model = load_model("fashion_weak")
+    x = Scale(model.sigma_min, model.sigma_max, log=True, reverse=True)
+    axes = Axes(canvas, (70, 96, 876, 440), x, Scale(-0.35, 1.5))
+    canvas.text(24, 14, "what REG multiplies guidance by", TICK + 2, theme.text)
+    axes.frame("", x_title="sigma (noise level)")
+    runs = {form: sample(form, gain=1.0)[1].active for form in ("row_sum", "product", "scalar", "calibrated", "schedule")}
+    places = {form: [row.sigma for row in rows] for form, rows in runs.items()}
+    band = runs["row_sum"]
+    axes.band(places["row_sum"], [row.correction_low for row in band], [row.correction_high for row in band], form_color("row_sum"))
+    axes.level(1.0, form_color("off"))
+    at = 24
+    for form, rows in runs.items():
+        axes.line(places[form], [row.correction_mean for row in rows], form_color(form), 4)
+        canvas.rectangle((at, 64, at + 26, 70), form_color(form))
+        name = form + (" (shade: 90 % of its factors)" if form == "row_sum" else "")
+        canvas.text(at + 34, 67, name, TICK - 4, theme.faint, "lm")
+        at += 34 + 24 + round(text_width(name, TICK - 4))
+    return canvas.picture()
+
+
+def from_tensor(picture) -> Image.Image:
+    return Image.fromarray((255 * picture).round().byte().numpy())
+
+
+def save(picture: Image.Image, name: str) -> None:
+    picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
+    print(name, picture.size, (FOLDER / name).stat().st_size)
 
 
 def main() -> None:
-    latents, run = sample("row_sum", 5.0, refresh=8)  # as the node has it
-    save(plot_run(run), "trace.png")
-    maps, _ = heat_pictures(run.heat, images(latents, 32))
-    save(torch.cat([*maps[:4]], 1), "heat.png")
-    save(schedule(), "schedule.png")
-    cells = [(f"{form} | cfg {cfg}", images(sample(form, cfg)[0], 8)) for form in ("off", "row_sum", "schedule") for cfg in (2, 5, 12)]
-    save(labelled_grid([cell for _, cell in cells], [label for label, _ in cells])[0], "sweep.png")
+    torch.set_num_threads(1)
+    save(clothes(), "clothes.png")
+    save(correction(), "demo_correction.png")
+    save(plot_run(sample("row_sum", refresh=8)[1]), "trace.png")  # as the node has it
 
 
 if __name__ == "__main__":

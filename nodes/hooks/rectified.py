@@ -112,7 +112,9 @@ class RunState:
             note = f"non-finite correction in {bad} of {len(run.active)} active calls: plain guidance there"
             if bad and run.remark(note):
                 log.warning("REG: %s", note)
-            return run.headline()
+            if (warning := run.settings.warning) and run.remark(warning):
+                log.warning("REG: %s", warning)
+            return "; ".join(filter(None, (run.headline(), warning)))
         reasons = dict.fromkeys(row.note for row in run.rows if row.note)
         why = "; ".join(reasons) or "the sampler never called the model"
         if run.remark(f"did nothing: {why}"):

@@ -29,12 +29,17 @@ def sigma_bounds(model, start_percent: float, end_percent: float) -> tuple[float
 
     Raises ValueError for a value outside of [0, 1] or an end before the start.
     """
-    if not 0 <= start_percent <= end_percent <= 1:
-        want = "want 0 <= start_percent <= end_percent <= 1"
-        raise ValueError(f"{want}, got {start_percent} and {end_percent}")
+    check_percents(start_percent, end_percent)
     sampling = model.get_model_object("model_sampling")
     high = math.inf if start_percent == 0 else float(sampling.percent_to_sigma(start_percent))
     return high, 0.0 if end_percent == 1 else float(sampling.percent_to_sigma(end_percent))
+
+
+def check_percents(start_percent: float, end_percent: float) -> None:
+    """Raises ValueError for a value outside of [0, 1] or an end before the start."""
+    if not 0 <= start_percent <= end_percent <= 1:
+        want = "want 0 <= start_percent <= end_percent <= 1"
+        raise ValueError(f"{want}, got {start_percent} and {end_percent}")
 
 
 def percent_of(sampling, sigma: float) -> float:

@@ -10,6 +10,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from ..drawing import FORM_COLORS, form_color
+
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "evidence" / "fashion.json"
 SETUPS = {
     "small": "small model",
@@ -19,15 +21,7 @@ SETUPS = {
 }
 LOW_SIGMA = 2.0  # form "interval": CFG that guides at these noise levels only
 EVERYWHERE, LOW = "0,inf", f"0,{LOW_SIGMA:g}"
-COLORS = {
-    "off": "black",
-    "interval": "tab:gray",
-    "row_sum": "tab:blue",
-    "scalar": "tab:orange",
-    "product": "tab:purple",
-    "schedule": "tab:green",
-    "calibrated": "tab:red",
-}
+COLORS = {form: form_color(form) for form in FORM_COLORS if form != "optimum"}
 # Weights as strong as plain CFG's weight of 1: at equal Inception score, on the weak models.
 RATIOS = {
     "fashion": {

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from .canvas import Canvas, mix, text_width
 
 TICK, TITLE = 22, 24  # text sizes, px; half of that is still readable
+BAND = 0.22  # part of a band's colour over the panel's: lines on it stay plain to see
+STRIP = 24  # height of a strip, px
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Axes:
 
     def band(self, xs, low, high, color) -> None:
         """The area between two lines, in a colour mixed with the panel's (grid lines stay under it)."""
-        fill = mix(color, self.canvas.theme.panel, 0.35)
+        fill = mix(color, self.canvas.theme.panel, BAND)
         upper, lower = [], []
         for x, a, b in [*zip(xs, low, high, strict=True), (math.nan,) * 3]:
             if all(math.isfinite(v) for v in (self.x(x), self.y(a), self.y(b))):
@@ -150,6 +152,15 @@ class Axes:
         for x in range(round(left), round(right), 16):
             self.canvas.line([(x, height), (min(x + 8, right), height)], color, 2)
 
+    def bars(self, xs, low, high, color) -> None:
+        """A vertical bar with end marks at every x."""
+        for x, a, b in zip(xs, low, high, strict=True):
+            if all(math.isfinite(v) for v in (self.x(x), self.y(a), self.y(b))):
+                (at, bottom), (_, top) = self.at(x, a), self.at(x, b)
+                self.canvas.line([(at, bottom), (at, top)], color, 2)
+                for y in (bottom, top):
+                    self.canvas.line([(at - 5, y), (at + 5, y)], color, 2)
+
     def _parts(self, xs, ys):
         part = []
         for x, y in zip(xs, ys, strict=True):
@@ -160,3 +171,18 @@ class Axes:
                 part = []
         if part:
             yield part
+
+
+def strip(canvas: Canvas, box, kinds: list[str], colors: dict[str, str], title: str, x_title: str) -> None:
+    """A mark for every entry of `kinds`, in order and side by side, in the colour of its kind.
+
+    `box`: (left, top, right, bottom) in pixels. The key names the kinds that are there."""
+    left, top, right, bottom = box
+    axes = Axes(canvas, box, Scale(0.5, len(kinds) + 0.5), Scale(0, 1))
+    keys = [(kind, color) for kind, color in colors.items() if kind in kinds]
+    axes.frame(title, keys, x_title=x_title, whole=True, levels=0)
+    width = (right - left) / len(kinds)
+    gap = min(4.0, width / 5)
+    for i, kind in enumerate(kinds):
+        start = left + i * width
+        canvas.rectangle((start + gap / 2, top, start + width - gap / 2, bottom), colors[kind])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,44 +13,68 @@ from .canvas import Canvas, theme_of, to_tensor, wrap
 # From dark blue (guidance damped most) over teal to yellow (kept). Brightness rises all the way, which the
 # colour-blind see as well.
 ANCHORS = ("#2a1860", "#33428e", "#2b6f94", "#289a8c", "#5cc06c", "#b3d94a", "#fbe83a")
-SMALLEST = 256  # px: maps without an image are enlarged to this, a latent pixel staying a square
-BAR = 56  # px below the map
-TOO_MANY = 256  # maps in one batch
+READABLE, LONGEST = 768, 2048  # px, sides of a sheet: smaller ones are enlarged, larger ones made smaller
+GAP = 6  # px between maps
+BAR = 84  # px below the sheet
+TOO_MANY = 256  # maps on one sheet
 
 
-def heat_pictures(
-    heat: Tensor | None, images: Tensor | None = None, theme: str = "dark"
-) -> tuple[Tensor, str]:
-    """Maps [N, H, W, 3] of the mean correction with a colour bar below, and a remark, "" if all is well.
+def heat_sheet(heat: Tensor | None, images: Tensor | None = None, theme: str = "dark") -> tuple[Tensor, str]:
+    """One sheet [1, H, W, 3] of all maps of the mean correction above one colour bar, and a remark or "".
 
     `heat` [B, h, w] (video [B, frames, h, w], sound [B, length]): the correction, 1 = plain guidance.
-    `images` [B, H, W, C] in 0..1 lie underneath, in grey. Images that do not belong to the maps are left out,
-    with a remark."""
+    `images` [B, H, W, C] in 0..1 lie underneath, in grey: one for each map, or one sheet of them all, whose
+    columns the maps then have. Images that do not belong to the maps are left out, with a remark."""
     colors = theme_of(theme)
     if heat is None or not torch.isfinite(heat).any():
         why = "no heat map: this form has one factor per image, or nothing was rectified"
         return _message(why, colors), "no heat map"
     low, high = _limits(heat)
-    frames = _frames(heat.float().cpu())
-    remark = ""
-    under = None
+    maps, under, columns, remark = _frames(heat.float().cpu()), None, 0, ""
     if images is not None:
-        under, frames, remark = _beneath(images.detach().float().cpu(), heat.float().cpu(), frames)
-    if len(frames) > TOO_MANY:
-        remark = f"the first {TOO_MANY} of {len(frames)} maps" + (f"; {remark}" if remark else "")
-        frames, under = frames[:TOO_MANY], under if under is None else under[:TOO_MANY]
+        under, maps, columns, remark = _beneath(images.detach().float().cpu(), heat.float().cpu(), maps)
+    if len(maps) > TOO_MANY:
+        remark = f"the first {TOO_MANY} of {len(maps)} maps" + (f"; {remark}" if remark else "")
+        maps, under = maps[:TOO_MANY], under if under is None else under[:TOO_MANY]
+    gap = 0 if columns else GAP
+    columns = columns or math.ceil((len(maps) * maps.shape[1] / maps.shape[2]) ** 0.5)
+    columns = min(len(maps), columns)
     if under is not None:
-        frames = F.interpolate(frames[:, None], under.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
-    else:
-        scale = max(1, -(-SMALLEST // min(frames.shape[1:])))
-        scale = max(1, min(scale, 2048 // max(frames.shape[1:])))
-        frames = frames.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    picture = colorize((frames - low) / (high - low))
+        maps = F.interpolate(maps[:, None], under.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
+    picture = colorize((maps - low) / (high - low))
     if under is not None:
         luma = (under * torch.tensor([0.299, 0.587, 0.114])).sum(-1, keepdim=True)
         picture = 0.3 * luma + 0.7 * picture
-    bar = _bar(low, high, picture.shape[2], colors)
-    return torch.cat([picture, bar.expand(len(picture), -1, -1, -1)], 1).clamp(0, 1), remark
+    sheet = _fitted(_tiled(_enlarged(picture, columns), columns, gap, colors))
+    return torch.cat([sheet, _bar(low, high, sheet.shape[2], colors)], 1).clamp(0, 1), remark
+
+
+def _enlarged(pictures: Tensor, columns: int) -> Tensor:
+    """Pictures [N, h, w, 3] so that a sheet of them can be read; a pixel stays a square."""
+    rows = -(-len(pictures) // columns)
+    scale = max(1, READABLE // max(rows * pictures.shape[1], columns * pictures.shape[2]))
+    return pictures.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def _tiled(pictures: Tensor, columns: int, gap: int, colors) -> Tensor:
+    """[N, h, w, 3] -> one sheet [1, H, W, 3] in reading order, `gap` px between."""
+    count, h, w, _ = pictures.shape
+    rows = -(-count // columns)
+    background = to_tensor(Canvas(1, 1, colors).picture())[0, 0, 0]
+    sheet = background.repeat(1, rows * (h + gap) - gap, columns * (w + gap) - gap, 1)
+    for i, picture in enumerate(pictures):
+        y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        sheet[0, y : y + h, x : x + w] = picture
+    return sheet
+
+
+def _fitted(sheet: Tensor) -> Tensor:
+    """The sheet [1, H, W, 3] with no side longer than LONGEST."""
+    scale = LONGEST / max(sheet.shape[1:3])
+    if scale >= 1:
+        return sheet
+    size = [max(1, round(scale * side)) for side in sheet.shape[1:3]]
+    return F.interpolate(sheet.movedim(3, 1), size, mode="area").movedim(1, 3)
 
 
 def of_one_size(pictures: list[Tensor]) -> Tensor:
@@ -84,23 +110,39 @@ def _frames(heat):
     return heat.reshape(-1, *heat.shape[-2:])
 
 
-def _beneath(images, heat, frames):
-    """(images RGB [N, H, W, 3] or None, frames [N, h, w], remark)."""
+def _beneath(images, heat, maps):
+    """(images RGB [N, H, W, 3] or None, maps [N, h, w], columns of the sheet they were or 0, remark)."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise ValueError(f"image: want [batch, height, width, channels], got {list(images.shape)}")
     images = images[..., :3].expand(*images.shape[:3], 3)
-    if heat.ndim == 4 and len(images) != len(frames) and len(images) % len(heat) == 0:
+    if heat.ndim == 4 and len(images) != len(maps) and len(images) % len(heat) == 0:
         size = (len(images) // len(heat), *heat.shape[-2:])  # a video VAE makes several frames of one
-        frames = F.interpolate(heat[:, None], size, mode="trilinear", align_corners=False)
-        frames = frames.reshape(-1, *size[1:])
-    if len(images) != len(frames):
-        numbers = f"{len(images)} images given for {len(frames)} heat maps"
-        return None, frames, f"{numbers}: drawn without the images"
-    return images, frames, ""
+        maps = F.interpolate(heat[:, None], size, mode="trilinear", align_corners=False)
+        maps = maps.reshape(-1, *size[1:])
+    columns = 0
+    if len(images) == 1 < len(maps) and (columns := _columns_of(images[0], maps)):
+        rows = -(-len(maps) // columns)
+        cells = images[0].unflatten(0, (rows, -1)).unflatten(2, (columns, -1))  # [rows, h, columns, w, 3]
+        images = cells.transpose(1, 2).flatten(0, 1)[: len(maps)]
+    if len(images) != len(maps):
+        numbers = f"{len(images)} images given for {len(maps)} heat maps"
+        return None, maps, 0, f"{numbers}: drawn without the images"
+    return images, maps, columns, ""
+
+
+def _columns_of(sheet, maps) -> int:
+    """Columns of a sheet [H, W, 3] that holds a picture for each of the maps [N, h, w]; 0: it does not."""
+    (height, width, _), (count, h, w) = sheet.shape, maps.shape
+    for columns in range(1, count + 1):
+        rows = -(-count // columns)
+        whole = width % columns == 0 and height % rows == 0
+        if whole and abs(width * rows * h / (height * columns * w) - 1) < 0.02:
+            return columns
+    return 0
 
 
 def _bar(low, high, width, colors):
-    """A colour bar with its ends and middle in numbers, [1, BAR, width, 3]."""
+    """A colour bar with its ends and middle in numbers, and what it shows, [1, BAR, width, 3]."""
     canvas = Canvas(width, BAR, colors)
     size = 18 if width >= 360 else 14
     margin = 34 if width >= 160 else 2
@@ -112,6 +154,8 @@ def _bar(low, high, width, colors):
         x = left + part * (right - left)
         canvas.line([(x, 26), (x, 31)], colors.faint, 2)
         canvas.text(x, 33, f"{low + part * (high - low):.2f}", size, colors.text, "ma")
+    if width >= 360:
+        canvas.text(width / 2, 58, "mean correction (1 = plain guidance)", size, colors.faint, "ma")
     return to_tensor(canvas.picture())
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .axes import TICK, Axes, Scale, scale_for
+from .axes import STRIP, TICK, Axes, Scale, scale_for, strip
 from .canvas import Canvas, mix, theme_of, wrap
+from .palette import form_color
 from .traces import GAP, HEAD, LEFT, LINE, PANEL, RIGHT, WIDTH
 
 AXES = ("step", "sigma", "timestep")
@@ -39,21 +40,24 @@ class SchedulePoint:
 
 
 def plot_schedule(
-    points: list[SchedulePoint], axis: str = "step", theme: str = "dark", lines=()
+    points: list[SchedulePoint], axis: str = "step", theme: str = "dark", lines=(), form: str = "row_sum"
 ) -> Image.Image:
-    """The weight cfg - 1 over the steps, shaded where REG rectifies. `lines`: text to write above."""
+    """The weight cfg - 1 over the steps, and a mark for each step: REG, plain guidance or none.
+
+    `lines`: text to write above. `form`: of REG, for its colour."""
     if axis not in AXES:
         raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
     if not points:
         raise ValueError("no steps to draw: want at least two sigmas")
     colors = theme_of(theme)
-    blue, orange, green = colors.series
+    plain, ours = form_color("off", theme), form_color(form, theme)
     lines = [part for line in lines for part in wrap(line, TICK, WIDTH - 2 * RIGHT)]
     top = 66 + LINE * len(lines) + GAP - 10
     known = any(p.active and math.isfinite(p.factor) for p in points)
     height = PANEL + 120
-    canvas = Canvas(WIDTH, top + height + 76, colors)
-    canvas.text(RIGHT, 18, f"guidance weight before sampling, {len(points)} steps", HEAD, colors.text)
+    canvas = Canvas(WIDTH, top + height + 2 * 76 + GAP + STRIP, colors)
+    span = f"{len(points)} steps from sigma {points[0].sigma:.3g} to {points[-1].sigma:.3g}"
+    canvas.text(RIGHT, 18, f"before sampling: {span}", HEAD, colors.text)
     for i, line in enumerate(lines):
         canvas.text(RIGHT, 64 + i * LINE, line, TICK, colors.faint)
 
@@ -62,14 +66,16 @@ def plot_schedule(
     rectified = [p.rectified for p in points]
     y = scale_for([*weights, *rectified], zero=True, log=False)
     axes = Axes(canvas, (LEFT, top, WIDTH - RIGHT, top + height), x, y)
-    keys = [("cfg - 1", orange), *([("times c(sigma) of REG", blue)] if known else [])]
-    if any(p.active for p in points):
-        keys.append(("REG active", mix(green, colors.panel, 0.25)))
-    axes.frame("weight in force", keys, x_title=name, whole=axis == "step")
-    _shade(axes, xs, points, mix(green, colors.panel, 0.25))
-    axes.line(xs, weights, orange, dots=len(xs) <= 60)
+    keys = [("given, cfg - 1", plain), *([("used", ours)] if known else [])]
+    axes.frame("weight of the guidance", keys, x_title=name, whole=axis == "step")
+    axes.line(xs, weights, plain, dots=len(xs) <= 60)
     if known:
-        axes.line(xs, rectified, blue, dots=len(xs) <= 60)
+        axes.line(xs, rectified, ours, dots=len(xs) <= 60)
+    top += height + 76 + GAP
+    kinds = {"REG": ours, "plain guidance": plain, "no guidance": mix(colors.faint, colors.panel, 0.3)}
+    marks = ["REG" if p.active else "plain guidance" if p.weight else "no guidance" for p in points]
+    box = LEFT, top, WIDTH - RIGHT, top + STRIP
+    strip(canvas, box, marks, kinds, "guided steps", "steps, in order")
     return canvas.picture()
 
 
@@ -85,18 +91,6 @@ def _horizontal(points, axis):
         stretch = (inner.high / inner.low) ** 0.03
         return sigmas, Scale(inner.low / stretch, inner.high * stretch, True, True), title
     return sigmas, inner, title
-
-
-def _shade(axes: Axes, xs, points, color) -> None:
-    """A strip along the bottom under the steps that REG rectifies, each out to halfway to its neighbours."""
-    left, _, right, bottom = axes.box
-    at = [axes.at(x, axes.y.low)[0] if math.isfinite(axes.x(x)) else math.nan for x in xs]
-    for i, point in enumerate(points):
-        if point.active and math.isfinite(at[i]):
-            before = (at[i - 1] + at[i]) / 2 if i else at[i] - 8
-            after = (at[i + 1] + at[i]) / 2 if i + 1 < len(at) else at[i] + 8
-            box = [v for v in (before, after) if math.isfinite(v)] or [at[i] - 4, at[i] + 4]
-            axes.canvas.rectangle((max(left, min(box)), bottom - 14, min(right, max(box)), bottom), color)
 
 
 def schedule_table(points: list[SchedulePoint]) -> str:

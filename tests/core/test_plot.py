@@ -7,10 +7,25 @@ import pytest
 import torch
 from PIL import Image
 
-from reg_core.drawing import SchedulePoint, heat_pictures, labelled_grid, plot_run, plot_schedule, run_report, schedule_table
+from reg_core.calibration import Calibration
+from reg_core.drawing import (
+    FORM_COLORS,
+    SchedulePoint,
+    form_color,
+    heat_sheet,
+    labelled_grid,
+    plot_calibration,
+    plot_run,
+    plot_schedule,
+    run_report,
+    schedule_table,
+)
 from reg_core.drawing import canvas as pages
-from reg_core.drawing.axes import Scale, linear_ticks, log_ticks, scale_for
+from reg_core.drawing import heat as heats
+from reg_core.drawing.axes import BAND, Scale, linear_ticks, log_ticks, scale_for
 from reg_core.drawing.canvas import THEMES, mix, text_width, wrap
+from reg_core.drawing.traces import BYPASSED
+from reg_core.forms import FORMS
 from reg_core.settings import Settings
 from reg_core.trace import Row, Run
 
@@ -73,7 +88,7 @@ def test_the_curve_passes_where_the_numbers_say(name, axis):
     picture = plot_run(a_run(means, sigma=sigmas, correction_low=[math.nan] * 10), axis, name)
     top, bottom = first_panel(picture, theme)
     panel = picture.crop((104, top, 1000, bottom))
-    one, half, zero = lines(near(panel, theme.grid, 20) | near(panel, theme.faint, 20), 1)
+    one, half, zero = lines(near(panel, theme.grid, 20) | near(panel, form_color("off", name), 20), 1)
     assert one < half < zero and abs((zero - half) - (half - one)) < 1.5
     xs = lines(near(panel, theme.grid, 20), 0)
     if axis == "step":
@@ -82,7 +97,7 @@ def test_the_curve_passes_where_the_numbers_say(name, axis):
     else:
         assert len(xs) == 7  # 100, 30, 10, 3, 1, 0.3, 0.1 from left to right
         columns = [xs[0] + i / 9 * (xs[-1] - xs[0]) for i in range(10)]
-    blue = near(panel, theme.series[0], 40)
+    blue = near(panel, form_color("row_sum", name), 40)
     for column, mean in zip(columns, means, strict=True):
         rows = numpy.flatnonzero(blue[:, round(column)])
         assert len(rows), "the curve is there"
@@ -97,9 +112,11 @@ def test_band_gaps_and_inactive_calls():
     picture = plot_run(run, "step")
     top, bottom = first_panel(picture, theme)
     panel = picture.crop((104, top, 1000, bottom))
-    one, half, zero = lines(near(panel, theme.grid, 20) | near(panel, theme.faint, 20), 1)
     pixel = (panel.width) / 8
-    fill, line = near(panel, mix(theme.series[0], theme.panel, 0.35), 8), near(panel, theme.series[0], 40)
+    free = panel.crop((round(4 * pixel), 0, round(6 * pixel), panel.height))  # the band lies over the grid elsewhere
+    one, half, zero = lines(near(free, theme.grid, 20) | near(free, form_color("off", "dark"), 20), 1)
+    blue = form_color("row_sum", "dark")
+    fill, line = near(panel, mix(blue, theme.panel, BAND), 8), near(panel, blue, 40)
     column = round(2 * pixel)  # between calls 2 and 3: inside the first stretch
     rows = numpy.flatnonzero(fill[:, column])
     assert (zero - rows.max()) / (zero - one) == pytest.approx(0.0, abs=0.03)
@@ -118,15 +135,51 @@ def test_marks_say_what_became_of_every_call(written):
         note=["", "", "engine reverse failed", "", "", "outside start and end"],
         skipped=[False, False, False, True, False, False],
     )
-    picture = plot_run(run, "step", "light")
-    green = theme.series[2]
-    kinds = [green, mix(green, theme.panel, 0.4), theme.warning, mix(theme.faint, theme.panel, 0.3), theme.faint, theme.faint]
+    own, plain = form_color("row_sum"), form_color("off")
+    kinds = [own, mix(own, theme.panel, 0.45), theme.warning, mix(theme.faint, theme.panel, 0.3), plain, plain]
     width = (1000 - 104) / 6
-    strip = int(numpy.flatnonzero(near(picture, green, 3)[:, 104 + round(width / 2)]).max())
-    for i, color in enumerate(kinds):
-        assert near(picture, color, 3)[strip, 104 + round((i + 0.5) * width)], i
+    for axis in ("step", "sigma"):
+        picture = plot_run(run, axis, "light")
+        strip = int(numpy.flatnonzero(near(picture, own, 3)[:, 104 + round(width / 2)]).max())
+        for i, color in enumerate(kinds):
+            assert near(picture, color, 3)[strip, 104 + round((i + 0.5) * width)], "in the order of the calls, on either axis"
     text = "\n".join(written)
     assert all(word in text for word in ("computed", "reused", "fallback", "skipped", "plain", "engine reverse failed", "outside start and end"))
+
+
+def curve(picture, color, theme, panels_down):
+    """Pixels of a colour in the panel that lies `panels_down` below the first: a mask."""
+    top, bottom = first_panel(picture, theme)
+    down = panels_down * 266
+    return near(picture.crop((104, top + down, 1000, bottom + down)), color, 40)
+
+
+def test_two_calls_at_one_noise_level_are_one_point_of_the_curve():
+    """Heun's method: 9, 5, 5, 1 with corrections 0.2, 0.2, 0.8, 0.8. At sigma 5, in the middle, the curve has their mean and no tooth."""
+    theme = THEMES["dark"]
+    run = a_run([0.2, 0.2, 0.8, 0.8], sigma=[9.0, 5.0, 5.0, 1.0], correction_low=[math.nan] * 4)
+    picture = plot_run(run, "sigma")
+    line = curve(picture, form_color("row_sum", "dark"), theme, 0)
+    places = numpy.flatnonzero(line.any(0))
+    top, bottom = first_panel(picture, theme)
+    panel = picture.crop((104, top, 1000, bottom))
+    grid = lines(near(panel, theme.grid, 20) | near(panel, form_color("off", "dark"), 20), 1)
+    rows = numpy.flatnonzero(line[:, round((places[0] + places[-1]) / 2)])
+    assert (grid[-1] - rows.mean()) / (grid[-1] - grid[0]) == pytest.approx(0.5, abs=0.03) and numpy.ptp(rows) < 16
+
+
+def test_a_skipped_call_has_no_weight():
+    """Calls 3 and 4 had no guidance: the curve of what was used lies on the axis there, that of cfg - 1 stays."""
+    theme = THEMES["dark"]
+    run = a_run([1.0] * 4, engine=["finite_difference"] * 2 + ["none"] * 2, skipped=[False, False, True, True])
+    picture = plot_run(run, "step")
+    used = curve(picture, form_color("row_sum", "dark"), theme, 2)
+    given = curve(picture, form_color("off", "dark"), theme, 2)
+    height, width = used.shape
+    for column, share in ((0.375, 1.0), (0.875, 0.0)):
+        at = round(column * width)
+        assert (height - numpy.flatnonzero(used[:, at]).mean()) / height == pytest.approx(share / 1.06, abs=0.03)
+    assert (height - numpy.flatnonzero(given[:, round(0.875 * width)]).mean()) / height == pytest.approx(1 / 1.06, abs=0.03)
 
 
 def test_headings_tell_the_run(written):
@@ -134,13 +187,19 @@ def test_headings_tell_the_run(written):
     run.remark("engine forward failed: finite differences from here on")
     plot_run(run, title="my title")
     text = "\n".join(written)
-    assert "my title" in text and "finite_difference J 1" in text and "active in 2 of 2 model calls" in text
-    assert "3 extra model rows" in text and "0.75 s" in text and "engine forward failed" in text
-    assert "38 % of plain guidance, estimated gain 2.7" in text  # the mean of 0.25 and 0.5
+    words = " ".join(written)
+    assert "my title" in text and "engine finite_difference (J 1), 0.75 s" in text and "active in 2 of 2 model calls" in text
+    assert "+75% model evaluations" in words and "engine forward failed" in text  # 3 rows more than 2 times 2
+    assert "38 % of plain guidance, estimated gain 2.7" in words  # the mean of 0.25 and 0.5
+    written.clear()
+    plot_run(a_run([0.5], engine=["none needed"], product=[""]))
+    assert any(text.startswith("no engine needed") for text in written)
 
 
 def test_runs_without_anything_to_show_are_pictures_too(written):
     assert plot_run(None).width == 1024 and "No sampling run to show" in "\n".join(written)
+    plot_run(None, nothing=BYPASSED)
+    assert "REG is bypassed" in "\n".join(written) and "REG is bypassed" in run_report(None, BYPASSED)
     plot_run(Run())
     idle = Run(Settings(), _rows=[Row(sigma=s, cfg=1.0, note="cfg 1: no guidance to rectify") for s in (3.0, 1.0)])
     plot_run(idle)
@@ -195,23 +254,21 @@ def test_wrapped_text_fits_and_loses_nothing():
 
 
 def test_schedule_curve_and_table(written):
-    theme = THEMES["dark"]
+    theme, own, plain = THEMES["dark"], form_color("schedule", "dark"), form_color("off", "dark")
     points = [SchedulePoint(10.0 - i, i / 8, 1 + i, active=3 <= i < 7, factor=0.5 if 3 <= i < 7 else math.nan) for i in range(9)]
-    picture = plot_schedule(points, "step", lines=["two schedules"])
+    picture = plot_schedule(points, "step", lines=["two schedules"], form="schedule")
     top, bottom = first_panel(picture, theme)
     panel = picture.crop((104, top, 1000, bottom))
     levels = lines(near(panel, theme.grid, 20), 1)
     assert len(levels) == 5  # 8, 6, 4, 2, 0
     for i, point in enumerate(points):
         column = round((i + 0.5) / 9 * panel.width)
-        for color, value in ((theme.series[0], point.rectified), (theme.series[1], point.weight)):
+        for color, value in ((own, point.rectified), (plain, point.weight)):
             rows = numpy.flatnonzero(near(panel, color, 40)[:, column])
-            if value in (0.0,) or (color == theme.series[1] and not point.active):
+            if value in (0.0,) or (color == plain and not point.active):
                 continue  # one curve hides the other, or the axis
             assert (levels[-1] - rows.mean()) / (levels[-1] - levels[0]) * 8 == pytest.approx(value, abs=0.15), (i, color)
-    marked = near(panel, mix(theme.series[2], theme.panel, 0.25), 6)[-6]
-    assert marked[round(3.1 / 9 * panel.width)] and not marked[round(2.5 / 9 * panel.width)] and not marked[round(7.8 / 9 * panel.width)]
-    assert "two schedules" in written and "times c(sigma) of REG" in written
+    assert "two schedules" in written and "used" in written and any("9 steps from sigma 10 to 2" in text for text in written)
     table = schedule_table(points).splitlines()
     assert len(table) == 10 and table[5].split() == ["5", "6", "0.500", "5", "4", "yes", "0.500", "2"]
     for axis in ("sigma", "timestep"):
@@ -222,6 +279,45 @@ def test_schedule_curve_and_table(written):
         plot_schedule(points, "time")
     with pytest.raises(ValueError, match="no steps"):
         plot_schedule([])
+
+
+def test_a_mark_says_how_every_step_is_guided():
+    """No guidance in step 1, plain in 2 and 3, REG in 4: read from the strip at the bottom."""
+    theme, own, plain = THEMES["dark"], form_color("row_sum", "dark"), form_color("off", "dark")
+    points = [SchedulePoint(4.0 - i, i / 3, cfg, active=i == 3) for i, cfg in enumerate((1.0, 5.0, 5.0, 5.0))]
+    picture = plot_schedule(points, "step", form="row_sum")
+    width = (1000 - 104) / 4
+    strip = int(numpy.flatnonzero(near(picture, own, 3)[:, 104 + round(3.5 * width)]).max())
+    for i, color in enumerate((mix(theme.faint, theme.panel, 0.3), plain, plain, own)):
+        assert near(picture, color, 3)[strip, 104 + round((i + 0.5) * width)], i
+
+
+# Calibrations
+
+
+def test_a_table_is_drawn_with_its_error():
+    """Decoded from the picture: the measured points and twice their standard error, from grid lines at 0, 0.5 and 1."""
+    theme, own = THEMES["dark"], form_color("calibrated", "dark")
+    table = Calibration(torch.tensor([0.1, 1.0, 10.0]), torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.0, 0.1, 0.02]), "scalar")
+    picture = plot_calibration(table, 0.5)
+    top, bottom = first_panel(picture, theme)
+    panel = picture.crop((104, top, 1000, bottom))
+    one, half, zero = lines(near(panel, theme.grid, 20) | near(panel, form_color("off", "dark"), 20), 1)
+    middle = numpy.flatnonzero(near(panel, own, 40)[:, panel.width // 2])  # of three knots, even in log sigma
+    assert [(zero - middle.max()) / (zero - one), (zero - middle.min()) / (zero - one)] == pytest.approx([0.3, 0.7], abs=0.02)
+    formula = numpy.flatnonzero(near(panel, form_color("schedule", "dark"), 40)[:, panel.width // 4])
+    level = 10**0.5  # a quarter of the way from 10 to 0.1
+    assert (zero - formula.mean()) / (zero - one) == pytest.approx(0.25 / (0.25 + level**2), abs=0.02)
+    single = Calibration(torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([math.nan]), "row_sum")
+    assert plot_calibration(single, 1.0, "light", ["a line"]).width == 1024
+
+
+def test_every_form_has_a_colour_of_its_own():
+    assert set(FORMS) <= set(FORM_COLORS)
+    for theme in THEMES:
+        colors = [rgb(form_color(form, theme)) for form in FORM_COLORS]
+        apart = [abs(a - b).sum() for i, a in enumerate(colors) for b in colors[:i]]
+        assert min(apart) > 60
 
 
 # Heat maps
@@ -235,48 +331,69 @@ def correlation(a, b):
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
-def test_heat_map_is_the_map(written):
+def test_heat_maps_are_one_sheet(written):
+    """Oracle: the numbers, read back from the brightness of the squares. Three maps of 6x9: two columns, two rows, one bar."""
     heat = torch.rand(3, 6, 9) * 0.4 + 0.3
-    pictures, remark = heat_pictures(heat)
-    scale = pictures.shape[2] // 9
-    assert remark == "" and pictures.shape == (3, 6 * scale + 56, 9 * scale, 3) and 6 * scale >= 256
-    blocks = luma(pictures[:, : 6 * scale]).unfold(1, scale, scale).unfold(2, scale, scale)
-    assert blocks.flatten(3).std(-1).max() < 1e-6, "a latent pixel is one square"
-    assert correlation(blocks.mean((-1, -2)), heat) > 0.97
-    assert [float(t) for t in written] == pytest.approx([0.3, 0.5, 0.7], abs=0.02), "the bar is labelled with what it shows"
+    sheet, remark = heat_sheet(heat)
+    scale = (sheet.shape[2] - 6) // 18
+    assert remark == "" and sheet.shape == (1, 12 * scale + 6 + 84, 18 * scale + 6, 3) and 18 * scale > 700
+    for i, values in enumerate(heat):
+        y, x = i // 2 * (6 * scale + 6), i % 2 * (9 * scale + 6)
+        blocks = luma(sheet[0, y : y + 6 * scale, x : x + 9 * scale]).unfold(0, scale, scale).unfold(1, scale, scale)
+        assert blocks.flatten(2).std(-1).max() < 1e-6, "a latent pixel is one square"
+        assert correlation(blocks.mean((-1, -2)), values) > 0.97
+    numbers = [float(text) for text in written if text[0].isdigit()]
+    assert numbers == pytest.approx([0.3, 0.5, 0.7], abs=0.02), "one bar, labelled with what it shows"
 
 
 def test_heat_lies_over_its_image():
     heat = torch.rand(2, 4, 4)
-    images = torch.rand(2, 64, 48, 3)
-    pictures, remark = heat_pictures(heat, images)
-    assert remark == "" and pictures.shape == (2, 64 + 56, 48, 3) and 0 <= pictures.min() and pictures.max() <= 1
-    below = luma(pictures[:, :64])
-    smooth = torch.nn.functional.interpolate(heat[:, None], (64, 48), mode="bilinear")[:, 0]
-    assert correlation(below, smooth) > 0.7
-    white, _ = heat_pictures(heat, torch.ones(2, 64, 48, 3))
-    black, _ = heat_pictures(heat, torch.zeros(2, 64, 48, 3))
-    assert torch.allclose((white - black)[:, :64], torch.tensor(0.3), atol=1e-5)
+    images = torch.rand(2, 512, 384, 3)
+    sheet, remark = heat_sheet(heat, images)
+    assert remark == "" and sheet.shape == (1, 512 + 84, 2 * 384 + 6, 3) and 0 <= sheet.min() and sheet.max() <= 1
+    smooth = torch.nn.functional.interpolate(heat[:, None], (512, 384), mode="bilinear")[:, 0]
+    assert correlation(luma(sheet[0, :512, 390:]), smooth[1]) > 0.7
+    white, _ = heat_sheet(heat, torch.ones(2, 512, 384, 3))
+    black, _ = heat_sheet(heat, torch.zeros(2, 512, 384, 3))
+    assert torch.allclose((white - black)[:, :512, :384], torch.tensor(0.3), atol=1e-5)
+
+
+def test_maps_take_the_place_of_their_pictures_on_a_sheet():
+    """Six maps, one of them warm, on a sheet of two rows and three columns: that cell is the bright one."""
+    heat = torch.full((6, 8, 8), 0.2)
+    heat[4] = 0.9
+    sheet, remark = heat_sheet(heat, torch.zeros(1, 2 * 128, 3 * 128, 3))
+    scale = sheet.shape[2] // 384
+    assert remark == "" and sheet.shape[1:3] == (scale * 256 + 84, scale * 384)
+    cells = luma(sheet[0, : scale * 256]).unflatten(0, (2, -1)).unflatten(2, (3, -1)).mean((1, 3))
+    assert cells.argmax() == 4 and cells.flatten().sort().values[-2] < 0.5 * cells.max()
 
 
 def test_heat_of_other_shapes():
-    video, remark = heat_pictures(torch.rand(1, 3, 4, 4), torch.rand(9, 32, 32, 3))  # a video VAE gives more frames than latents
-    assert video.shape[0] == 9 and remark == ""
-    assert heat_pictures(torch.rand(2, 3, 4, 4))[0].shape[0] == 6
-    assert heat_pictures(torch.rand(2, 50))[0].shape[0] == 2  # sound
-    sheet, remark = heat_pictures(torch.rand(4, 8, 8), torch.rand(1, 64, 64, 3))
-    assert sheet.shape[0] == 4 and "1 images given for 4" in remark
-    assert heat_pictures(torch.rand(1, 4, 4), torch.rand(1, 8, 8, 4))[0].shape[-1] == 3
+    def maps(*arguments):
+        """Number of maps on the sheet, and the remark."""
+        shown = []
+        with pytest.MonkeyPatch.context() as patch:
+            tiled = heats._tiled
+            patch.setattr(heats, "_tiled", lambda pictures, *rest: (shown.append(len(pictures)), tiled(pictures, *rest))[1])
+            sheet, remark = heat_sheet(*arguments)
+        assert sheet.shape[0] == 1 and torch.isfinite(sheet).all() and max(sheet.shape[1:3]) <= 2048 + 84
+        return shown[0], remark
+
+    assert maps(torch.rand(1, 3, 4, 4), torch.rand(9, 32, 32, 3)) == (9, "")  # a video VAE gives more frames than latents
+    assert maps(torch.rand(2, 3, 4, 4))[0] == 6 and maps(torch.rand(2, 50))[0] == 2  # sound
+    count, remark = maps(torch.rand(4, 8, 8), torch.rand(1, 60, 64, 3))
+    assert count == 4 and "1 images given for 4" in remark
+    assert maps(torch.rand(1, 4, 4), torch.rand(1, 8, 8, 4))[0] == 1
     holes = torch.full((1, 4, 4), 0.5)
     holes[0, 0, 0] = math.nan
-    assert torch.isfinite(heat_pictures(holes)[0]).all()
+    assert maps(holes)[0] == 1
     for nothing in (None, torch.full((1, 4, 4), math.nan)):
-        picture, remark = heat_pictures(nothing, theme="light")
+        picture, remark = heat_sheet(nothing, theme="light")
         assert picture.shape == (1, 256, 512, 3) and remark == "no heat map"
     with pytest.raises(ValueError, match=r"\[8, 8, 3\]"):
-        heat_pictures(torch.rand(1, 4, 4), torch.rand(8, 8, 3))
-    many, remark = heat_pictures(torch.rand(300, 4, 4), torch.rand(300, 16, 16, 3))
-    assert len(many) == 256 and remark == "the first 256 of 300 maps"
+        heat_sheet(torch.rand(1, 4, 4), torch.rand(8, 8, 3))
+    assert maps(torch.rand(300, 4, 4), torch.rand(300, 160, 16, 3)) == (256, "the first 256 of 300 maps")
 
 
 # Sheets

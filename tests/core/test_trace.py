@@ -164,4 +164,5 @@ def test_noise_levels_outside_of_the_window_are_used_where_there_are_no_others()
 def test_equal_prompts_leave_nothing_to_measure():
     run = Rectifier(Settings(form="schedule"))
     run(Branches(lambda x, sigma: x / 2, lambda x, sigma: x / 2), POINT)
-    assert math.isnan(run.run.share) and "no guidance to measure" in run.run.summary()
+    assert math.isnan(run.run.share) and "did nothing in 1 model calls" in run.run.summary()
+    assert run.run.active == [] and "both prompts give the same prediction" in run.run.rows[0].note

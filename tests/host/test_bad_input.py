@@ -26,6 +26,51 @@ def test_bad_input_is_named(pack, sd15, bad, match):
         reg.apply(pack, sd15.patcher, **bad)
 
 
+@pytest.mark.parametrize(
+    "kind,values,message",
+    [
+        ("REGGuidance", dict(start_percent=0.8, end_percent=0.2), "got 0.8 and 0.2"),
+        ("REGGuidance", dict(end_percent=1.5), "got 0.0 and 1.5"),
+        ("REGGuidance", dict(form="calibrated"), "form 'calibrated' needs a table"),
+        ("REGGuidance", dict(form="rowsum"), "'rowsum'"),
+        ("REGScheduleInterval", dict(start=0.8, end=0.2), "start=0.8, end=0.2"),
+        ("REGScheduleCurve", dict(points="0:0, one"), "'one'"),
+        ("REGSweep", dict(cfgs="2, four"), "'four' is no number"),
+    ],
+)
+def test_what_can_be_seen_before_running_is_said_then(server, kind, values, message):
+    """No node of the graph runs: the server refuses it, and the page marks the node."""
+    from .server import PromptError
+    from .test_sweep import digits, node
+
+    given = server.object_info(kind)["input"]
+    defaults = {name: spec[1]["default"] for name, spec in given["required"].items() if len(spec) > 1 and "default" in spec[1]}
+    prompt = digits(["bad", 0], 4.0) | {"bad": node(kind, model=["base", 0], **(defaults | values))}
+    with pytest.raises(PromptError, match="Custom validation failed") as raised:
+        server.run(prompt)
+    assert message in str(raised.value)
+
+
+def test_a_connected_table_and_linked_values_pass_the_check(server, pack):
+    """They are not known before the run. Oracle: a table that is for another model is refused by the node itself."""
+    check = pack.nodes["REGGuidance"].validate_inputs
+    assert check("calibrated", 0.0, 1.0, None) is True and check(None, None, 0.5) is True and "needs a table" in check("calibrated", 0.0, 1.0)
+    assert pack.nodes["REGScheduleCurve"].validate_inputs("", None) is True
+
+
+def test_an_unusual_strength_is_warned_of(pack, sd15, caplog):
+    """Of guidance that is turned around. Oracle: 1 + strength (c - 1), with c 0 at high noise."""
+    for strength, expected in ((1.0, None), (2.0, None), (5.0, -4.0), (-1.0, 2.0)):
+        caplog.clear()
+        model, trace = reg.apply(pack, sd15.patcher, "schedule", strength=strength)
+        with caplog.at_level(logging.WARNING):
+            tiny.sample(sd15, model)
+        warned = [message for message in caplog.messages if "is unusual" in message]
+        assert len(warned) == (expected is not None) == len(trace.last.notes)
+        if expected is not None:
+            assert f"strength {strength:g} " in warned[0] and f"by about {expected:g};" in warned[0]
+
+
 @pytest.mark.parametrize("engine", ["reverse"])
 def test_a_model_whose_attention_has_no_derivative(host, pack, sd15, engine, caplog):
     model = sd15.patcher.clone()

@@ -21,7 +21,7 @@ def demo(pack):
 
 
 def plot(pack, trace, latent, image=None, axis="sigma", theme="dark", run=-1):
-    output = pack.nodes["REGTracePlot"].execute(trace, latent, axis, theme, run, image)
+    output = pack.nodes["REGTracePlot"].execute(latent, axis, theme, run, trace, image)
     return *output.result, output.ui
 
 
@@ -42,23 +42,28 @@ def test_trace_plot_shows_the_run(host, pack, demo):
     assert shown.size == (1024, picture.shape[1])
     light = plot(pack, trace, latent, theme="light")[0]
     assert picture.mean() < 0.3 and light.mean() > 0.7
-    # the heat map: squares whose brightness goes with the mean factor of the run
-    scale = heat.shape[2] // 8
-    squares = heat[:, scale // 2 : 8 * scale : scale, scale // 2 :: scale] @ torch.tensor([0.299, 0.587, 0.114])
+    # the heat map: squares on one sheet of two columns, whose brightness goes with the mean factor of the run
+    scale = (heat.shape[2] - 6) // 16
+    cells = [heat[0, y : y + 8 * scale, x : x + 8 * scale] for y in (0, 8 * scale + 6) for x in (0, 8 * scale + 6)]
+    squares = torch.stack(cells)[:, scale // 2 :: scale, scale // 2 :: scale] @ torch.tensor([0.299, 0.587, 0.114])
     assert torch.corrcoef(torch.stack([squares.flatten(), trace.last.heat.flatten()]))[0, 1] > 0.95
 
 
 def test_heat_map_over_the_decoded_images(host, pack, demo):
     trace, latent = sampled(pack, demo)
     decode = pack.nodes["REGDemoDecode"].execute
-    (images,) = decode(latent, scale=16, columns=0).result
-    (sheet,) = decode(latent, scale=16, columns=2).result
+    (images,) = decode(latent, scale=64, columns=0).result
     heat, text = plot(pack, trace, latent, images)[1:3]
-    assert heat.shape[0] == 4 and heat.shape[2] == 128 and "heat map" not in text
+    assert heat.shape[0] == 1 and heat.shape[2] == 2 * 512 + 6 and "heat map" not in text
     black = plot(pack, trace, latent, torch.zeros_like(images))[1]
-    assert torch.allclose((heat - black)[:, :128], 0.3 * images, atol=1e-4), "the image lies under the map"
+    for i, (y, x) in enumerate([(0, 0), (0, 518), (518, 0), (518, 518)]):
+        assert torch.allclose((heat - black)[0, y : y + 512, x : x + 512], 0.3 * images[i], atol=1e-4), "the image lies under its map"
+    (sheet,) = decode(latent, scale=32, columns=4).result
     heat, text = plot(pack, trace, latent, sheet)[1:3]
-    assert heat.shape[0] == 4 and "1 images given for 4 heat maps" in text
+    black = plot(pack, trace, latent, torch.zeros_like(sheet))[1]
+    assert "heat map" not in text and torch.allclose((heat - black)[:, : sheet.shape[1]], 0.3 * sheet, atol=1e-4), "the columns of the sheet"
+    text = plot(pack, trace, latent, sheet[:, :-8])[2]
+    assert "1 images given for 4 heat maps" in text
 
 
 @pytest.mark.parametrize("form", ["scalar", "schedule", "off"])
@@ -74,6 +79,8 @@ def test_which_run(pack, demo):
     for steps in (3, 5):
         latent = {"samples": tiny.sample(demo, model, steps=steps)}
     texts = {run: plot(pack, trace, latent, run=run)[2] for run in (-2, -1, 0, 1)}
+    chosen = pack.import_("nodes.plots")._chosen
+    assert [chosen(trace.runs, run)[1] for run in (-1, -2, 1)] == ["REG row_sum", "REG row_sum - run 1 of the 2 kept", "REG row_sum - run 2 of the 2 kept"]
     assert "of 3 model calls" in texts[0] == texts[-2] and "of 5 model calls" in texts[1] == texts[-1]
     for run in (2, -3):
         with pytest.raises(ValueError, match=f"run {run} asked for, but the trace holds 2"):
@@ -87,6 +94,29 @@ def test_a_run_that_did_nothing(pack, demo):
     assert "did nothing" in text and picture.shape[2] == 1024
 
 
+def test_the_same_prompt_twice_is_nothing_to_rectify(pack, demo, caplog):
+    """Oracle: the guidance is zero, as the two prompts are one."""
+    for t in (demo, tiny.build("sd15")):
+        model, trace = reg.apply(pack, t.patcher)
+        samples = tiny.sample(t, model, positive=t.positive, negative=t.positive, steps=4)
+        assert "both prompts give the same prediction: no guidance to rectify (4 calls)" in chosen_lines(pack, trace)
+        text = plot(pack, trace, {"samples": samples})[2]
+        assert "did nothing in 4 model calls" in text and "REG did nothing" in caplog.text and "nan %" not in text
+
+
+def chosen_lines(pack, trace):
+    *_, warnings = pack.import_("reg_core.drawing.traces")._headings(trace.last, "", "")
+    return warnings
+
+
+def test_a_bypassed_reg_guidance_is_drawn_as_such(server):
+    """The page leaves the trace out of the prompt: no error, and a card in place of an old plot."""
+    prompt = digits(["base", 0], 4.0)
+    prompt["plot"] = node("REGTracePlot", latent=["sampler", 0], axis="sigma", theme="dark", run=-1)
+    result = server.run(prompt)
+    assert result.text("plot").startswith("REG: REG is bypassed") and len(result.images("plot")) == 1
+
+
 def test_the_plot_follows_the_sampler_through_the_cache(server):
     """A new seed draws the new run; another theme alone draws the same run again, without sampling."""
     prompt = digits(["reg", 0], 4.0)
@@ -94,7 +124,7 @@ def test_the_plot_follows_the_sampler_through_the_cache(server):
     prompt["plot"] = node("REGTracePlot", trace=["reg", 1], latent=["sampler", 0], axis="sigma", theme="dark", run=-1, image=["decode", 0])
     prompt["heat"] = node("PreviewImage", images=["plot", 1])
     first = server.run(prompt)
-    assert first.text("plot").count("finite_difference J 1") == 4 and len(first.images("heat")) == 3
+    assert first.text("plot").count("finite_difference J 1") == 4 and len(first.images("heat")) == 1
     (image,) = first.images("plot")
     assert Image.open(io.BytesIO(server.view(image))).width == 1024
     assert "heat map:" not in first.text("plot"), "the images lie under the map"

@@ -104,6 +104,26 @@ def test_cancel_ends_the_sweep_and_the_next_one_runs(server):
     assert server.run(sweep(cfgs="2.5", forms="row_sum")).images("save")
 
 
+def test_the_sheet_says_what_each_run_did(server, pack, monkeypatch):
+    """Under each picture, by the traces of the sweep. Oracle: what the traces say of themselves, and their evaluations counted."""
+    prompt = sweep(forms="off, row_sum, schedule", cfgs="4", gains="1, 2")
+    bare = picture(server, server.run(prompt).images("save")[0])
+    prompt["grid"]["inputs"]["trace"] = ["sweep", 3]
+    written = picture(server, server.run(prompt).images("save")[0])
+    assert written.shape[0] > bare.shape[0], "lines below the pictures"
+
+    caption, core = pack.import_("nodes.sweep").caption, pack.import_("reg_core")
+    run = core.trace.Run(core.Settings(gain=2.0))
+    for sigma, share in ((2.0, 0.25), (1.0, 0.25)):
+        row = core.trace.Row(sigma=sigma, sigma_ve=sigma, share=share, guidance_norm=1.0, cfg=3.0, engine="finite_difference", extra_rows=1)
+        run._rows.append(row)
+    assert caption(run) == "REG row_sum, gain 2: 50 % of plain guidance, +50% model evaluations"  # 2 rows more than 4
+    assert caption(None) == "plain guidance"
+    images = [torch.rand(1, 8, 8, 3)] * 2
+    with pytest.raises(ValueError, match="1 traces for 2 images"):
+        pack.nodes["REGGrid"].execute(images=images, labels=["a", "b"], columns=[0], theme=["dark"], trace=[core.trace.Trace()])
+
+
 def test_labels_that_do_not_fit_the_images_are_counted(server):
     from .server import PromptError
 

@@ -1,4 +1,5 @@
 // Hides widgets of REG's nodes that do nothing at the node's present settings. Their values stay: they are saved and queued as ever.
+// Also: colours of the pack's own sockets and links, and a size at which a new plot can be read.
 import { app } from "../../../scripts/app.js"
 
 const FREE = ["schedule", "calibrated", "off"] // forms that need no product with the Jacobian
@@ -32,6 +33,26 @@ function copyAgain(node) {
     node.graph?.onNodeAdded?.(node)
     node.widgets.forEach((widget, i) => (widget.callback = callbacks[i])) // which the page would wrap at every time
 }
+
+const COLORS = { REG_TRACE: "#9fe0a0", REG_CALIBRATION: "#ff8fb8", REG_REWARD: "#c79bff" }
+const SIZES = { REGTracePlot: [560, 860], REGSchedulePlot: [560, 640], REGCalibrate: [560, 1000] }
+
+app.registerExtension({
+    name: "ComfyUI-REG.looks",
+    setup() {
+        for (const [type, color] of Object.entries(COLORS)) { // for the canvas
+            app.canvas.default_connection_color_byType[type] = color
+            LGraphCanvas.link_type_colors[type] = color
+        }
+        const style = document.createElement("style") // for Vue; a palette removes what is set on an element itself
+        style.textContent = `:root { ${Object.entries(COLORS).map(([type, color]) => `--color-datatype-${type}: ${color};`).join(" ")} }`
+        document.head.append(style)
+    },
+    nodeCreated(node) {
+        const size = SIZES[node.comfyClass] // a saved node has one, which it gets later
+        if (size) node.setSize(size.map((side, i) => Math.max(side, node.size[i])))
+    },
+})
 
 app.registerExtension({
     name: "ComfyUI-REG.idle_widgets",

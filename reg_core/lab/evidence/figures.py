@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import TwoSlopeNorm  # noqa: E402
 from matplotlib.ticker import NullFormatter  # noqa: E402
 
+from ...drawing import FORM_COLORS, form_color  # noqa: E402
 from ...forms import FREE_FORMS  # noqa: E402
 from ..fronts.analysis import Front, shown  # noqa: E402
 from ..fronts.setups import SETUPS  # noqa: E402
@@ -26,16 +27,7 @@ from ..mixtures.zoo import Pair, pair  # noqa: E402
 from . import fashion  # noqa: E402
 from .tables import name_of  # noqa: E402
 
-COLOURS = {
-    "off": "black",
-    "schedule": "tab:orange",
-    "calibrated": "tab:brown",
-    "row_sum": "tab:blue",
-    "scalar": "tab:green",
-    "product": "tab:purple",
-    "optimum": "tab:red",
-    fashion.INTERVAL_ROW: "tab:cyan",
-}
+COLOURS = {form: form_color(form) for form in FORM_COLORS}
 matplotlib.rcParams["figure.dpi"] = 100
 
 

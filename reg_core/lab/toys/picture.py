@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ...drawing import form_color
 from .measure import SURE
 from .toy import shown_forms
 
@@ -21,7 +22,7 @@ def plot_toy(result: dict, path: str | Path) -> None:
     figure = Figure(figsize=(14, 7), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subfigures(2, 1)
-    colours = {form: f"C{i}" for i, form in enumerate(result["weights"][0]["forms"])}
+    colours = {form: form_color(form) for form in result["weights"][0]["forms"]}
     axes, grid = top.subplots(1, len(result["curves"]), squeeze=False)[0], torch.tensor(result["grid"])
     for axis, curve in zip(axes, result["curves"], strict=True):
         axis.set_title(f"step {curve['step']}, w = {curve['weight']:g}")
