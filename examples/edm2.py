@@ -64,9 +64,8 @@ def sample(net, gnet, noise, labels, guide_labels, guide: imagenet.Guide, sigmas
     def weight(sigma: float) -> float:
         return guide.at(sigma, levels) - 1
 
-    guided = reg_core.Guided(denoiser(net, labels), denoiser(gnet, guide_labels), weight, guide.settings)
-    if getattr(net, "use_fp16", False):
-        guided.branches.compute_dtype = lambda x: torch.float16
+    dtype = torch.float16 if getattr(net, "use_fp16", False) else None
+    guided = reg_core.Guided(denoiser(net, labels), denoiser(gnet, guide_labels), weight, guide.settings, dtype=dtype)
     return reg_core.sample_heun(guided, noise * sigmas[0], sigmas), guided.trace.last
 
 
