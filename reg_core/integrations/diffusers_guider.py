@@ -6,8 +6,7 @@
     print(guider.trace)
 
 A guider gets the network's predictions and never x. It needs none: predictions are affine in the denoised
-one with the same x, so x drops out of D_c - D_u and of D_c(x + h) - D_c(x). All imports from outside are
-torch, diffusers and reg_core."""
+one with the same x, so x drops out of D_c - D_u and of D_c(x + h) - D_c(x)."""
 
 from __future__ import annotations
 
@@ -22,22 +21,18 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor
 
-from reg_core import (
-    Branches,
-    Calibration,
-    Point,
-    Rectifier,
-    Settings,
-    Space,
-    Trace,
-    from_denoised,
-    to_denoised,
-)
-from reg_core.integrations.diffusers import noise_level
-from reg_core.jacobian import PROBE_ONES
-from reg_core.presets import Levels, cosine, interval, linear
+from ..branches import Branches
+from ..calibration import Calibration
+from ..jacobian import PROBE_ONES
+from ..point import Point
+from ..presets import Levels, cosine, interval, linear
+from ..rectifier import Rectifier
+from ..settings import Settings
+from ..space import Space, expand, from_denoised, to_denoised
+from ..trace import Trace
+from .diffusers import noise_level
 
-FORMS = ("row_sum", "schedule", "calibrated", "off")
+OFFERED = ("row_sum", "schedule", "calibrated", "off")
 SCHEDULES = {"linear": linear, "cosine": cosine, "interval": interval}
 
 
@@ -80,8 +75,8 @@ class RectifiedGuidance(BaseGuidance):
         scheduler=None,
     ):
         super().__init__(start, stop, enabled)
-        if form not in FORMS:
-            raise ValueError(f"a guider knows the forms {', '.join(FORMS)}, got {form!r}")
+        if form not in OFFERED:
+            raise ValueError(f"a guider knows the forms {', '.join(OFFERED)}, got {form!r}")
         if isinstance(guidance_scale, bool) or not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale must be finite, got {guidance_scale!r}")
         self.guidance_scale, self.scheduler = guidance_scale, scheduler
@@ -205,8 +200,7 @@ class _Made(Branches):
 
 def _step(point: Point) -> Tensor:
     """The h of row_sum [B, 1, ...], as the engine of finite differences takes it."""
-    h = point.s * PROBE_ONES.get(point.x.dtype, PROBE_ONES[torch.bfloat16])
-    return h.reshape(-1, *[1] * (point.x.ndim - 1))
+    return expand(point.s * PROBE_ONES.get(point.x.dtype, PROBE_ONES[torch.bfloat16]), point.x)
 
 
 def _shift_once(denoiser: torch.nn.Module, shape: torch.Size, step: Tensor) -> None:
