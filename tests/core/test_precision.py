@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from torch import amp
 
 import reg_core
 from reg_core.integrations.k_diffusion import CFGDenoiser
@@ -22,16 +23,17 @@ class Network(torch.nn.Module):
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.first, self.last = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(16, 3, 3, padding=1)
-        self.labels = torch.nn.Parameter(torch.zeros(2, 16))
-        for p in self.parameters():
-            p.data = torch.randn(p.shape, generator=generator) * (0.7 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.2)
+        self.first, self.last, self.labels = (
+            torch.nn.Parameter(0.7 * torch.randn(shape, generator=generator) / torch.Size(shape[1:]).numel() ** 0.5)
+            for shape in ((16, 3, 3, 3), (3, 16, 3, 3), (2, 16))
+        )
 
     def forward(self, x, sigma, cond):
         s = sigma.reshape(-1, 1, 1, 1).to(x.dtype)
-        inner = (x / (1 + s**2).sqrt()).to(self.first.weight.dtype)
+        inner = (x / (1 + s**2).sqrt()).to(self.first.dtype)
         label = self.labels[cond].reshape(1, -1, 1, 1).to(inner)
-        out = self.last(torch.sin(self.first(inner) + label)).to(x.dtype)
+        hidden = torch.sin(torch.nn.functional.conv2d(inner, self.first, padding=1) + label)
+        out = torch.nn.functional.conv2d(hidden, self.last, padding=1).to(x.dtype)
         return x / (1 + s**2) + s / (1 + s**2).sqrt() * out
 
 
@@ -103,7 +105,7 @@ def test_a_network_of_half_precision_behind_a_wide_x(case, door, dtype, form, de
 @pytest.mark.parametrize("door", ["guided", "k-diffusion"])
 def test_autocast_is_seen(case, door, device):
     network, x = copy.deepcopy(case[0]).float().to(device), case[1].float().to(device)
-    with torch.autocast(device, torch.bfloat16):
+    with amp.autocast(device, torch.bfloat16):
         result = guided(network)[door](x, SIGMA)
     told = guided(copy.deepcopy(network).bfloat16(), dtype=torch.bfloat16)[door](x, SIGMA)
     assert error(result, case) < 0.06
