@@ -1,15 +1,20 @@
-"""What the two ImageNet examples share: options, one seed an image, shards by torchrun, the image folder and its .npz.
+"""What the examples share: a grid of settings, the folder of images, shards by torchrun.
 
-An image depends on its seed alone (as far as the hardware's arithmetic does not depend on the batch), so any number of
-processes, batch sizes and restarts give the same folder: what is there already is not sampled again.
+An image depends on its point of the grid, its prompt and its seed number alone (as far as the hardware's arithmetic does not
+depend on the batch). So any number of processes, batch sizes and restarts give the same folder, and what is there already is not
+sampled again. The folder is that of `python -m reg_core.evaluation`, whose `score` reads it.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
+import io
+import json
+import math
 import os
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,25 +26,32 @@ import reg_core
 from reg_core import presets
 from reg_core.drawing import labelled_grid
 from reg_core.drawing.canvas import to_tensor
+from reg_core.evaluation.plan import GridPoint, Job, Plan, PlanError
+from reg_core.evaluation.store import Store
 from reg_core.files import whole_file
 
+ABOUT_FOLDER = ("out", "seeds", "cfg", "form", "gain", "schedule", "batch", "device", "images", "prompts", "classes", "sheet", "npz")
 
-def options(description: str, steps: int, data_std: float) -> argparse.ArgumentParser:
-    """The options both have; w = cfg - 1 is the weight the REG authors call guidance."""
+
+def options(description: str, steps: int, data_std: float, cfg: float) -> argparse.ArgumentParser:
+    """The options all have; w = cfg - 1 is the weight the REG authors call guidance."""
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--out", required=True, help="a .png for one sheet of all images, else a folder of single images, with FOLDER.npz beside it")
-    p.add_argument("--seeds", default="0-3", help="one an image: '0-49999' or '1,2,5-10'")
-    p.add_argument("--classes", type=int, nargs="+", help="labels, taken in turn; drawn at random from the seeds when absent")
-    p.add_argument("--cfg", type=float, default=1.5, help="guidance scale, the authors' w + 1; 1 = none")
-    p.add_argument("--form", choices=reg_core.FORMS, default="row_sum", help="'off' is plain guidance")
+    p.add_argument("--out", type=Path, required=True, help="the folder; `python -m reg_core.evaluation score --out` reads it")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="seed numbers; each makes all images once, on noise of its own")
+    p.add_argument("--cfg", type=float, nargs="+", default=[cfg], help="guidance scales, the authors' w + 1; 1 = none")
+    p.add_argument("--form", choices=reg_core.FORMS, nargs="+", default=["row_sum"], help="'off' is plain guidance")
+    p.add_argument("--gain", type=float, nargs="+", default=[1.0], help="multiplies rectified guidance; 'off' has none")
+    which = "constant | linear START END (factors of w) | cosine POWER | interval LOW HIGH; give it again for more rows (default: constant)"
+    p.add_argument("--schedule", action="append", nargs="+", metavar="WORD", help=which)
     p.add_argument("--engine", choices=reg_core.ENGINES, default="reverse", help="reverse is what the paper's tables used")
     p.add_argument("--strength", type=float, default=1.0)
     p.add_argument("--data-std", type=float, default=data_std, help="standard deviation of clean latents, for form schedule")
     p.add_argument("--calibration", help="a .safetensors table, for form calibrated")
-    p.add_argument("--schedule", nargs="+", default=["constant"], help="constant | linear START END (factors of w) | cosine POWER | interval LOW HIGH")
     p.add_argument("--steps", type=int, default=steps)
     p.add_argument("--batch", type=int, default=8, help="images at a time in each process")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--sheet", type=int, default=4, help="images of each point on OUT/sheet.png, same noise in a column; 0: no sheet")
+    p.add_argument("--npz", action="store_true", help="also OUT/POINT.npz: arr_0 uint8 [N, H, W, 3], as the ADM evaluation suite reads it")
     return p
 
 
@@ -56,9 +68,23 @@ class Guide:
         return self.cfg if self.schedule is None else self.schedule.cfg(self.cfg, sigma, levels)
 
 
-def settings(args) -> reg_core.Settings:
+def guides(args, schedule: Callable) -> list[tuple[GridPoint, Guide]]:
+    """Every point of the grid. `schedule(words, form)` -> CfgSchedule or None, in the variable of the model's authors."""
+    found = []
     table = reg_core.Calibration.load(args.calibration) if args.calibration else None
-    return reg_core.Settings(form=args.form, engine=args.engine, strength=args.strength, data_std=args.data_std, calibration=table)
+    for words in args.schedule or [["constant"]]:
+        for form in args.form:
+            for gain in [1.0] if form == "off" else args.gain:
+                chosen = dict(form=form, gain=gain, strength=args.strength, engine=args.engine, data_std=args.data_std)
+                settings = reg_core.Settings(**chosen, calibration=table if form == "calibrated" else None)
+                for cfg in args.cfg:
+                    labels = {"cfg": whole(cfg), "form": form, "gain": whole(gain), "schedule": "_".join(words)}
+                    found.append((GridPoint(labels, {}), Guide(cfg, settings, schedule(words, form))))
+    return found
+
+
+def whole(number: float):
+    return int(number) if number == int(number) else number
 
 
 def schedule(words: list[str], preset: str) -> presets.CfgSchedule | None:
@@ -76,21 +102,8 @@ def schedule(words: list[str], preset: str) -> presets.CfgSchedule | None:
     if kind == "constant":
         return None
     if kind == "interval":
-        return presets.interval(preset, max(numbers), min(numbers))
+        return presets.interval("sigma" if preset.startswith("t2i") else preset, max(numbers), min(numbers))
     return presets.linear(preset, *numbers) if kind == "linear" else presets.cosine(preset, *numbers)
-
-
-def parse_seeds(text: str) -> list[int]:
-    seeds = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not found:
-            raise SystemExit(f"--seeds: cannot read {part!r}; write '0-49999' or '1,2,5-10'")
-        first, last = int(found[1]), int(found[2] or found[1])
-        seeds.extend(range(first, last + 1))
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise SystemExit(f"--seeds: want different seeds, at least one, got {text!r}")
-    return seeds
 
 
 class Shard:
@@ -100,75 +113,118 @@ class Shard:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device = torch.device(device, int(os.environ.get("LOCAL_RANK", 0))) if device == "cuda" else torch.device(device)
         if self.world > 1 and not torch.distributed.is_initialized():
-            # Ranks meet once, at the end, and may be hours apart there.
+            # Ranks meet at the start and at the end, and may be hours apart there.
             torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
 
     def wait_for_all(self) -> None:
         if self.world > 1:
             torch.distributed.barrier()
 
-    def batches(self, seeds: list[int], size: int, folder: Path):
-        """This process's share of the seeds that have no image yet, in batches."""
-        mine = [seed for seed in seeds[self.rank :: self.world] if not image_path(folder, seed).is_file()]
-        return [mine[i : i + size] for i in range(0, len(mine), size)]
+    def batches(self, plan: Plan, missing: list[Job], size: int) -> list[list[Job]]:
+        """This process's share: batches of one point each, all points of the same prompts together."""
+        groups, batches = {}, []
+        for job in missing:
+            groups.setdefault((job.seed, job.prompt), []).append(job)
+        mine = [group for (_, prompt), group in groups.items() if prompt % self.world == self.rank]
+        for i in range(0, len(mine), size):
+            jobs = [job for group in mine[i : i + size] for job in group]
+            for key in dict.fromkeys((job.point, job.seed) for job in jobs):
+                batches.append([job for job in jobs if (job.point, job.seed) == key])
+        return batches
 
 
-def draw(seeds: list[int], shape: tuple[int, ...], labels: int, classes: list[int] | None, positions: dict[int, int], device):
-    """(noise [B, *shape], labels [B], generators), image by image from its seed alone: first the noise, then the label."""
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    noise = torch.stack([torch.randn(shape, generator=g, device=device) for g in generators])
-    drawn = torch.stack([torch.randint(max(labels, 1), (), generator=g, device=device) for g in generators])
-    if classes:
-        if not all(0 <= c < labels for c in classes):
-            raise SystemExit(f"--classes must lie in 0..{labels - 1}, got {classes}")
-        drawn = torch.tensor([classes[positions[seed] % len(classes)] for seed in seeds], device=device)
-    return noise, drawn, generators
+def class_prompts(count: int, labels: int, classes: list[int] | None) -> tuple[dict, ...]:
+    """A label for each image: `classes` in turn, or drawn from the image's number."""
+    if classes and not all(0 <= c < labels for c in classes):
+        raise SystemExit(f"--classes must lie in 0..{labels - 1}, got {classes}")
+    drawn = [int(torch.randint(max(labels, 1), (), generator=torch.Generator().manual_seed(i))) for i in range(count)]
+    chosen = [classes[i % len(classes)] for i in range(count)] if classes else drawn
+    return tuple({"prompt": f"class {c}", "label": c} for c in chosen)
 
 
-def run(args, shape: tuple[int, ...], labels: int, shard: Shard, sample) -> None:
-    """Samples what is missing by `sample(noise, labels, generators) -> uint8 [B, H, W, 3]` and writes the result."""
-    seeds, out = parse_seeds(args.seeds), Path(args.out)
-    sheet = out.suffix == ".png"
-    folder = out.with_suffix("") if sheet else out
-    positions = {seed: i for i, seed in enumerate(seeds)}
-    todo = shard.batches(seeds, args.batch, folder)
-    for i, batch in enumerate(todo):
-        images = sample(*draw(batch, shape, labels, args.classes, positions, shard.device))
-        for seed, image in zip(batch, images, strict=True):
-            save(image_path(folder, seed), image)
+def draw(jobs: list[Job], shape: tuple[int, ...], device):
+    """(noise [B, *shape], generators), image by image from its seed alone."""
+    generators = [torch.Generator(device).manual_seed(job.noise_seed) for job in jobs]
+    return torch.stack([torch.randn(shape, generator=g, device=device) for g in generators]), generators
+
+
+def run(args, prompts: tuple[dict, ...], shard: Shard, schedule: Callable, sample: Callable) -> None:
+    """Samples what is missing by `sample(guide, prompts, jobs) -> (uint8 [B, H, W, 3], the trace's run)`."""
+    try:
+        _run(args, prompts, shard, schedule, sample)
+    except (PlanError, ValueError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def _run(args, prompts, shard, schedule, sample) -> None:
+    made = guides(args, schedule)
+    plan = Plan(tuple(point for point, _ in made), prompts, tuple(args.seeds))
+    store = Store(args.out)
+    if shard.rank == 0:
+        store.__enter__()
+        store.begin(plan)
+    shard.wait_for_all()
+    digests = {job: digest(args, plan, job) for job in plan.jobs()}
+    batches = shard.batches(plan, store.missing(plan, digests), args.batch)
+    for i, jobs in enumerate(batches):
+        images, run = sample(made[jobs[0].point][1], [plan.prompts[job.prompt] for job in jobs], jobs)
+        share = run.share if run.active and math.isfinite(run.share) else None
+        for job, image in zip(jobs, images, strict=True):
+            store.put(plan, job, [png(image)], workflow=digests[job], share=share)
         if shard.rank == 0:
-            print(f"batch {i + 1} of {len(todo)}", flush=True)
+            print(f"{plan.points[jobs[0].point].name}: {run.summary()}\nbatch {i + 1} of {len(batches)}", flush=True)
     shard.wait_for_all()
     if shard.rank == 0:
-        print("wrote", write_sheet(folder, seeds, out) if sheet else write_npz(folder, seeds))
+        print("wrote", store.finish(plan))
+        if args.sheet:
+            print("wrote", write_sheet(store, plan, args.sheet))
+        for point in range(len(plan.points)) if args.npz else ():
+            print("wrote", write_npz(store, plan, point))
+        store.__exit__()
     shard.wait_for_all()
 
 
-def image_path(folder: Path, seed: int) -> Path:
-    return folder / f"{seed // 1000 * 1000:06d}" / f"{seed:06d}.png"
+def digest(args, plan: Plan, job: Job) -> str:
+    """What an image was made from: the options that change it, its point and its prompt."""
+    used = {name: str(value) for name, value in vars(args).items() if name not in ABOUT_FOLDER}
+    facts = [used, plan.points[job.point].labels, plan.prompts[job.prompt], job.noise_seed]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def save(path: Path, image: np.ndarray) -> None:
-    """A file that is there is whole."""
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="png")
+    return file.getvalue()
+
+
+def pictures(store: Store, plan: Plan, point: int) -> list[Path]:
+    jobs = (Job(point, prompt, seed) for seed in plan.seeds for prompt in range(len(plan.prompts)))
+    return [store.out / "images" / store.record(plan.key(job))["images"][0]["file"] for job in jobs]
+
+
+def write_npz(store: Store, plan: Plan, point: int) -> Path:
+    """All images of a point, which are held in memory (50k of 256^2: 10 GB)."""
+    files = pictures(store, plan, point)
+    images = np.empty((len(files), *np.asarray(Image.open(files[0])).shape), np.uint8)
+    for row, file in zip(images, files, strict=True):
+        row[:] = np.asarray(Image.open(file))
+    path = store.out / f"{plan.points[point].name}.npz"
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        np.savez(file, arr_0=images)
+    return path
+
+
+def write_sheet(store: Store, plan: Plan, count: int) -> Path:
+    """A row for each point, a column for each of the first images."""
+    images, labels = [], []
+    for point in range(len(plan.points)):
+        for i, file in enumerate(pictures(store, plan, point)[:count]):
+            images.append(to_tensor(Image.open(file)))
+            labels.append(f"{plan.points[point].name.replace(',', ' ')} | {i}")
+    (sheet,) = labelled_grid(images, labels, theme="light")
+    path = store.out / "sheet.png"
     with whole_file(path) as partial:
-        Image.fromarray(image).save(partial, format="png")
-
-
-def write_npz(folder: Path, seeds: list[int]) -> Path:
-    """FOLDER.npz with arr_0 uint8 [N, H, W, 3], as the ADM evaluation suite reads it. Holds all images in memory (50k of 256^2: 10 GB)."""
-    first = np.asarray(Image.open(image_path(folder, seeds[0])))
-    images = np.empty((len(seeds), *first.shape), np.uint8)
-    for row, seed in zip(images, seeds, strict=True):
-        row[:] = np.asarray(Image.open(image_path(folder, seed)))
-    np.savez(folder.with_suffix(".npz"), arr_0=images)
-    return folder.with_suffix(".npz")
-
-
-def write_sheet(folder: Path, seeds: list[int], path: Path) -> Path:
-    """All images with their seeds on one sheet."""
-    images = [to_tensor(Image.open(image_path(folder, seed))) for seed in seeds]
-    (sheet,) = labelled_grid(images, [f"seed {seed}" for seed in seeds], theme="light")
-    save(path, (255 * sheet).round().byte().numpy())
+        partial.write_bytes(png((255 * sheet).round().byte().numpy()))
     return path
 
 

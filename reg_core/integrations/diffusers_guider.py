@@ -14,7 +14,6 @@ import inspect
 import math
 from functools import partial
 
-import numpy as np
 import torch
 from diffusers import BaseGuidance
 from diffusers.configuration_utils import register_to_config
@@ -25,12 +24,12 @@ from ..branches import Branches
 from ..calibration import Calibration
 from ..jacobian import PROBE_ONES
 from ..point import Point
-from ..presets import Levels, cosine, interval, linear
+from ..presets import cosine, interval, linear
 from ..rectifier import Rectifier
 from ..settings import Settings
 from ..space import Space, expand, from_denoised, to_denoised
 from ..trace import Trace
-from .diffusers import noise_level
+from .diffusers import noise_level, run_levels
 
 OFFERED = ("row_sum", "schedule", "calibrated", "off")
 SCHEDULES = {"linear": linear, "cosine": cosine, "interval": interval}
@@ -107,7 +106,7 @@ class RectifiedGuidance(BaseGuidance):
         if self._timesteps is not timesteps:
             self._timesteps, self._rectifier = timesteps, Rectifier(self.settings)
             self.trace.start(self._rectifier.run)
-            self._levels = None if self.weights is None else _levels(self.scheduler)
+            self._levels = None if self.weights is None else run_levels(self.scheduler)
         self._prediction, self._space, self._sigma = noise_level(self.scheduler, timestep, 1)
         self._scale = self._scale_now()
 
@@ -240,21 +239,3 @@ def _schedule(words: list):
         return SCHEDULES[kind](*arguments)
     except TypeError as error:
         raise ValueError(f"schedule {list(words)!r}: {error}") from None
-
-
-def _levels(scheduler) -> Levels:
-    """The noise levels of the run that the scheduler has planned, in the sampler's sigma."""
-    timesteps = scheduler.timesteps
-    prediction, _, first = noise_level(scheduler, timesteps, len(timesteps))
-    sigmas = scheduler.sigmas[: len(timesteps)] if prediction == "flow" else first
-    sigmas, times = (np.array(values.tolist()) for values in (sigmas, timesteps))
-    last = 1000 if prediction == "flow" else len(scheduler.alphas_cumprod) - 1
-    if prediction == "flow":
-        largest = 1.0
-    else:
-        largest = float(noise_level(scheduler, timesteps.new_tensor([last]), 1)[2])
-
-    def percent(sigma: float) -> float:
-        return 1 - float(np.interp(sigma, sigmas[::-1], times[::-1])) / last
-
-    return Levels(tuple(sigmas.tolist()), largest, percent)
