@@ -8,6 +8,7 @@ sampled again. The folder is that of `python -m reg_core.evaluation`, whose `sco
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import io
@@ -120,7 +121,7 @@ class Shard:
         if self.world > 1:
             torch.distributed.barrier()
 
-    def batches(self, plan: Plan, missing: list[Job], size: int) -> list[list[Job]]:
+    def batches(self, missing: list[Job], size: int) -> list[list[Job]]:
         """This process's share: batches of one point each, all points of the same prompts together."""
         groups, batches = {}, []
         for job in missing:
@@ -151,37 +152,44 @@ def draw(jobs: list[Job], shape: tuple[int, ...], device):
 def run(args, prompts: tuple[dict, ...], shard: Shard, schedule: Callable, sample: Callable) -> None:
     """Samples what is missing by `sample(guide, prompts, jobs) -> (uint8 [B, H, W, 3], the trace's run)`."""
     try:
-        _run(args, prompts, shard, schedule, sample)
-    except (PlanError, ValueError) as error:
+        made = guides(args, schedule)
+        plan = Plan(tuple(point for point, _ in made), prompts, tuple(args.seeds))
+    except ValueError as error:  # of settings that make no sense
         raise SystemExit(str(error)) from None
-
-
-def _run(args, prompts, shard, schedule, sample) -> None:
-    made = guides(args, schedule)
-    plan = Plan(tuple(point for point, _ in made), prompts, tuple(args.seeds))
-    store = Store(args.out)
-    if shard.rank == 0:
-        store.__enter__()
-        store.begin(plan)
+    store, first = Store(args.out), shard.rank == 0
+    try:
+        with store if first else contextlib.nullcontext():
+            if first:
+                store.begin(plan)
+            shard.wait_for_all()
+            fill(store, plan, args, shard, lambda jobs: sample(made[jobs[0].point][1], [plan.prompts[job.prompt] for job in jobs], jobs))
+            shard.wait_for_all()
+            if first:
+                finish(store, plan, args)
+    except PlanError as error:  # of a folder that holds something else
+        raise SystemExit(str(error)) from None
     shard.wait_for_all()
+
+
+def fill(store: Store, plan: Plan, args, shard: Shard, sample: Callable) -> None:
+    """Samples this process's share of what is missing."""
     digests = {job: digest(args, plan, job) for job in plan.jobs()}
-    batches = shard.batches(plan, store.missing(plan, digests), args.batch)
+    batches = shard.batches(store.missing(plan, digests), args.batch)
     for i, jobs in enumerate(batches):
-        images, run = sample(made[jobs[0].point][1], [plan.prompts[job.prompt] for job in jobs], jobs)
-        share = run.share if run.active and math.isfinite(run.share) else None
+        images, run = sample(jobs)
+        share = run.share if run.active and math.isfinite(run.share) else None  # of the batch
         for job, image in zip(jobs, images, strict=True):
             store.put(plan, job, [png(image)], workflow=digests[job], share=share)
         if shard.rank == 0:
             print(f"{plan.points[jobs[0].point].name}: {run.summary()}\nbatch {i + 1} of {len(batches)}", flush=True)
-    shard.wait_for_all()
-    if shard.rank == 0:
-        print("wrote", store.finish(plan))
-        if args.sheet:
-            print("wrote", write_sheet(store, plan, args.sheet))
-        for point in range(len(plan.points)) if args.npz else ():
-            print("wrote", write_npz(store, plan, point))
-        store.__exit__()
-    shard.wait_for_all()
+
+
+def finish(store: Store, plan: Plan, args) -> None:
+    print("wrote", store.finish(plan))
+    if args.sheet:
+        print("wrote", write_sheet(store, plan, args.sheet))
+    for point in range(len(plan.points)) if args.npz else ():
+        print("wrote", write_npz(store, plan, point))
 
 
 def digest(args, plan: Plan, job: Job) -> str:

@@ -4,9 +4,11 @@ Oracles: `reg_core.Guided` on the same network, stepped by a fresh scheduler; an
 """
 
 import json
+import re
 from types import SimpleNamespace
 
 import hosts
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ from diffusers.modular_pipelines.stable_diffusion_3.denoise import StableDiffusi
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep  # noqa: E402
 from diffusers.modular_pipelines.wan.denoise import Wan22DenoiseStep, WanDenoiseStep  # noqa: E402
 from diffusers.modular_pipelines.z_image.denoise import ZImageDenoiseStep  # noqa: E402
-from tiny_diffusers import BETAS, factor, loud, rand, unet  # noqa: E402
+from tiny_diffusers import BETAS, factor, loud, rand, text_to_image, unet  # noqa: E402
 
 from reg_core.integrations.diffusers_guider import RectifiedGuidance  # noqa: E402
 
@@ -90,9 +92,10 @@ def sd3():
 
 
 def flux2():
+    """In float32, which its rotary embedding is anyway."""
     sizes = dict(in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12)
-    network = loud(diffusers.Flux2Transformer2DModel(**sizes, timestep_guidance_channels=8, axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False))
-    text, ids = [rand(2, 3, 12), rand(2, 4, 12)[:, :3]], torch.cartesian_prod(*[torch.arange(n) for n in (1, 3, 3, 1)])[None].repeat(2, 1, 1)
+    network = loud(diffusers.Flux2Transformer2DModel(**sizes, timestep_guidance_channels=8, axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False)).float()
+    text, ids = [rand(2, 3, 12).float(), rand(2, 4, 12)[:, :3].float()], torch.cartesian_prod(*[torch.arange(n) for n in (1, 3, 3, 1)])[None].repeat(2, 1, 1)
     words = torch.cartesian_prod(*[torch.arange(n) for n in (1, 1, 1, 3)])[None].repeat(2, 1, 1)
     inputs = dict(prompt_embeds=text[0], negative_prompt_embeds=text[1], txt_ids=words, negative_txt_ids=words, latent_ids=ids)
 
@@ -101,7 +104,7 @@ def flux2():
         return network(hidden_states=x, **given).sample
 
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
-    return Family(Flux2KleinBaseDenoiseStep(), scheduler, network, rand(2, 9, 4), inputs, predict)
+    return Family(Flux2KleinBaseDenoiseStep(), scheduler, network, rand(2, 9, 4).float(), inputs, predict)
 
 
 def qwen():
@@ -351,7 +354,7 @@ def test_a_compiled_network():
     expected = family.sample(RectifiedGuidance(guidance_scale=SCALE, scheduler=family.scheduler))
     compiled = torch.compile(family.network, backend="eager")
     family.pipe.update_components(transformer=compiled)
-    assert torch.allclose(family.sample(RectifiedGuidance(guidance_scale=SCALE, scheduler=family.scheduler)), expected, rtol=1e-6)
+    assert torch.allclose(family.sample(RectifiedGuidance(guidance_scale=SCALE, scheduler=family.scheduler)), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_stopped_run_leaves_nothing():
@@ -414,7 +417,7 @@ def test_what_cannot_be_rectified_is_refused():
         family.sample(RectifiedGuidance(scheduler=other))
     edit = flux2()
     more = torch.cat([edit.inputs["latent_ids"]] * 2, 1)[:, :9]
-    edit.inputs |= dict(image_latents=rand(2, 9, 4), image_latent_ids=more)
+    edit.inputs |= dict(image_latents=rand(2, 9, 4).float(), image_latent_ids=more)
     with pytest.raises(ValueError, match=r"reference images, got an input of shape \(2, 18, 4\) for \(2, 9, 4\)"):
         edit.sample(RectifiedGuidance(scheduler=edit.scheduler))
     assert torch.isfinite(edit.sample(RectifiedGuidance(form="schedule", scheduler=edit.scheduler))).all()
@@ -429,3 +432,19 @@ def test_conditions_outside_of_a_step():
     assert guider.num_conditions == 2
     assert RectifiedGuidance(guidance_scale=1.0).num_conditions == RectifiedGuidance(enabled=False).num_conditions == 1
     assert SimpleNamespace(**guider.get_state()).num_conditions == 2
+
+
+def test_the_page_runs(tmp_path):
+    """docs/diffusers.md, block after block, in a whole modular SDXL of random weights. Oracle: plain guidance by its own guider."""
+    ordinary = diffusers.StableDiffusionXLPipeline.from_pretrained(text_to_image(tmp_path, xl=True))
+    pipe = diffusers.StableDiffusionXLAutoBlocks().init_pipeline()
+    pipe.update_components(**{name: part for name, part in ordinary.components.items() if part is not None and name in pipe.components})
+    page = (hosts.ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
+    scope = {"pipe": pipe}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(block, scope)  # noqa: S102
+    assert len(scope["images"]) == 1 and len(scope["pictures"]) == 6
+    off = RectifiedGuidance(guidance_scale=7.0, form="off", scheduler=pipe.scheduler)
+    pipe.update_components(guider=off)
+    same = pipe(**scope["given"] | {"generator": torch.Generator().manual_seed(0)}, output="images")[0]
+    assert np.abs(np.asarray(same).astype(int) - np.asarray(scope["pictures"]["CFG 7.0"])).max() <= 1
