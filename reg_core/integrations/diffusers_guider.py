@@ -98,7 +98,7 @@ class RectifiedGuidance(BaseGuidance):
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
         super().set_state(step, num_inference_steps, timestep)
-        self._batches = None
+        self._batches = self._dtype = None
         timesteps = getattr(self.scheduler, "timesteps", None)  # made anew for every run
         if timesteps is None or not (timesteps == timestep.to(timesteps.device)).any():
             got = f"{type(self.scheduler).__name__} without the timestep {float(timestep):g}"
@@ -152,11 +152,13 @@ class RectifiedGuidance(BaseGuidance):
         super().prepare_models(denoiser)
         if self._count_prepared == 3:
             like = self._batches[0].noise_pred
+            known = [d for d in (like.dtype, getattr(denoiser, "dtype", None)) if d in PROBE_ONES]
+            self._dtype = max(known, key=lambda d: torch.finfo(d).eps)  # a pipeline may widen predictions
             _shift_once(denoiser, like.shape, _step(self._point(like)))
 
     def _point(self, like: Tensor) -> Point:
-        """This step at x = 0, of the shape of a prediction [B, ...] and in its precision."""
-        return Point.of(torch.zeros_like(like), self._sigma.to(like.device), self._space)
+        """This step at x = 0, of the shape of a prediction [B, ...] and in the network's precision."""
+        return Point.of(torch.zeros_like(like, dtype=self._dtype), self._sigma.to(like.device), self._space)
 
     def forward(
         self, pred_cond: Tensor, pred_uncond: Tensor | None = None, pred_cond_ahead: Tensor | None = None
@@ -199,7 +201,7 @@ class _Made(Branches):
 
 def _step(point: Point) -> Tensor:
     """The h of row_sum [B, 1, ...], as the engine of finite differences takes it."""
-    return expand(point.s * PROBE_ONES.get(point.x.dtype, PROBE_ONES[torch.bfloat16]), point.x)
+    return expand(point.s * PROBE_ONES.get(point.x.dtype, 0.4), point.x)
 
 
 def _shift_once(denoiser: torch.nn.Module, shape: torch.Size, step: Tensor) -> None:

@@ -24,7 +24,7 @@ from diffusers.modular_pipelines.wan.denoise import Wan22DenoiseStep, WanDenoise
 from diffusers.modular_pipelines.z_image.denoise import ZImageDenoiseStep  # noqa: E402
 from tiny_diffusers import BETAS, factor, loud, rand, text_to_image, unet  # noqa: E402
 
-from reg_core.integrations.diffusers_guider import RectifiedGuidance  # noqa: E402
+from reg_core.integrations.diffusers_guider import RectifiedGuidance, _shift_once  # noqa: E402
 
 STEPS, SCALE = 4, 5.0
 
@@ -332,6 +332,32 @@ def test_inpainting_channels_are_not_shifted():
         assert torch.equal(network(x, t, encoder_hidden_states=text[0]).sample, batches[0].noise_pred), "nothing of the hook is left"
 
 
+def test_a_pipeline_that_widens_predictions_hides_no_half_precision():
+    """Oracle: the network at x + 0.4 s, the length for bfloat16."""
+    family = sd3()
+    network, scheduler = family.network.bfloat16(), family.scheduler
+    scheduler.set_timesteps(2)
+    scheduler.set_begin_index(1)
+    guider, t, x = RectifiedGuidance(scheduler=scheduler), scheduler.timesteps[1], family.latents.bfloat16()
+    text, pooled = family.inputs["prompt_embeds"].bfloat16(), family.inputs["pooled_prompt_embeds"].bfloat16()
+
+    def predict(x):
+        return network(hidden_states=x, timestep=t.expand(2), encoder_hidden_states=text, pooled_projections=pooled).sample.float()
+
+    guider.set_state(1, 2, t)
+    batches = guider.prepare_inputs({"text": (text, text)})
+    with torch.no_grad():
+        for batch in batches:
+            guider.prepare_models(network)
+            batch.noise_pred = predict(x)
+        assert torch.equal(batches[2].noise_pred, predict((x.float() + 0.4 * scheduler.sigmas[1]).bfloat16()))
+    batches[1].noise_pred = batches[0].noise_pred + 1  # else there is no guidance
+    factor = guider(batches).pred - batches[0].noise_pred
+    s, ahead = scheduler.sigmas[1], batches[2].noise_pred - batches[0].noise_pred
+    expected = -(7.5 - 1) * (1 - s) * (1 - s * ahead / (0.4 * s))
+    assert torch.allclose(factor, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_half_precision():
     """Oracle: the same latents in float32; an extra pass in bfloat16 still tells the Jacobian."""
     family = sd3()
@@ -420,6 +446,11 @@ def test_what_cannot_be_rectified_is_refused():
     edit.inputs |= dict(image_latents=rand(2, 9, 4).float(), image_latent_ids=more)
     with pytest.raises(ValueError, match=r"reference images, got an input of shape \(2, 18, 4\) for \(2, 9, 4\)"):
         edit.sample(RectifiedGuidance(scheduler=edit.scheduler))
+    reference = dict(hidden_states=rand(2, 18, 4), img_shapes=[[(1, 3, 3), (1, 3, 3)]] * 2)  # as Qwen-Image Edit calls its network
+    network = qwen().network
+    _shift_once(network, torch.Size((2, 18, 4)), torch.ones(2, 1, 1))
+    with pytest.raises(ValueError, match="cannot tell latents from reference images"):
+        network(**reference)
     assert torch.isfinite(edit.sample(RectifiedGuidance(form="schedule", scheduler=edit.scheduler))).all()
 
 
