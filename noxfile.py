@@ -85,7 +85,7 @@ def oldest(session: nox.Session) -> None:
     torch, torchvision = OLDEST
     install(session, (torch,), (torchvision, "--no-deps"), (torch, "-e", ".[lab,test]", *UNLISTED, *host_requirements(Path(host))))
     env = {"COMFYUI_PATH": host, "OMP_NUM_THREADS": "1", "REG_TEST_ATTENTION": "pytorch"}
-    core = ("jacobian", "rectifier", "refresh", "skipping", "guided", "closed_form")
+    core = ("jacobian", "rectifier", "refresh", "skipping", "guided", "closed_form", "precision")
     for folder, names in (("core", core), ("host", ("engines", "families", "memory", "weights"))):
         session.run("pytest", *(f"tests/{folder}/test_{name}.py" for name in names), "-n", "auto", *session.posargs, env=env)
 

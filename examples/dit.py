@@ -1,7 +1,8 @@
 """ImageNet samples from DiT-XL/2 with CFG or REG: DDPM with learned variances, guidance on the first channels, as its authors sample.
 
-    python examples/dit.py --weights DiT-XL-2-256 --classes 207 360 --cfg 4 --form row_sum --out sheet.png
-    torchrun --nproc_per_node 8 examples/dit.py --weights DiT-XL-2-256 --seeds 0-49999 --cfg 2.5 --batch 32 --out out/dit_reg
+    python examples/dit.py --weights DiT-XL-2-256 --classes 207 360 --cfg 2 4 --form off row_sum schedule --out out/look
+    torchrun --nproc_per_node 8 examples/dit.py --weights DiT-XL-2-256 --images 10000 --seeds 0 1 2 3 4 --batch 32 \\
+        --cfg 1.5 2 2.5 3 --form off row_sum schedule --schedule constant --schedule interval 205 502 --out out/dit
 
 `--weights`: a folder of the diffusers layout (transformer/, vae/), such as a download of facebook/DiT-XL-2-256.
 Needs `pip install reg-guidance[diffusers]`. See docs/library.md for the paper's rows.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-import imagenet
+import grid
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
 
@@ -67,7 +68,7 @@ class DiTBranches(reg_core.Branches):
 
 def schedule(words: list[str], form: str) -> presets.CfgSchedule | None:
     """The authors' cosine baseline without REG counts from the unconditional prediction: its cfg is what they call scale."""
-    return imagenet.schedule(words, "dit_plain" if form == "off" and words[0] == "cosine" else "dit")
+    return grid.schedule(words, "dit_plain" if form == "off" and words[0] == "cosine" else "dit")
 
 
 def make_scheduler(steps: int) -> DDPMScheduler:
@@ -78,7 +79,7 @@ def make_scheduler(steps: int) -> DDPMScheduler:
 
 
 @torch.no_grad()
-def sample(network, noise, labels, generators, guide: imagenet.Guide, steps=250, channels=3) -> tuple[torch.Tensor, reg_core.Run]:
+def sample(network, noise, labels, generators, guide: grid.Guide, steps=250, channels=3) -> tuple[torch.Tensor, reg_core.Run]:
     """(latents [B, C, H, W], the trace). `channels`: how many are guided; REG's row sums run over all of them, as the authors' do."""
     scheduler = make_scheduler(steps)
     branches, rectifier = DiTBranches(network, labels), reg_core.Rectifier(guide.settings)
@@ -106,27 +107,28 @@ def sample(network, noise, labels, generators, guide: imagenet.Guide, steps=250,
 
 
 def main(argv=None) -> None:
-    parser = imagenet.options(__doc__.splitlines()[0], steps=250, data_std=1.0)
+    parser = grid.options(__doc__.splitlines()[0], steps=250, data_std=1.0, cfg=1.5)
+    parser.add_argument("--images", type=int, default=4, help="for each seed number")
+    parser.add_argument("--classes", type=int, nargs="+", help="labels, taken in turn; drawn from the image's number when absent")
     parser.add_argument("--weights", required=True, help="folder with transformer/ and vae/")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--guided-channels", type=int, default=3)
     args = parser.parse_args(argv)
-    guide = imagenet.Guide(args.cfg, imagenet.settings(args), schedule(args.schedule, args.form))
-    shard = imagenet.Shard(args.device)
+    shard = grid.Shard(args.device)
     network = DiTTransformer2DModel.from_pretrained(args.weights, subfolder="transformer", torch_dtype=getattr(torch, args.dtype)).to(shard.device)
     vae = AutoencoderKL.from_pretrained(args.weights, subfolder="vae").to(shard.device)
     config = network.config
     if config.out_channels != 2 * config.in_channels:
         raise SystemExit(f"want a DiT that learned its variances, {2 * config.in_channels} channels out; this one has {config.out_channels}")
 
-    def images(noise, labels, generators):
-        latents, trace = sample(network, noise, labels, generators, guide, args.steps, args.guided_channels)
-        if shard.rank == 0:
-            print(trace.summary())
-        return imagenet.to_bytes(torch.cat([vae.decode(row[None] / vae.config.scaling_factor).sample for row in latents]))
+    def images(guide, prompts, jobs):
+        noise, generators = grid.draw(jobs, (config.in_channels, config.sample_size, config.sample_size), shard.device)
+        labels = torch.tensor([prompt["label"] for prompt in prompts], device=shard.device)
+        latents, run = sample(network, noise, labels, generators, guide, args.steps, args.guided_channels)
+        return grid.to_bytes(torch.cat([vae.decode(row[None] / vae.config.scaling_factor).sample for row in latents])), run
 
     with torch.no_grad():
-        imagenet.run(args, (config.in_channels, config.sample_size, config.sample_size), config.num_embeds_ada_norm, shard, images)
+        grid.run(args, grid.class_prompts(args.images, config.num_embeds_ada_norm, args.classes), shard, schedule, images)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ class Branches:
     )
     notes: tuple[str, ...] | list[str] = ()  # what a backward pass had to do to fit into memory
     rows = 0  # evaluated so far, for each sample
+    dtype: torch.dtype | None = None  # what the network computes in, where x does not tell
 
-    def __init__(self, cond: Denoiser, reference: Denoiser):
-        self._cond, self._reference = cond, reference
+    def __init__(self, cond: Denoiser, reference: Denoiser, dtype: torch.dtype | None = None):
+        self._cond, self._reference, self.dtype = cond, reference, dtype
 
     def cond(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D_c."""
@@ -61,4 +62,7 @@ class Branches:
 
     def compute_dtype(self, x: Tensor) -> torch.dtype:
         """The precision the network really works in; it sets the length of finite differences."""
-        return x.dtype
+        kind = x.device.type
+        if self.dtype is None and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return self.dtype or x.dtype

@@ -22,12 +22,17 @@ class Guidance:
     """What the doors for libraries share: a Rectifier for each run, plain guidance where REG does not act.
 
     `trace.last` tells what happened. A run ends when noise goes up by more than a step, or with `reset()`.
-    Raises ValueError for what are no settings and no space.
+    `dtype`: what the network computes in; None: x's, or that of an autocast around the call. Finite
+    differences of a network in half precision are longer. Raises ValueError for what are no settings, no
+    space and no floating dtype.
     """
 
-    def __init__(self, settings: Settings | None = None, space: Space = VE, observe=None):
+    def __init__(self, settings: Settings | None = None, space: Space = VE, observe=None, dtype=None):
         if not isinstance(settings, (Settings, type(None))) or not isinstance(space, Space):
             raise ValueError(f"want Settings and a Space (VE, VP or FLOW), got {settings!r} and {space!r}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype must be a floating dtype of torch, got {dtype!r}")
+        self.dtype = dtype
         self.settings = settings or Settings()
         self.space = space
         self.observe = observe
@@ -68,16 +73,19 @@ class Guided(Guidance):
     """A guided denoiser (x [B, ...], sigma) -> D_c + w R (D_c - D_ref).
 
     `cond`, `reference`: callables (x [B, ...], sigma [B]) -> D in x's shape; see Branches. `weight`: w = cfg
-    - 1, a number or a function of sigma. `observe`: see Rectifier. Raises ValueError for anything else.
+    - 1, a number or a function of sigma. `observe`: see Rectifier. `dtype`: see Guidance. Raises ValueError
+    for anything else.
     """
 
-    def __init__(self, cond, reference, weight=1.0, settings=None, space: Space = VE, observe=None):
+    def __init__(
+        self, cond, reference, weight=1.0, settings=None, space: Space = VE, observe=None, dtype=None
+    ):
         for name, value in (("cond", cond), ("reference", reference)):
             if not callable(value):
                 raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {value!r}")
         self.weight = weight if callable(weight) else number(weight)
-        self.branches = Branches(_checked("cond", cond), _checked("reference", reference))
-        super().__init__(settings, space, observe)
+        super().__init__(settings, space, observe, dtype)
+        self.branches = Branches(_checked("cond", cond), _checked("reference", reference), dtype)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma) -> Tensor:

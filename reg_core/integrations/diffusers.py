@@ -17,11 +17,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..branches import Branches
 from ..point import Point
+from ..presets import Levels
 from ..rectifier import Rectifier
 from ..settings import Settings
 from ..space import FLOW, VP, Space, from_denoised, to_denoised
@@ -122,6 +124,24 @@ def noise_level(scheduler, timestep: Tensor, rows: int) -> tuple[str, Space, Ten
     high = (low + 1).clamp_max(len(abar) - 1)
     sigma = torch.lerp(log_sigma[low], log_sigma[high], t - low).exp().float()
     return PREDICTIONS[predicts], VP, sigma.expand(rows) if len(sigma) == 1 else sigma
+
+
+def run_levels(scheduler) -> Levels:
+    """The noise levels of the run that the scheduler has planned, in the sampler's sigma."""
+    timesteps = scheduler.timesteps
+    prediction, _, first = noise_level(scheduler, timesteps, len(timesteps))
+    sigmas = scheduler.sigmas[: len(timesteps)] if prediction == "flow" else first
+    sigmas, times = (np.array(values.tolist()) for values in (sigmas, timesteps))
+    last = 1000 if prediction == "flow" else len(scheduler.alphas_cumprod) - 1
+    if prediction == "flow":
+        largest = 1.0
+    else:
+        largest = float(noise_level(scheduler, timesteps.new_tensor([last]), 1)[2])
+
+    def percent(sigma: float) -> float:
+        return 1 - float(np.interp(sigma, sigmas[::-1], times[::-1])) / last
+
+    return Levels(tuple(sigmas.tolist()), largest, percent)
 
 
 class _Hook:

@@ -27,18 +27,19 @@ class CFGDenoiser(Guidance):
 
     `inner_model`: called as inner_model(x, sigma, cond=..., **others) -> D in x's shape, as k-diffusion's
     wrappers of eps and v networks are. cond_scale 1 does not evaluate the unconditional prediction. See
-    Guidance for runs and trace."""
+    Guidance for runs, trace and `dtype`."""
 
-    def __init__(self, inner_model, settings: Settings | None = None, space: Space = VE):
+    def __init__(self, inner_model, settings: Settings | None = None, space: Space = VE, dtype=None):
         if not callable(inner_model):
             raise ValueError(f"inner_model must be callable, got {inner_model!r}")
         self.inner_model = inner_model
-        super().__init__(settings, space)
+        super().__init__(settings, space, dtype=dtype)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma, cond=None, uncond=None, cond_scale=1.0, **others) -> Tensor:
         def denoiser(condition):
             return lambda z, level: self.inner_model(z, level, cond=condition, **others)
 
-        branches, point = Branches(denoiser(cond), denoiser(uncond)), Point.of(x, sigma, self.space)
+        branches = Branches(denoiser(cond), denoiser(uncond), self.dtype)
+        point = Point.of(x, sigma, self.space)
         return self.guide(branches, point, number(cond_scale) - 1)

@@ -2,7 +2,10 @@
 
 import importlib
 import importlib.util
+import json
 import os
+import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -51,6 +54,36 @@ def example(name: str):
     if folder not in sys.path:
         sys.path.append(folder)
     return importlib.import_module(name)
+
+
+KILLED = """
+import importlib, os, signal, sys
+sys.path[:0] = sys.argv[1:3]
+script, grid = importlib.import_module(sys.argv[3]), importlib.import_module("grid")
+put, left = grid.Store.put, int(sys.argv[4])
+def counted(*args, **kwargs):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return put(*args, **kwargs)
+grid.Store.put = counted
+script.main(sys.argv[5:])
+"""
+
+
+def run_and_kill(name: str, command: list[str], images: int) -> None:
+    """An example in a process that is killed once it has written so many images."""
+    folders = [str(ROOT / "examples"), str(ROOT)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "tests" / "host" / "site")}
+    code = subprocess.run([sys.executable, "-c", KILLED, *folders, name, str(images), *command], env=env).returncode
+    assert code == -signal.SIGKILL
+
+
+def made(out) -> dict:
+    """{image: sha256} by a finished run's manifest."""
+    manifest = json.loads((Path(out) / "manifest.json").read_text(encoding="utf-8"))
+    return {key: entry["images"][0]["sha256"] for key, entry in manifest.items()}
 
 
 def places(sheet, image):

@@ -3,6 +3,7 @@
 Oracles: closed-form guided denoisers of Gaussians; the REG authors' sampler for EDM2, its formulas written out here.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 import reg_core
 from reg_core.integrations.k_diffusion import CFGDenoiser
 
-edm2, imagenet = hosts.example("edm2"), hosts.example("imagenet")
+edm2, grid = hosts.example("edm2"), hosts.example("grid")
 
 
 # k-diffusion
@@ -116,8 +117,9 @@ class Net(torch.nn.Module):
         return c_skip * x + c_out * torch.nn.functional.conv2d(torch.tanh(h), self.b)
 
 class Encoder:
+    vae_name = "a download"
     def init(self, device):
-        self.ready = True
+        self.ready, self.loaded = True, self.vae_name
     def decode(self, latents):
         assert self.ready
         return (latents[:, :3] * 127.5 + 128).clip(0, 255).to(torch.uint8)
@@ -208,61 +210,81 @@ def test_edm2_equals_the_authors_sampler(repo, kind, param, schedule, autoguidan
     expected = authors_sampler(net, gnet, noise, labels, guide_labels, kind, guidance, param)
     cfg = guidance if kind in ("original", "intervalt") else 1 + guidance
     settings = reg_core.Settings(form="row_sum" if kind.startswith("reg") else "off", engine="reverse")
-    made, sigmas = imagenet.schedule(schedule.split(), "edm2"), reg_core.karras_sigmas(6, 0.002, 80.0)
-    result, trace = edm2.sample(net, gnet, noise, labels, guide_labels, imagenet.Guide(cfg, settings, made), sigmas)
+    made, sigmas = grid.schedule(schedule.split(), "edm2"), reg_core.karras_sigmas(6, 0.002, 80.0)
+    result, trace = edm2.sample(net, gnet, noise, labels, guide_labels, grid.Guide(cfg, settings, made), sigmas)
     assert torch.allclose(result, expected, rtol=2e-3, atol=2e-3)
-    other, _ = edm2.sample(net, gnet, noise, labels, guide_labels, imagenet.Guide(cfg + 0.1, settings, made), sigmas)
+    other, _ = edm2.sample(net, gnet, noise, labels, guide_labels, grid.Guide(cfg + 0.1, settings, made), sigmas)
     assert (other - expected).abs().max() > 0.01
     assert bool(trace.active) == kind.startswith("reg")
 
 
-COMMAND = "--steps 4 --batch 1 --cfg 3 --device cpu --seeds 0-4"
+COMMAND = "--steps 4 --batch 1 --cfg 3 --device cpu"
+
+
+def shown(folder, point="cfg=3,form=row_sum,gain=1,schedule=constant", prompt=0, seed=0):
+    return folder / "images" / point / f"{prompt:05d}_{seed:03d}.png"
 
 
 def test_edm2_from_pickles_into_a_folder_in_any_number_of_processes(repo, tmp_path):
-    """Oracle for the shards: one process. For the image: the sampler called by hand with the seed's noise and label."""
+    """Oracle for the shards: one process. For the image: the authors' sampler with the seed's noise and the plan's label."""
     files = ["--edm2-repo", str(repo), "--net", str(repo / "net.pkl"), "--gnet", str(repo / "weak.pkl"), *COMMAND.split()]
+    files += "--images 3 --seeds 0 2 --form off row_sum --npz".split()
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     edm2.main([*files, "--out", str(alone)])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = [str(hosts.ROOT / "examples" / "edm2.py"), *files, "--out", str(sharded)]
     env = os.environ | {"PYTHONPATH": str(hosts.ROOT), "OMP_NUM_THREADS": "1"}
     printed = subprocess.run([*torchrun, *script], env=env, check=True, capture_output=True, text=True).stdout
-    assert "batch 3 of 3" in printed and "THIS RUNS THE CODE" in printed
-    images = np.load(alone.with_suffix(".npz"))["arr_0"]
-    assert images.shape == (5, 4, 4, 3) and images.dtype == np.uint8
-    assert np.array_equal(images, np.load(sharded.with_suffix(".npz"))["arr_0"])
+    assert "batch 8 of 8" in printed and "THIS RUNS THE CODE" in printed
+    assert hosts.made(alone) == hosts.made(sharded) and len(hosts.made(alone)) == 12
+    images = np.load(alone / "cfg=3,form=row_sum,gain=1,schedule=constant.npz")["arr_0"]
+    assert images.shape == (6, 4, 4, 3) and images.dtype == np.uint8
 
-    generator = torch.Generator().manual_seed(4)
-    noise = torch.randn(4, 4, 4, generator=generator)[None]
-    label = torch.eye(5)[torch.randint(5, (), generator=generator)][None]
+    label = json.loads((alone / "plan.json").read_text())["prompts"][1]["label"]
+    noise = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(2_000_001))[None]
     (net, decode), (gnet, _) = (edm2.load_pickle(repo / name, "cpu") for name in ("net.pkl", "weak.pkl"))
-    latents = authors_sampler(net, gnet, noise, label, None, "reg_original", 2.0, num_steps=4)
-    expected = decode(latents)[0].permute(1, 2, 0).numpy()
-    assert np.abs(expected.astype(int) - images[4]).max() <= 1 and np.ptp(expected) > 20
-    assert np.array_equal(np.asarray(Image.open(alone / "000000" / "000004.png")), images[4])
+    for form, kind, guidance in (("row_sum", "reg_original", 2.0), ("off", "original", 3.0)):
+        latents = authors_sampler(net, gnet, noise, torch.eye(5)[[label]], None, kind, guidance, num_steps=4)
+        expected = decode(latents)[0].permute(1, 2, 0).numpy()
+        image = np.asarray(Image.open(shown(alone, f"cfg=3,form={form},gain=1,schedule=constant", 1, 2)))
+        assert np.abs(expected.astype(int) - image).max() <= 1 and np.ptp(expected) > 20
+    assert np.array_equal(images[4], np.asarray(Image.open(shown(alone, prompt=1, seed=2))))
 
 
-def test_edm2_continues_where_it_stopped_and_draws_a_sheet(repo, tmp_path):
+def test_edm2_goes_on_after_a_kill_and_draws_a_sheet(repo, tmp_path):
+    """Oracle: the run that nobody stopped."""
     files = ["--loader", f"{repo / 'tiny_edm2.py'}:bring", "--net", "0,5", "--gnet", "1,5", "--gnet-labels", *COMMAND.split()]
-    sheet = tmp_path / "sheet.png"
-    edm2.main([*files, "--classes", "2", "4", "--out", str(sheet)])
-    kept, lost = (tmp_path / "sheet" / "000000" / f"{seed:06d}.png" for seed in (1, 2))
-    assert hosts.places(sheet, lost) and hosts.places(sheet, kept), "each image is on the sheet, pixel for pixel"
-    before = lost.read_bytes()
-    lost.unlink()
-    Image.new("RGB", (4, 4), "red").save(kept)
-    edm2.main([*files, "--classes", "2", "4", "--out", str(sheet)])
-    assert lost.read_bytes() == before and hosts.places(sheet, lost)  # sampled again, the same from its seed
-    assert hosts.places(sheet, kept)  # not sampled again
-    assert not list(tmp_path.rglob("*.partial"))
+    files += "--images 4 --classes 2 4 --form off row_sum schedule --gain 1 2 --schedule constant --schedule interval 0.28 2.9 --sheet 2".split()
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    edm2.main([*files, "--out", str(alone)])
+    assert len(hosts.made(alone)) == 4 * 2 * 5, "plain guidance has no gain"
+    hosts.run_and_kill("edm2", [*files, "--out", str(stopped)], 7)
+    assert len(list(stopped.rglob("*.png"))) == 7 and not (stopped / "manifest.json").exists()
+    kept = shown(stopped, "cfg=3,form=off,gain=1,schedule=constant")
+    before = kept.stat().st_mtime_ns
+    edm2.main([*files, "--out", str(stopped)])
+    assert hosts.made(stopped) == hosts.made(alone) and kept.stat().st_mtime_ns == before
+    assert hosts.places(stopped / "sheet.png", kept) and not list(tmp_path.rglob("*.partial"))
+    with pytest.raises(SystemExit, match="already holds .* made from another workflow"):
+        edm2.main([*files, "--sigma-max", "40", "--out", str(stopped)])
+
+
+def test_edm2_takes_its_autoencoder_by_path(repo, tmp_path):
+    """Oracle: what a checkout's own encoder was asked to load."""
+    _, decode = edm2.load_pickle(repo / "net.pkl", "cpu", "weights/of/mine")
+    assert decode.__self__.loaded == "weights/of/mine"
+    assert edm2.load_pickle(repo / "net.pkl", "cpu")[1].__self__.loaded == "a download"
+    with pytest.raises(SystemExit, match="--vae must be a folder, got 'nowhere'"):
+        edm2.main(["--edm2-repo", str(repo), "--net", "x.pkl", "--vae", "nowhere", "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--seeds", "3-x"], "cannot read '3-x'"),
-        (["--seeds", "1,1"], "want different seeds"),
+        (["--seeds", "1", "1"], "seed 1 twice"),
+        (["--images", "0"], "at least one point, prompt and seed, got 1, 0 and 1"),
+        (["--gain", "0"], "gain must be finite and > 0, got 0.0"),
+        (["--form", "calibrated"], "calibration table go together, but none is given"),
         (["--classes", "5"], r"0..4, got \[5\]"),
         (["--schedule", "linear", "1"], "wants 2 numbers, got 1"),
         (["--schedule", "sine"], "got 'sine'"),

@@ -27,34 +27,14 @@ from diffusers import (  # noqa: E402
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
+from tiny_diffusers import BETAS, SD, factor, loud, rand, unet  # noqa: E402
 
 STEPS, CFG = 3, 5.0
 REVERSE = reg_core.Settings(engine="reverse")
-BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-SD = BETAS | dict(steps_offset=1, clip_sample=False)
-
-
-def rand(*shape):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def loud(module):
-    """Random weights large enough that the Jacobian is far from the identity."""
-    generator = torch.Generator().manual_seed(1)
-    for p in module.parameters():
-        p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64) * (1.5 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.2)
-    return module.double().eval()
-
-
-def unet(channels=4, **more):
-    blocks = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
-    sizes = dict(sample_size=4, in_channels=channels, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=12)
-    return loud(UNet2DConditionModel(**sizes, **blocks, attention_head_dim=2, **more))
 
 
 def quiet(pipe):
@@ -147,18 +127,6 @@ CASES = {
     "wan unipc": lambda: wan(UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
     "dit": class_labels,
 }
-
-
-def factor(scheduler, i, t, grad):
-    """J^T 1 of the network's output by its gradient: 1 - sqrt(1 - abar) grad for noise prediction (Eq. 21), and likewise."""
-    name = scheduler.config.get("prediction_type", "flow_prediction")
-    if name == "flow_prediction" or scheduler.config.get("use_flow_sigmas"):
-        sigma = scheduler.sigmas[i].double()
-        return (1 - sigma) * (1 - sigma * grad)
-    sigmas = getattr(scheduler, "sigmas", None)
-    abar = scheduler.alphas_cumprod[t.long()].double() if sigmas is None else 1 / (1 + sigmas[i].double() ** 2)
-    a, s = abar.sqrt(), (1 - abar).sqrt()
-    return {"epsilon": 1 - s * grad, "v_prediction": a * a - a * s * grad, "sample": a * grad}[name]
 
 
 def authors_loop(case, cfg=CFG):

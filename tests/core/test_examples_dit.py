@@ -8,11 +8,12 @@ import hosts
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import reg_core
 
 diffusers = hosts.diffusers()
-dit, imagenet = hosts.example("dit"), hosts.example("imagenet")
+dit, grid = hosts.example("dit"), hosts.example("grid")
 
 CLASSES, STEPS = 10, 5
 
@@ -102,10 +103,10 @@ def test_equals_the_authors_sampling(network, kind, param, schedule):
     settings = reg_core.Settings(form="row_sum" if rectified else "off", engine="reverse")
     made = dit.schedule(schedule.split(), settings.form)
     cfg = scale if kind == "cosine" else 1 + scale
-    guide = imagenet.Guide(cfg, settings, made)
+    guide = grid.Guide(cfg, settings, made)
     result, trace = dit.sample(network, noise, labels, start(), guide, STEPS)
     assert (result - expected).abs().max() < 2e-6 * expected.abs().max()  # the scheduler works in float32
-    other, _ = dit.sample(network, noise, labels, start(), imagenet.Guide(cfg + 0.5, settings, made), STEPS)
+    other, _ = dit.sample(network, noise, labels, start(), grid.Guide(cfg + 0.5, settings, made), STEPS)
     assert (other - expected).abs().max() > 1e-3 * expected.abs().max()
     assert bool(trace.active) == rectified and len(trace.rows) == STEPS
     if kind == "reg_original":
@@ -127,24 +128,34 @@ def test_command_line(weights, tmp_path, capsys):
     """Oracle: the sampler called by hand with the seed's noise and the class of its turn, decoded by the saved VAE."""
     out = tmp_path / "samples"
     command = ["--weights", str(weights), "--steps", str(STEPS), "--cfg", "3", "--device", "cpu", "--classes", "2", "7"]
-    dit.main([*command, "--seeds", "5,1000", "--out", str(out)])
+    dit.main([*command, "--seeds", "0", "1", "--images", "2", "--form", "off", "row_sum", "--out", str(out)])
     assert "form row_sum, engine reverse (J^T 1), active in 5 of 5" in capsys.readouterr().out
-    images = np.load(out.with_suffix(".npz"))["arr_0"]
-    assert images.shape == (2, 8, 8, 3) and (out / "001000" / "001000.png").is_file()
+    assert len(hosts.made(out)) == 8
+    path = out / "images" / "cfg=3,form=row_sum,gain=1,schedule=constant" / "00001_001.png"
+    image = np.asarray(Image.open(path))
+    assert image.shape == (8, 8, 3)
 
     network = diffusers.DiTTransformer2DModel.from_pretrained(weights, subfolder="transformer")
-    generator = torch.Generator().manual_seed(1000)
+    generator = torch.Generator().manual_seed(1_000_001)
     noise = torch.randn(4, 4, 4, generator=generator)[None]
-    torch.randint(CLASSES, (), generator=generator)
-    guide = imagenet.Guide(3.0, reg_core.Settings(engine="reverse"))
+    guide = grid.Guide(3.0, reg_core.Settings(engine="reverse"))
     latents, _ = dit.sample(network, noise, torch.tensor([7]), [generator], guide, STEPS)
     with torch.no_grad():
         pixels = diffusers.AutoencoderKL.from_pretrained(weights, subfolder="vae").decode(latents / 0.18215).sample
-    assert np.abs(imagenet.to_bytes(pixels)[0].astype(int) - images[1]).max() <= 1 and np.ptp(images[1]) > 10
+    assert np.abs(grid.to_bytes(pixels)[0].astype(int) - image).max() <= 1 and np.ptp(image) > 10
+    assert len(hosts.places(out / "sheet.png", path)) == 1
 
-    dit.main([*command, "--seeds", "0-3", "--form", "off", "--out", str(tmp_path / "sheet.png")])
-    found = [hosts.places(tmp_path / "sheet.png", tmp_path / "sheet" / "000000" / f"{seed:06d}.png") for seed in range(4)]
-    assert all(len(place) == 1 for place in found) and len({place[0] for place in found}) == 4
+
+def test_it_goes_on_after_a_kill(weights, tmp_path):
+    """Oracle: the run that nobody stopped."""
+    command = ["--weights", str(weights), "--steps", "3", "--device", "cpu", "--images", "3", "--batch", "2"]
+    command += "--cfg 2 4 --form row_sum off --schedule interval 205 502".split()
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    dit.main([*command, "--out", str(alone)])
+    hosts.run_and_kill("dit", [*command, "--out", str(stopped)], 6)
+    assert len(list(stopped.rglob("*.json"))) == 7  # six records and the plan
+    dit.main([*command, "--out", str(stopped)])
+    assert hosts.made(stopped) == hosts.made(alone) and len(hosts.made(alone)) == 12
 
 
 def test_a_network_without_learned_variance_is_refused(weights, tmp_path):

@@ -1,5 +1,6 @@
 """docs/library.md and the schedule of docs/extending.md run, block after block, and say what is so."""
 
+import argparse
 import re
 import sys
 import types
@@ -44,47 +45,40 @@ def test_everything_but_diffusers_runs(tmp_path, monkeypatch, capsys):
     assert 0 < len(evaluated) <= 2 * inside < 35
 
 
-def test_the_diffusers_block_runs():
+def test_the_diffusers_block_runs(tmp_path):
     """With a tiny random Stable Diffusion, tokenizer and text encoder included."""
     diffusers = hosts.diffusers()
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from tiny_diffusers import text_to_image
 
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["<|startoftext|>", "<|endoftext|>", *(c + "</w>" for c in letters), *letters]
-    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
-    sizes = dict(vocab_size=len(words), hidden_size=12, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    encoder = CLIPTextModel(CLIPTextConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=1)).eval()
-    blocks = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
-    unet = diffusers.UNet2DConditionModel(sample_size=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=12,
-                                          attention_head_dim=2, **blocks)  # fmt: skip
-    scheduler = diffusers.EulerDiscreteScheduler(steps_offset=1)
-    pipe = diffusers.StableDiffusionPipeline(None, encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(text_to_image(tmp_path))
     pipe.set_progress_bar_config(disable=True)
     scope = run([BLOCKS[0], *(block for block in BLOCKS if "integrations.diffusers" in block)], {"pipe": pipe})
     assert scope["latents"].shape == (1, 4, 4, 4) and len(scope["trace"].last.active) == 4
     assert {row.cfg for row in scope["trace"].last.rows} == {12.0}
 
 
-@pytest.mark.parametrize("name", ["dit", "edm2"])
+@pytest.mark.parametrize("name", ["dit", "edm2", "text_to_image"])
 def test_commands_of_the_page_are_accepted(name, monkeypatch):
-    """Every option written on the page exists: the script's own parser reads each command as far as the missing weights."""
-    if name == "dit":
+    """Every option written on the page exists and makes a grid: the script's own parser reads each command."""
+    if name != "edm2":
         hosts.diffusers()
-    script, seen = hosts.example(name), []
-    text = "\n".join(re.findall(r"```\n(python .*?)```", PAGE, re.S)).replace("\\\n", " ")
+    script, grid, seen = hosts.example(name), hosts.example("grid"), []
+    text = "\n".join(re.findall(r"^```\n((?:python|torchrun) .*?)^```", PAGE, re.S | re.M)).replace("\\\n", " ")
     commands = [line.split(f"examples/{name}.py", 1)[1].split() for line in text.splitlines() if f"examples/{name}.py" in line]
     assert commands
+    parse = argparse.ArgumentParser.parse_args
 
-    def stop(args):
-        seen.append(args)
+    def stop(self, argv):
+        seen.append(parse(self, argv))
         raise StopIteration
 
-    monkeypatch.setattr(script.imagenet, "settings", stop)
-    monkeypatch.setattr("pathlib.Path.is_dir", lambda self: True)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     for command in commands:
         with pytest.raises(StopIteration):
             script.main(command)
-    assert [args.out for args in seen] == [command[command.index("--out") + 1] for command in commands]
+        made = grid.guides(seen[-1], lambda words, form: grid.schedule(words, {"text_to_image": "t2i"}.get(name, name)))
+        forms = {guide.settings.form for _, guide in made}
+        assert str(seen[-1].out) == command[command.index("--out") + 1] and forms == {"off", "row_sum", "schedule"}
 
 
 def test_linear_of_dit_runs_as_the_page_says():
