@@ -26,10 +26,10 @@ WIDTHS = {
     "REGGuidance": 290, "REGTracePlot": 620, "ModelSamplingSD3": 220, "ModelSamplingAuraFlow": 220, "VAEDecode": 180, "Reroute": 75,
     "WanImageToVideo": 230, "LTXVConditioning": 210, "LTXVConcatAVLatent": 210, "LTXVSeparateAVLatent": 230, "LTXVScheduler": 230, "SamplerCustomAdvanced": 220,
 }  # fmt: skip
-PICTURES = {"SaveImage": 300, "PreviewImage": 300, "LoadImage": 200, "SaveVideo": 300, "REGTracePlot": 420, "PreviewAny": 120, "REGCalibrate": 0}  # room below, px
+PICTURES = {"SaveImage": 300, "PreviewImage": 300, "LoadImage": 240, "SaveVideo": 300, "REGTracePlot": 420, "PreviewAny": 120, "REGCalibrate": 0}  # room below, px
 TALL = {"CLIPTextEncode": 120, "TextEncodeQwenImageEditPlus": 140}  # a text area: the height given
 ROW, WIDGET, BORDER, REROUTE = 20, 24, 14, 26  # px: a socket, a widget, around them; a reroute
-LINE, LETTERS = 20, 35  # of a note: px a line, letters in it
+LINE, LETTERS = 17, 40  # of a note: px a line, letters in it
 UNSAVED = ("IMAGECOMPARE",)  # widgets whose value the page does not keep
 NOTE = {"color": "#432", "bgcolor": "#653"}
 
@@ -50,7 +50,7 @@ class Graph:
         """A node. `size`: (width, height), None in either for the usual. `beside`: start no higher than this node.
 
         `inputs`, by name: a tuple (node, output slot) is a link, (node, slot, value) a link to a widget that holds the value,
-        and anything else is a widget's value. Widgets that are not given have their defaults.
+        None is a link made later, and anything else is a widget's value. Widgets that are not given have their defaults.
         """
         if kind not in self.info:
             raise Missing(f"this ComfyUI has no node {kind}")
@@ -122,13 +122,13 @@ class Graph:
 
     def _sockets(self, kind, spec, inputs) -> list[tuple[dict, tuple | None]]:
         """[(an input that is no widget, its source)], taken out of `inputs`."""
-        slots, widgets = [], widgets_of(spec)  # (a widget's children have no sockets)
+        slots, widgets = [], widgets_of(spec)
         for section in ("required", "optional"):
-            for name, (type_, *_) in (spec.get(section) or {}).items():
-                if name in widgets:
+            for name, (type_, *options) in (spec.get(section) or {}).items():
+                if name in widgets or (options and options[0].get("hidden")):
                     continue
-                source = inputs.pop(name, None)
-                if source is None and section == "required":
+                given, source = name in inputs, inputs.pop(name, None)
+                if section == "required" and not given:
                     raise ValueError(f"{kind}: input {name} needs a link")
                 slots.append(({"name": name, "type": type_, "link": None} | ({"shape": 7} if section == "optional" else {}), source))
         return slots

@@ -57,9 +57,11 @@ def load(g: Graph, family: Family) -> tuple[tuple, tuple, tuple | None]:
     if not any(file.directory == "diffusion_models" for file in family.files):
         loader = g.add("CheckpointLoaderSimple", 0, ckpt_name=family.file("checkpoints"))
         return (loader, 0), (loader, 1), (loader, 2)
-    model = expert(g, family, 0)
-    clip = g.add("CLIPLoader", 0, clip_name=family.file("text_encoders"), type=CLIP_TYPES[family.name])
-    return model, (clip, 0), None
+    return expert(g, family, 0), text_encoder(g, family), None
+
+
+def text_encoder(g: Graph, family: Family) -> tuple:
+    return g.add("CLIPLoader", 0, clip_name=family.file("text_encoders"), type=CLIP_TYPES[family.name]), 0
 
 
 def expert(g: Graph, family: Family, index: int, title=None) -> tuple:
@@ -102,7 +104,7 @@ def picture(g: Graph, family: Family, more=None, sample=sampled) -> None:
         vae = g.through(2, g.through(1, vae), right=True)
     links = more(g, family) if more else {}
     top = model[0]["pos"][1]  # its wire runs level to the sampler of plain CFG
-    g.reach(top, 2, 3)
+    g.reach(top, 2)
     g.reach(top + LANE, 1)
     if not more:
         g.note(0, note_for(family))
@@ -113,26 +115,47 @@ def picture(g: Graph, family: Family, more=None, sample=sampled) -> None:
 
 
 def branches(g: Graph, family: Family, models: dict[str, tuple], links: dict, vae: tuple | None, sample=sampled) -> None:
-    """Third column: the same noise sampled with each model. Last: the pictures, by the host's comparison where the family's hosts have it."""
-    slider = family.comfyui == "0.33.0"
-    for (name, model), side in zip(models.items(), ("image_a", "image_b"), strict=True):
-        latent = sample(g, family, 2, f"Sample with {name}", model=model, **links)
+    """Third column: the same noise sampled with each model. Last: the pictures, one below the other."""
+    compares = family.comfyui == "0.33.0"  # ComfyUI then has a node that compares
+    latents = {}
+    for name, model in models.items():
+        if not compares:
+            g.level(2, 3)
+        latents[name] = sample(g, family, 2, f"Sample with {name}", model=model, **links)
         if vae is None:
             vae = g.add("VAELoader", 2, vae_name=family.file("vae")), 0
-        image = g.add("VAEDecode", 3, f"Decode {name}", samples=latent, vae=vae), 0
-        if not slider:
-            g.add("SaveImage", 3, name, size=(400, 400), filename_prefix=f"REG/{name.split()[-1]}", images=image)
-            g.level(2, 3)
-        else:
-            if side == "image_a":  # between what it compares
-                comparison = g.add("ImageCompare", 3, "Plain CFG (left), REG (right)", size=(420, 480))
-            g.link(image, comparison, side)
+        if not compares:
+            saved(g, name, 400, decoded(g, name, latents[name], vae))
+    if compares:
+        compared(g, latents, vae)
+
+
+def compared(g: Graph, latents: dict[str, tuple], vae: tuple) -> None:
+    """Nodes 2.0 alone draws the comparison, so the pictures are saved too. Each decoder stands between what it feeds."""
+    first, second = latents
+    picture = saved(g, first, 260)
+    image = decoded(g, first, latents[first], vae)
+    g.link(image, picture, "images")
+    comparison = g.add("ImageCompare", 3, "Plain CFG (left), REG (right)", size=(420, 400), image_a=image)
+    image = decoded(g, second, latents[second], vae)
+    g.link(image, comparison, "image_b")
+    saved(g, second, 260, image)
+
+
+def decoded(g: Graph, name: str, latent: tuple, vae: tuple) -> tuple:
+    return g.add("VAEDecode", 3, f"Decode {name}", samples=latent, vae=vae), 0
+
+
+def saved(g: Graph, name: str, height: int, image: tuple | None = None) -> dict:
+    return g.add("SaveImage", 3, name, size=(420, height), filename_prefix=f"REG/{name.split()[-1]}", images=image)
 
 
 def klein(g: Graph, family: Family) -> dict:
     """Sampler and sigmas."""
-    sigmas = g.add(family.scheduler, 1, steps=family.steps, **dict(zip(("width", "height"), family.size, strict=True))), 0
-    return dict(sampler=(g.add("KSamplerSelect", 1, sampler_name=family.sampler), 0), sigmas=sigmas)
+    g.reach(LANE, 1)
+    pick = g.add("KSamplerSelect", 1, sampler_name=family.sampler), 0
+    size = dict(zip(("width", "height"), family.size, strict=True))
+    return dict(sampler=pick, sigmas=(g.add(family.scheduler, 1, steps=family.steps, **size), 0))
 
 
 def edited(g: Graph, family: Family) -> None:
@@ -140,7 +163,7 @@ def edited(g: Graph, family: Family) -> None:
     vae = g.add("VAELoader", 0, vae_name=family.file("vae")), 0
     given = g.add("LoadImage", 0, "Picture to change", image="example.png"), 0
     scaled = g.add("FluxKontextImageScale", 0, image=given), 0
-    model, clip, _ = load(g, family)
+    clip, model = text_encoder(g, family), expert(g, family, 0)
     g.note(0, note_for(family))
     bus = g.through(2, vae)
     g.reach(SAMPLERS - LANE, 2)
@@ -154,7 +177,7 @@ def edited(g: Graph, family: Family) -> None:
     links["latent_image"] = g.add("VAEEncode", 1, pixels=scaled, vae=vae), 0
     model = g.add("CFGNorm", 1, model=model), 0
     reg = rectified(g, family, 1, model)
-    g.reach(SAMPLERS, 2, 3)
+    g.reach(SAMPLERS, 2)
     branches(g, family, {"plain CFG": model, "REG": reg}, links, bus)
 
 
@@ -168,7 +191,7 @@ def wan(g: Graph, family: Family) -> None:
     """Image to video: one expert for the first half of the steps, the other for the second."""
     vae = g.add("VAELoader", 0, vae_name=family.file("vae")), 0
     given = g.add("LoadImage", 0, "First frame", image="example.png"), 0
-    clip = g.add("CLIPLoader", 0, clip_name=family.file("text_encoders"), type=CLIP_TYPES[family.name]), 0
+    clip = text_encoder(g, family)
     high, low = (expert(g, family, index, title) for index, title in enumerate(("High noise expert", "Low noise expert")))
     g.reach(200, 1)
     positive, negative = prompts(g, 1, ("the camera moves closer, soft morning light", family.negative), clip)

@@ -83,7 +83,7 @@ def traced(g: Graph) -> None:
 def autoguidance(g: Graph) -> None:
     """A good model guided by its difference to a bad one, rectified and not."""
     text = (
-        "## Autoguidance\n\nA good model is guided by its difference to a worse one on the same prompt (Karras et al. 2024).\n\n"
+        "## Autoguidance\n\nA good model is guided by its difference to a worse one on the same prompt (Karras and others, 2024).\n\n"
         "Above, as it is; below, rectified by REG. **REG Weak Model** makes a worse model of any other, without memory."
     )
     model = sources(g, "fashion", text)

@@ -202,9 +202,12 @@ def shrink(prompt: dict, size: int = 128, steps: int | None = None, length: int 
     prompt = copy.deepcopy(prompt)
     for node in prompt.values():
         inputs = node["inputs"]
-        if "Latent" in node["class_type"] and {"width", "height"} <= set(inputs):
+        if ("Latent" in node["class_type"] or "length" in inputs) and {"width", "height"} <= set(inputs):
             inputs.update({"width": size, "height": size} | ({"length": length} if "length" in inputs else {}))
         if steps and isinstance(inputs.get("steps"), int):
+            for name in ("start_at_step", "end_at_step"):  # at the same share of them
+                if 0 < inputs.get(name, 0) < inputs["steps"]:
+                    inputs[name] = inputs[name] * steps // inputs["steps"]
             inputs["steps"] = steps
     return prompt
 
