@@ -85,6 +85,7 @@ def _split(repository: str, directory: str, name: str) -> File:
 QWEN_VL = _split("Comfy-Org/Qwen-Image_ComfyUI", "text_encoders", "qwen_2.5_vl_7b_fp8_scaled.safetensors")
 QWEN_VAE = _split("Comfy-Org/Qwen-Image_ComfyUI", "vae", "qwen_image_vae.safetensors")
 WAN, HUNYUAN = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged", "Comfy-Org/HunyuanVideo_1.5_repackaged"
+HUNYUAN_QWEN_VL = _split(HUNYUAN, "text_encoders", QWEN_VL.name)
 
 FAMILIES = (
     Family(
@@ -119,7 +120,7 @@ FAMILIES = (
     ),
     Family(
         "Qwen-Image-Edit", "image_qwen_image_edit_2511", cfg=4.0, steps=40, sampler="euler", scheduler="simple", shift=3.1, size=(1024, 1024),
-        files=(_split("Comfy-Org/Qwen-Image-Edit_ComfyUI", "diffusion_models", "qwen_image_edit_2511_fp8mixed.safetensors"), QWEN_VL, QWEN_VAE),
+        files=(_split("Comfy-Org/Qwen-Image-Edit_ComfyUI", "diffusion_models", "qwen_image_edit_2511_fp8mixed.safetensors"), HUNYUAN_QWEN_VL, QWEN_VAE),
         note="The picture gives the size, about a megapixel.", comfyui="0.33.0",
     ),
     Family(
@@ -166,7 +167,7 @@ FAMILIES = (
         frames=121, fps=24,
         files=(
             _split(HUNYUAN, "diffusion_models", "hunyuanvideo1.5_720p_t2v_fp16.safetensors"),
-            _split(HUNYUAN, "text_encoders", "qwen_2.5_vl_7b_fp8_scaled.safetensors"),
+            HUNYUAN_QWEN_VL,
             _split(HUNYUAN, "text_encoders", "byt5_small_glyphxl_fp16.safetensors"),
             _split(HUNYUAN, "vae", "hunyuanvideo15_vae_fp16.safetensors"),
         ),

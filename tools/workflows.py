@@ -1,121 +1,280 @@
 """Writes example_workflows/*.json, subgraphs/*.json and workflows/tests/*.json: `COMFYUI_PATH=... python tools/workflows.py`.
 
-Graphs are described here and, those of the digits, in workflows_digits.py; tests run every file. Sockets and widgets come from a
-running ComfyUI: take the oldest that is supported, so that the files have no widget that it lacks.
+The families' graphs are made here from the table in families.py; those of the demo models are in workflows_demo.py. Sockets and widgets come
+from a running ComfyUI, and families that it lacks are left alone. Run the newest ComfyUI first and the oldest last: files then have no widget
+that a supported ComfyUI lacks.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 if __package__:
-    from . import blueprint, workflows_digits
-    from .graph import ROOT, File, Graph
+    from . import blueprint, workflows_demo
+    from .families import FAMILIES, FREE_FORM, FREE_GAIN, Family
+    from .graph import ROOT, Graph, Missing
 else:
     import blueprint
-    import workflows_digits
-    from graph import ROOT, File, Graph
+    import workflows_demo
+    from families import FAMILIES, FREE_FORM, FREE_GAIN, Family
+    from graph import ROOT, Graph, Missing
 
 FOLDER = ROOT / "example_workflows"
 SUBGRAPHS = ROOT / "subgraphs"
 COMFY_TEST = ROOT / "workflows" / "tests"  # where that tool looks; not a folder that ComfyUI serves
-HF = "https://huggingface.co"
-GAIN = 1.5  # of row_sum: 1.3 on Fashion-MNIST, 2.6 on the digits (docs/evidence.md)
+SEED = 42
+SAMPLERS = 450  # px: how low they begin where much stands before them
+LANE = 66  # px: room for a wire across a column
 PROMPT = "a lighthouse on a cliff at dawn, heavy sea, photograph, fine detail"
-
-
-def text_to_image(g: Graph, checkpoint: File, note: str, latent: str, size: int, negative: str, **sampler) -> None:
-    """Checkpoint, prompts, REG, sampler, image. With `distilled` among the sampler's values: the guidance embedded by models that have one."""
-    distilled = sampler.pop("distilled", None)
-    loader = g.add("CheckpointLoaderSimple", 0, ckpt_name=checkpoint)
-    empty = g.add(latent, 0, width=size, height=size)
-    g.note(0, note)
-    reg = g.add("REGGuidance", 1, gain=GAIN, model=(loader, 0))
-    prompts = [g.add("CLIPTextEncode", 1, title, text=text, clip=(loader, 1)) for title, text in (("Positive", PROMPT), ("Negative", negative))]
-    if distilled is not None:
-        prompts = [g.add("FluxGuidance", 2, f"Distilled guidance {distilled:g}", beside=p, guidance=distilled, conditioning=(p, 0)) for p in prompts]
-    column = 2 if distilled is None else 3
-    links = dict(model=(reg, 0), positive=(prompts[0], 0), negative=(prompts[1], 0), latent_image=(empty, 0))
-    sample = g.add("KSampler", column, seed=42, **sampler, **links)
-    decoded = g.add("VAEDecode", column, samples=(sample, 0), vae=(loader, 2))
-    g.add("SaveImage", column + 1, size=(440, 500), filename_prefix="REG/image", images=(decoded, 0))
-
-
-def wan(g: Graph) -> None:
-    """Text to video with Wan 2.1, 1.3B."""
-
-    def file(name, folder):
-        return File(name, f"{HF}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/{folder}/{name}", folder)
-
-    model = g.add("UNETLoader", 0, unet_name=file("wan2.1_t2v_1.3B_fp16.safetensors", "diffusion_models"))
-    clip = g.add("CLIPLoader", 0, clip_name=file("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "text_encoders"), type="wan")
-    decoder = g.add("VAELoader", 0, vae_name=file("wan_2.1_vae.safetensors", "vae"))
-    empty = g.add("EmptyHunyuanLatentVideo", 0, width=832, height=480, length=33)
-    g.note(
-        0,
-        "## REG with Wan 2.1\n\nA flow model, 33 frames at 16 a second. cfg 6 is the usual one; **gain** 1.5 makes up for what REG takes away. "
-        "Bypass REG Guidance (Ctrl+B) to compare with plain CFG.\n\nTo pay nothing, try form **schedule** with gain 3.",
-    )
-    shifted = g.add("ModelSamplingSD3", 1, shift=8.0, model=(model, 0))
-    reg = g.add("REGGuidance", 2, gain=GAIN, model=(shifted, 0))
-    positive = g.add("CLIPTextEncode", 1, "Positive", text="a fox runs through deep snow between birches, tracking shot, morning light", clip=(clip, 0))
-    negative = g.add("CLIPTextEncode", 1, "Negative", text="static, overexposed, subtitles, blurry, worst quality, deformed", clip=(clip, 0))
-    values = dict(seed=42, steps=30, cfg=6.0, sampler_name="uni_pc", scheduler="simple")
-    sample = g.add("KSampler", 3, **values, model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(empty, 0))
-    frames = g.add("VAEDecode", 3, samples=(sample, 0), vae=(decoder, 0))
-    g.add("SaveAnimatedWEBP", 4, size=(480, 480), filename_prefix="REG/video", fps=16.0, lossless=False, quality=90, images=(frames, 0))
-
-
-def note_for(name: str, cfg: float, more: str = "") -> str:
-    return (
-        f"## REG with {name}\n\ncfg {cfg:g} is the usual one. REG guides less at high noise; **gain** {GAIN:g} makes up for it. After a run the "
-        f"log estimates the gain that fits this model.{more}\n\nBypass REG Guidance (Ctrl+B) to compare with plain CFG. To pay nothing, try "
-        "form **schedule** with gain 3."
-    )
-
-
-FLUX = (
-    "\n\nFlux dev is usually run at cfg 1 with a *distilled* guidance of 3.5: there is no difference of two predictions then, and REG has nothing to "
-    "rectify. Here the distilled guidance is 1 and cfg is real, so a step costs two model rows, and the negative prompt counts."
-)
-
-
-def checkpoint(name: str, repository: str) -> File:
-    return File(name, f"{HF}/{repository}/resolve/main/{name}", "checkpoints")
-
-
-WORKFLOWS: dict[str, Callable[[Graph], None]] = workflows_digits.WORKFLOWS | {
-    "REG with SDXL": partial(
-        text_to_image, checkpoint=checkpoint("sd_xl_base_1.0.safetensors", "stabilityai/stable-diffusion-xl-base-1.0"),
-        note=note_for("SDXL", 6), latent="EmptyLatentImage", size=1024, negative="blurry, text, watermark",
-        cfg=6.0, steps=30, sampler_name="euler", scheduler="normal",
-    ),
-    "REG with SD1.5": partial(
-        text_to_image, checkpoint=checkpoint("v1-5-pruned-emaonly-fp16.safetensors", "Comfy-Org/stable-diffusion-v1-5-archive"),
-        note=note_for("SD 1.5", 7.5), latent="EmptyLatentImage", size=512, negative="blurry, text, watermark",
-        cfg=7.5, steps=30, sampler_name="dpmpp_2m", scheduler="karras",
-    ),
-    "REG with SD3.5": partial(
-        text_to_image, checkpoint=checkpoint("sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors", "Comfy-Org/stable-diffusion-3.5-fp8"),
-        note=note_for("SD 3.5", 4.5), latent="EmptySD3LatentImage", size=1024, negative="",
-        cfg=4.5, steps=30, sampler_name="dpmpp_2m", scheduler="sgm_uniform",
-    ),
-    "REG with Flux and real cfg": partial(
-        text_to_image, checkpoint=checkpoint("flux1-dev-fp8.safetensors", "Comfy-Org/flux1-dev"),
-        note=note_for("Flux dev and real cfg", 3, FLUX), latent="EmptySD3LatentImage", size=1024, negative="blurry, text, watermark",
-        cfg=3.0, steps=24, sampler_name="euler", scheduler="simple", distilled=1.0,
-    ),
-    "REG with Wan 2.1 video": wan,
+FILM = "a fox runs through deep snow between birches, tracking shot, morning light"
+EDIT = "make it a winter evening with snow, keep everything else"
+CLIP_TYPES = {
+    "Chroma": "chroma", "Qwen-Image": "qwen_image", "Qwen-Image-Edit": "qwen_image", "Z-Image": "lumina2", "Flux.2 Klein": "flux2",
+    "Anima": "stable_diffusion", "Wan 2.2": "wan",
 }  # fmt: skip
+LATENTS = {"SD1.5": "EmptyLatentImage", "SDXL": "EmptyLatentImage", "Anima": "EmptyLatentImage", "Flux.2 Klein": "EmptyFlux2LatentImage"}
+SHIFTS = {"Wan 2.2": "ModelSamplingSD3", "HunyuanVideo 1.5": "ModelSamplingSD3"}  # other families with a shift: ModelSamplingAuraFlow
+
+
+def note_for(family: Family) -> str:
+    """Three sentences."""
+    if family.video:
+        seen = "Select REG Guidance and press **Ctrl+B** to compare with plain CFG of the same seed."
+    elif family.comfyui == "0.33.0":
+        seen = "The slider compares REG with plain CFG of the same seed and cfg."
+    else:
+        seen = "Above, plain CFG; below, REG with the same seed and cfg."
+    gain = f"**gain** {family.gain:g} makes up for what REG takes away; for no extra cost, take form **{FREE_FORM}** with gain {FREE_GAIN:g}."
+    return f"## REG with {family.name}\n\n{seen}\n\n{gain}\n\n{family.note}"
+
+
+def load(g: Graph, family: Family) -> tuple[tuple, tuple, tuple | None]:
+    """First column: (model, text encoder, VAE or None). The VAE of families with a file of its own is loaded where it is used."""
+    if not any(file.directory == "diffusion_models" for file in family.files):
+        loader = g.add("CheckpointLoaderSimple", 0, ckpt_name=family.file("checkpoints"))
+        return (loader, 0), (loader, 1), (loader, 2)
+    return expert(g, family, 0), text_encoder(g, family), None
+
+
+def text_encoder(g: Graph, family: Family) -> tuple:
+    return g.add("CLIPLoader", 0, clip_name=family.file("text_encoders"), type=CLIP_TYPES[family.name]), 0
+
+
+def expert(g: Graph, family: Family, index: int, title=None) -> tuple:
+    """A diffusion model with the shift of its family."""
+    model = g.add("UNETLoader", 0, title, unet_name=family.file("diffusion_models", index)), 0
+    if family.shift is None:
+        return model
+    return g.add(SHIFTS.get(family.name, "ModelSamplingAuraFlow"), 0, shift=family.shift, model=model), 0
+
+
+def rectified(g: Graph, family: Family, column: int, model: tuple, title=None) -> tuple:
+    return g.add("REGGuidance", column, title, form=family.form, gain=family.gain, model=model), 0
+
+
+def prompts(g: Graph, column: int, texts, clip: tuple) -> list[tuple]:
+    return [(g.add("CLIPTextEncode", column, title, text=text, clip=clip), 0) for title, text in zip(("Positive", "Negative"), texts, strict=True)]
+
+
+def sampler_values(family: Family) -> dict:
+    return dict(seed=SEED, steps=family.steps, cfg=family.cfg, sampler_name=family.sampler, scheduler=family.scheduler)
+
+
+def sampled(g: Graph, family: Family, column: int, title: str, **links) -> tuple:
+    return g.add("KSampler", column, title, **sampler_values(family), **links), 0
+
+
+def custom_sampled(g: Graph, family: Family, column: int, title: str, **links) -> tuple:
+    """With sampler and sigmas among the links."""
+    return g.add("SamplerCustom", column, title, noise_seed=SEED, cfg=family.cfg, **links), 0
+
+
+def picture(g: Graph, family: Family, more=None, sample=sampled) -> None:
+    """Text to image, plain CFG above REG, with the same noise. `more`: adds to the second column what else the sampler asks for."""
+    bundled = not any(file.directory == "vae" for file in family.files)
+    g.reach(LANE if bundled else 0, 0)
+    if more:
+        g.note(0, note_for(family))
+    model, clip, vae = load(g, family)
+    if bundled:
+        vae = g.through(2, g.through(1, vae), right=True)
+    links = more(g, family) if more else {}
+    top = model[0]["pos"][1]  # its wire runs level to the sampler of plain CFG
+    g.reach(top, 2)
+    g.reach(top + LANE, 1)
+    if not more:
+        g.note(0, note_for(family))
+    links |= dict(zip(("positive", "negative"), prompts(g, 1, (PROMPT, family.negative), clip), strict=True))
+    size = dict(zip(("width", "height"), family.size, strict=True))
+    links["latent_image"] = g.add(LATENTS.get(family.name, "EmptySD3LatentImage"), 1, **size), 0
+    branches(g, family, {"plain CFG": model, "REG": rectified(g, family, 1, model)}, links, vae, sample)
+
+
+def branches(g: Graph, family: Family, models: dict[str, tuple], links: dict, vae: tuple | None, sample=sampled) -> None:
+    """Third column: the same noise sampled with each model. Last: the pictures, one below the other."""
+    compares = family.comfyui == "0.33.0"  # ComfyUI then has a node that compares
+    latents = {}
+    for name, model in models.items():
+        if not compares:
+            g.level(2, 3)
+        latents[name] = sample(g, family, 2, f"Sample with {name}", model=model, **links)
+        if vae is None:
+            vae = g.add("VAELoader", 2, vae_name=family.file("vae")), 0
+        if not compares:
+            saved(g, name, 400, decoded(g, name, latents[name], vae))
+    if compares:
+        compared(g, latents, vae)
+
+
+def compared(g: Graph, latents: dict[str, tuple], vae: tuple) -> None:
+    """Nodes 2.0 alone draws the comparison, so the pictures are saved too. Each decoder stands between what it feeds."""
+    first, second = latents
+    picture = saved(g, first, 260)
+    image = decoded(g, first, latents[first], vae)
+    g.link(image, picture, "images")
+    comparison = g.add("ImageCompare", 3, "Plain CFG (left), REG (right)", size=(420, 400), image_a=image)
+    image = decoded(g, second, latents[second], vae)
+    g.link(image, comparison, "image_b")
+    saved(g, second, 260, image)
+
+
+def decoded(g: Graph, name: str, latent: tuple, vae: tuple) -> tuple:
+    return g.add("VAEDecode", 3, f"Decode {name}", samples=latent, vae=vae), 0
+
+
+def saved(g: Graph, name: str, height: int, image: tuple | None = None) -> dict:
+    return g.add("SaveImage", 3, name, size=(420, height), filename_prefix=f"REG/{name.split()[-1]}", images=image)
+
+
+def klein(g: Graph, family: Family) -> dict:
+    """Sampler and sigmas."""
+    g.reach(LANE, 1)
+    pick = g.add("KSamplerSelect", 1, sampler_name=family.sampler), 0
+    size = dict(zip(("width", "height"), family.size, strict=True))
+    return dict(sampler=pick, sigmas=(g.add(family.scheduler, 1, steps=family.steps, **size), 0))
+
+
+def edited(g: Graph, family: Family) -> None:
+    """A picture changed by a prompt."""
+    vae = g.add("VAELoader", 0, vae_name=family.file("vae")), 0
+    given = g.add("LoadImage", 0, "Picture to change", image="example.png"), 0
+    scaled = g.add("FluxKontextImageScale", 0, image=given), 0
+    clip, model = text_encoder(g, family), expert(g, family, 0)
+    g.note(0, note_for(family))
+    bus = g.through(2, vae)
+    g.reach(SAMPLERS - LANE, 2)
+    bus = g.through(2, bus, right=True)
+    g.reach(LANE, 1)
+    links = {}
+    for title, text in (("Positive", EDIT), ("Negative", family.negative)):
+        encoded = g.add("TextEncodeQwenImageEditPlus", 1, title, prompt=text, clip=clip, vae=vae, image1=scaled), 0
+        method = dict(reference_latents_method="index_timestep_zero", conditioning=encoded)
+        links[title.lower()] = g.add("FluxKontextMultiReferenceLatentMethod", 1, **method), 0
+    links["latent_image"] = g.add("VAEEncode", 1, pixels=scaled, vae=vae), 0
+    model = g.add("CFGNorm", 1, model=model), 0
+    reg = rectified(g, family, 1, model)
+    g.reach(SAMPLERS, 2)
+    branches(g, family, {"plain CFG": model, "REG": reg}, links, bus)
+
+
+def film(g: Graph, family: Family, column: int, images: tuple, **sound) -> None:
+    """Frames as a video, saved."""
+    video = g.add("CreateVideo", column, fps=float(family.fps), images=images, **sound), 0
+    g.add("SaveVideo", column, "The video", size=(310, 400), filename_prefix="REG/video", video=video)
+
+
+def wan(g: Graph, family: Family) -> None:
+    """Image to video: one expert for the first half of the steps, the other for the second."""
+    vae = g.add("VAELoader", 0, vae_name=family.file("vae")), 0
+    given = g.add("LoadImage", 0, "First frame", image="example.png"), 0
+    clip = text_encoder(g, family)
+    high, low = (expert(g, family, index, title) for index, title in enumerate(("High noise expert", "Low noise expert")))
+    g.reach(200, 1)
+    positive, negative = prompts(g, 1, ("the camera moves closer, soft morning light", family.negative), clip)
+    high, low = (rectified(g, family, 1, model, title) for model, title in ((high, "REG, first expert"), (low, "REG, second expert")))
+    size = dict(zip(("width", "height", "length"), (*family.size, family.frames), strict=True))
+    g.reach(LANE, 2)
+    start = g.add("WanImageToVideo", 2, **size, positive=positive, negative=negative, vae=vae, start_image=given)
+    vae = g.through(3, vae, right=True)
+    g.reach(SAMPLERS, 3)
+    values = sampler_values(family)
+    values["noise_seed"] = values.pop("seed")
+    half, latent = family.steps // 2, (start, 2)
+    for title, model, more in (
+        ("First half", high, dict(end_at_step=half, return_with_leftover_noise="enable")),
+        ("Second half", low, dict(start_at_step=half, add_noise="disable")),
+    ):
+        links = dict(model=model, positive=(start, 0), negative=(start, 1), latent_image=latent)
+        latent = g.add("KSamplerAdvanced", 3, title, **values | more, **links), 0
+    g.note(4, note_for(family))
+    film(g, family, 4, (g.add("VAEDecode", 4, samples=latent, vae=vae), 0))
+
+
+def hunyuan(g: Graph, family: Family) -> None:
+    """Text to video."""
+    model = expert(g, family, 0)
+    files = {f"clip_name{i + 1}": family.file("text_encoders", i) for i in (0, 1)}
+    clip = g.add("DualCLIPLoader", 0, **files, type="hunyuan_video_15"), 0
+    g.note(0, note_for(family))
+    reg = rectified(g, family, 1, model)
+    positive, negative = prompts(g, 1, (FILM, family.negative), clip)
+    size = dict(zip(("width", "height", "length"), (*family.size, family.frames), strict=True))
+    empty = g.add("EmptyHunyuanVideo15Latent", 1, **size), 0
+    latent = sampled(g, family, 2, "Sample with REG", model=reg, positive=positive, negative=negative, latent_image=empty)
+    vae = g.add("VAELoader", 2, vae_name=family.file("vae")), 0
+    film(g, family, 3, (g.add("VAEDecode", 3, samples=latent, vae=vae), 0))
+
+
+def ltx(g: Graph, family: Family) -> None:
+    """Text to video with sound, the first pass."""
+    file = family.file("checkpoints")
+    clip = g.add("LTXAVTextEncoderLoader", 0, text_encoder=family.file("text_encoders"), ckpt_name=file), 0
+    g.note(0, note_for(family))
+    ears = g.add("LTXVAudioVAELoader", 0, ckpt_name=file), 0
+    later = g.through(3, g.through(1, ears), right=True)
+    texts = prompts(g, 1, (FILM, family.negative), clip)
+    g.reach(1100, 0)  # its VAE's wire runs below all that is in the next columns
+    loader = g.add("CheckpointLoaderSimple", 0, ckpt_name=file)
+    reg = rectified(g, family, 1, (loader, 0))
+    size = dict(zip(("width", "height", "length"), (*family.size, family.frames), strict=True))
+    frames = g.add("EmptyLTXVLatentVideo", 1, **size), 0
+    sound = g.add("LTXVEmptyLatentAudio", 1, frames_number=family.frames, frame_rate=float(family.fps), audio_vae=ears), 0
+    pick = g.add("KSamplerSelect", 2, sampler_name=family.sampler, beside=texts[0][0], size=(210, None)), 0
+    timed = g.add("LTXVConditioning", 2, frame_rate=float(family.fps), positive=texts[0], negative=texts[1])
+    latent = g.add("LTXVConcatAVLatent", 2, beside=frames[0], video_latent=frames, audio_latent=sound), 0
+    sigmas = g.add(family.scheduler, 3, beside=texts[0][0], steps=family.steps, latent=latent), 0
+    links = dict(model=reg, positive=(timed, 0), negative=(timed, 1), sampler=pick, sigmas=sigmas, latent_image=latent)
+    g.reach(reg[0]["pos"][1], 3)
+    done = custom_sampled(g, family, 3, "Sample with REG", **links)
+    parts = g.add("LTXVSeparateAVLatent", 3, av_latent=done)
+    tiles = dict(tile_size=512, overlap=64, temporal_size=4096, temporal_overlap=8)
+    images = g.add("VAEDecodeTiled", 3, beside=loader, **tiles, samples=(parts, 0), vae=(loader, 2)), 0
+    film(g, family, 4, images, audio=(g.add("LTXVAudioVAEDecode", 4, samples=(parts, 1), audio_vae=later), 0))
+
+
+OTHERS = {
+    "Flux.2 Klein": partial(picture, more=klein, sample=custom_sampled), "Qwen-Image-Edit": edited, "Wan 2.2": wan, "HunyuanVideo 1.5": hunyuan, "LTX-2": ltx,
+}  # fmt: skip
+
+
+def title(family: Family) -> str:
+    return f"REG with {family.name}"
+
+
+def workflows() -> dict[str, Callable[[Graph], None]]:
+    """{file name: what draws it}, in the order of the page."""
+    made = {title(family): partial(OTHERS.get(family.name, picture), family=family) for family in FAMILIES}
+    return {**workflows_demo.WORKFLOWS, **made}
 
 
 def for_comfy_test(g: Graph) -> None:
     """A graph that comfy-test can read: it takes widgets by position, so those that the page adds to stay unwritten, and knows no notes."""
     model = g.add("REGDemoModel", 0)
-    positive, negative = (g.add("REGDemoPrompt", 0, digit=text) for text in ("0 to 9 in turn", "any digit"))
+    positive, negative = (g.add("REGDemoPrompt", 0, digit=text) for text in (workflows_demo.EACH, workflows_demo.NONE))
     latent = g.add("REGDemoLatent", 0, batch_size=10)
     reg = g.add("REGGuidance", 1, model=(model, 0))
     sampler = g.add("KSampler", 2, model=(reg, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(latent, 0))
@@ -128,14 +287,17 @@ def for_comfy_test(g: Graph) -> None:
 
 
 def files(info: dict) -> dict[Path, dict]:
-    """{path: workflow} of everything that is written here, from a server's object_info."""
+    """{path: workflow} of everything that is written here and that a server's object_info has the nodes for."""
 
     def built(build) -> dict:
         graph = Graph(info)
         build(graph)
         return graph.json()
 
-    found = {FOLDER / f"{name}.json": built(build) for name, build in WORKFLOWS.items()}
+    found = {}
+    for name, build in workflows().items():
+        with suppress(Missing):
+            found[FOLDER / f"{name}.json"] = built(build)
     found[SUBGRAPHS / f"{blueprint.NAME}.json"] = blueprint.json(info)
     found[COMFY_TEST / "reg_digits.json"] = built(for_comfy_test)
     return found

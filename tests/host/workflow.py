@@ -13,9 +13,10 @@ from .subgraph import ACTIVE, WorkflowError, flatten
 from .subgraph import name_of as _name
 
 CONTROL_VALUES = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "IMAGECOMPARE"}
 COMMENTS = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
+DYNAMIC = "COMFY_DYNAMICCOMBO"  # a combo whose choice brings further widgets along
 
 # loader -> {its output slot: slot of REGTestTinyCheckpoint}
 LOADERS = {
@@ -112,12 +113,16 @@ def _widget_values(node, spec) -> dict:
     if isinstance(values, dict):  # some packs save them by name
         return {name: value for name, value in values.items() if name in widgets_of(spec)}
     values, found = list(values), {}
-    for name, (kind, options) in widgets_of(spec).items():
-        if str(kind).startswith("COMFY_DYNAMIC"):
-            raise WorkflowError(f"{_name(node)}: {name} is a {kind}, whose children this converter cannot place")
+    waiting = list(widgets_of(spec).items())
+    while waiting:
+        name, (kind, options) = waiting.pop(0)
+        if kind == "IMAGECOMPARE":
+            found[name] = ""  # the page keeps no value of it
+            continue
         if not values:
             break  # saved before the input existed: its default is used
         found[name] = values.pop(0)
+        waiting[:0] = children_of(name, kind, options, found[name]).items()
         if followed_by_control(name, options) and values and values[0] in CONTROL_VALUES:
             values.pop(0)
         if any(options.get(f"{what}_upload") for what in ("image", "video", "audio", "animated_image")) and values:
@@ -134,15 +139,35 @@ def widgets_of(spec, sections=("required", "optional")) -> dict:
     for section in sections:
         for name, (kind, *rest) in (spec.get(section) or {}).items():
             options = rest[0] if rest and isinstance(rest[0], dict) else {}
-            is_widget = isinstance(kind, (list, tuple)) or kind in WIDGET_TYPES or str(kind).startswith("COMFY_DYNAMICCOMBO")
-            if is_widget and not options.get("forceInput") and not options.get("rawLink"):
+            is_widget = isinstance(kind, (list, tuple)) or kind.split(",")[0] in WIDGET_TYPES or kind.startswith(DYNAMIC)
+            if is_widget and not any(options.get(what) for what in ("forceInput", "rawLink", "hidden")):
                 widgets[name] = (kind, options)
     return widgets
+
+
+def children_of(name, kind, options, value) -> dict:
+    """What widgets_of gives, for the widgets that a combo's choice brings along."""
+    if not str(kind).startswith(DYNAMIC):
+        return {}
+    (chosen,) = (option for option in options["options"] if option["key"] == value)
+    return {f"{name}.{child}": widget for child, widget in widgets_of(chosen["inputs"]).items()}
+
+
+def expanded(spec) -> dict:
+    """What widgets_of gives, with the children that a new node has."""
+    found, waiting = {}, list(widgets_of(spec).items())
+    while waiting:
+        name, (kind, options) = waiting.pop(0)
+        found[name] = kind, options
+        waiting[:0] = children_of(name, kind, options, default_of(kind, options)).items()
+    return found
 
 
 def default_of(kind, options):
     """A widget's value on a new node."""
     choices = list(kind) if isinstance(kind, (list, tuple)) else list(options.get("options") or ())
+    if str(kind).startswith(DYNAMIC):
+        return choices[0]["key"]
     return options["default"] if "default" in options else (choices or [None])[0]
 
 
@@ -177,9 +202,12 @@ def shrink(prompt: dict, size: int = 128, steps: int | None = None, length: int 
     prompt = copy.deepcopy(prompt)
     for node in prompt.values():
         inputs = node["inputs"]
-        if "Latent" in node["class_type"] and {"width", "height"} <= set(inputs):
+        if ("Latent" in node["class_type"] or "length" in inputs) and {"width", "height"} <= set(inputs):
             inputs.update({"width": size, "height": size} | ({"length": length} if "length" in inputs else {}))
         if steps and isinstance(inputs.get("steps"), int):
+            for name in ("start_at_step", "end_at_step"):  # at the same share of them
+                if 0 < inputs.get(name, 0) < inputs["steps"]:
+                    inputs[name] = inputs[name] * steps // inputs["steps"]
             inputs["steps"] = steps
     return prompt
 

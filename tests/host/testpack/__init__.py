@@ -55,7 +55,7 @@ class REGTestTinyCheckpoint(io.ComfyNode):
             display_name="Tiny checkpoint (test)",
             category="REG/test",
             inputs=[
-                io.Combo.Input("arch", options=list(_tiny().ARCHITECTURES), default="sd15"),
+                io.Combo.Input("arch", options=list(_tiny().FAMILIES), default="sd15"),
                 io.Int.Input("seed", default=0, min=0, max=2**63, optional=True),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
