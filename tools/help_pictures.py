@@ -230,8 +230,8 @@ def sheet() -> Image.Image:
 
 @contextlib.contextmanager
 def narrow():
-    """Plots of the nodes for the panel: as wide as other pictures, with the letters of a plot of the full width."""
-    with mock.patch.object(traces, "WIDTH", WIDTH), mock.patch.object(schedules, "WIDTH", WIDTH):
+    """Plots of the nodes for the panel: less wide, so that their letters stay large."""
+    with mock.patch.object(traces, "WIDTH", 840), mock.patch.object(schedules, "WIDTH", 840):
         yield
 
 
