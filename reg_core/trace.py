@@ -236,7 +236,8 @@ class Run:
 
     def cost(self) -> str:
         """Words for the model rows beyond the two that plain guidance takes in a call."""
-        return f"{self.extra_rows / (2 * len(self.rows)):+.0%} model evaluations"
+        more = self.extra_rows / (2 * len(self.rows))
+        return f"{more:+.0%} model evaluations" if self.extra_rows else "no extra evaluations"
 
     def strength(self) -> str:
         """Words for how strongly was guided: the share, and the gain for as much as without REG."""

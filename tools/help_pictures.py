@@ -187,16 +187,18 @@ def autoguided() -> Image.Image:
     return strips([("the good model alone", sample(1.0, "off")), ("scale 3", sample(3.0, "off")), ("scale 3, REG row_sum", sample(3.0, "row_sum"))])
 
 
-def digits(labels=None, cfg=3.0, stop=None, name="digits"):
-    """Latents [B, 1, H, W] by plain CFG; `stop`: x, scaled to the data's size, after that many steps."""
+IN_TURN = torch.arange(ACROSS)
+
+
+def guided(labels=IN_TURN, cfg=3.0, stop=None, name="digits"):
+    """Latents [B, 1, H, W] by plain CFG; `stop`: x, scaled to the data's size, after that many steps. `labels` None: any."""
     model = load_model(name)
-    labels = torch.arange(ACROSS) if labels is None else labels
-    guided = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), cfg - 1, reg_core.Settings(form="off"))
+    denoise = reg_core.Guided(lambda x, s: model(x, s, labels), lambda x, s: model(x, s), cfg - 1, reg_core.Settings(form="off"))
     sigmas, noise = pictures.sigmas(model), pictures.noise(model, ACROSS, 5)
     with torch.no_grad():
         if stop is None:
-            return reg_core.sample_heun(guided, noise, sigmas)
-        x = reg_core.sample_heun(guided, noise, sigmas[: stop + 1]) if stop else noise
+            return reg_core.sample_heun(denoise, noise, sigmas)
+        x = reg_core.sample_heun(denoise, noise, sigmas[: stop + 1]) if stop else noise
     return x / (1 + float(sigmas[stop]) ** 2) ** 0.5
 
 
@@ -230,8 +232,8 @@ def sheet() -> Image.Image:
 
 @contextlib.contextmanager
 def narrow():
-    """Plots of the nodes for the panel: as wide as other pictures, with the letters of a plot of the full width."""
-    with mock.patch.object(traces, "WIDTH", WIDTH), mock.patch.object(schedules, "WIDTH", WIDTH):
+    """Plots of the nodes for the panel: less wide, so that their letters stay large."""
+    with mock.patch.object(traces, "WIDTH", 840), mock.patch.object(schedules, "WIDTH", 840):
         yield
 
 
@@ -253,7 +255,7 @@ def save(name: str, picture: Image.Image) -> None:
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     path = FOLDER / f"{name}.png"
-    picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path.name, picture.size, path.stat().st_size)
 
 
@@ -308,11 +310,11 @@ def main() -> None:
          {"KSampler": "model, cfg", "REG Grid": "images, labels"}))  # fmt: skip
     save("REGGrid", sheet())
     models = (("digits", 3.0), ("digits_weak", 3.0), ("fashion", 2.0), ("fashion_weak", 2.0))
-    save("REGDemoModel", strips([(f"{name}, cfg {cfg:g}", digits(name=name, cfg=cfg)) for name, cfg in models]))
+    save("REGDemoModel", strips([(f"{name}, cfg {cfg:g}", guided(name=name, cfg=cfg)) for name, cfg in models]))
     one, clothes = torch.full((ACROSS,), 8), {"name": "fashion_weak", "cfg": 2.0}
-    save("REGDemoPrompt", strips([("bag", digits(one, **clothes)), ("0 to 9 in turn", digits(**clothes)), ("any", digits(cfg=1.0, name="fashion_weak"))]))
+    save("REGDemoPrompt", strips([("bag", guided(one, **clothes)), ("0 to 9 in turn", guided(**clothes)), ("any", guided(None, 1.0, name="fashion_weak"))]))
     stops = (("noise", 0), ("half way", pictures.STEPS // 2), ("done", None))
-    save("REGDemoLatent", strips([(name, digits(stop=stop, **clothes)) for name, stop in stops]))
+    save("REGDemoLatent", strips([(name, guided(stop=stop, **clothes)) for name, stop in stops]))
     save("REGDemoDecode", graph({"REG Demo Latent": (0, 0), "KSampler": (1, 0), "REG Demo Decode": (2, 0), "REG Demo Model": (0, 1),
          "REG Demo Prompt": (1, 1), "Save Image": (2, 1)},
          [("REG Demo Latent", "KSampler"), ("REG Demo Model", "KSampler"), ("REG Demo Prompt", "KSampler"), ("KSampler", "REG Demo Decode"),

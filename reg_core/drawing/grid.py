@@ -51,7 +51,7 @@ def labelled_grid(
     if table and columns not in (0, len(table[1])):
         table = None
     columns = min(len(images), len(table[1]) if table else columns or math.ceil(math.sqrt(len(images))))
-    size = min(48, max(14, round(min(height, width) / 12)))
+    size = min(48, max(20, round(min(height, width) / 12)))
     names = table[1] if table else labels
     small = round(0.8 * size)
     width = max(width, *(min(10 * size, math.ceil(text_width(str(name), size))) for name in names))
