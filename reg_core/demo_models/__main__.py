@@ -31,7 +31,7 @@ PLAIN, INTERVAL = "off", "interval"
 NAMES = {PLAIN: "CFG", INTERVAL: f"CFG at sigma <= {study.LOW_SIGMA:g} only"}
 NAMES |= {form: f"REG {form}" for form in study.COLORS if form not in NAMES}
 SHOWN = 4  # pictures of each class and run on the sheet
-EXPLAINED = """
+EXPLAINED = """\
 FID: distance to the real pictures, lower is better; one for each judge, a classifier trained apart.
 IS: how clearly the classes are shown; it grows with guidance. Accuracy: pictures that show their class.
 All depend on the number of pictures: compare rows only. Gain multiplies guidance: it makes a form about as

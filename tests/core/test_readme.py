@@ -82,7 +82,7 @@ STATED = {
     r"[1235]|1\.[357]|2\.[125]|4\.3": ("reg_core/demo_models/study.py", "RATIOS"),  # cfg, gain, batch: settings
     r"256|512|1024|20": ("docs/cost.md", "{} ?(?:x|steps)"),
     r"0\.05": ("benchmarks/suites.py", "SKIP_BELOW = {}"),
-    r"100": ("reg_core/demo_models/__main__.py", 'add\\("--each", type=int, default=10,'),  # of each of ten classes
+    r"130": ("reg_core/demo_models/__main__.py", 'add\\("--each", type=int, default=13,'),  # of each of ten classes
     r"5,000": ("docs/evidence.md", "{} (?:samples|pictures)"),
     r"2,500": ("DEVELOPERS.md", "--batch 2500"),
     r"0\.3\.64": ("pyproject.toml", 'requires-comfyui = ">={}"'),
