@@ -247,6 +247,10 @@ BETS_SURVEY = Bets(
         ("below_2", "off", (2.0, 1.0, 3.0), {}),
         ("constant", "off", (0.5, 0.3, 0.75), {}),
         *(
+            ("constant", "row_sum", (1.0,), {"refresh": 8, "skip_below": share})
+            for share in (0.0, 0.02, 0.05)
+        ),
+        *(
             ("constant", form, STEEP if form.startswith("power") else USUAL, {})
             for form in (*BETS, PROJECTED)
         ),
