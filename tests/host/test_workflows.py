@@ -299,7 +299,7 @@ def test_families_draw_what_an_independent_reg_draws(family, server, here, host,
         assert node["inputs"]["refresh"] == 8, "the default"
         node["inputs"]["refresh"] = 1
     *plain_decode, decode = nodes_of(prompt, "VAEDecode")
-    ends = {"rectified": decode} | {"plain": key for key in plain_decode}
+    ends = dict(zip(("rectified", "plain"), (decode, *plain_decode), strict=False))
     for end, key in ends.items():
         prompt[end] = {"class_type": "SaveImage", "inputs": {"images": [key, 0], "filename_prefix": end}}
     result = server.run(prompt, timeout=300)
