@@ -10,16 +10,16 @@ else:
     from graph import Graph
 
 NAME = "CFG beside REG"
-SOCKETS = [("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT"), ("vae", "VAE")]
+SOCKETS = [("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT")]
 WIDGETS = {  # of the node, each feeding both samplers or REG
     "form": ("COMBO", "row_sum"), "gain": ("FLOAT", 1.5), "seed": ("INT", 42), "steps": ("INT", 30), "cfg": ("FLOAT", 8.0), "sampler_name": ("COMBO", "euler"),
     "scheduler": ("COMBO", "normal"),
 }  # fmt: skip
-OUTPUTS = ["REG", "CFG", "plot", "heat_map"]
+OUTPUTS = {"REG": "LATENT", "CFG": "LATENT", "plot": "IMAGE", "heat_map": "IMAGE"}
 INPUT_NODE, OUTPUT_NODE = -10, -20  # the page's own ids
 DESCRIPTION = (
     "The same noise sampled with REG and with plain CFG at the same cfg. A gain makes up for what REG takes away. The plot shows what REG did. "
-    "Twice the time of one picture."
+    "Decode both latents to compare them. It takes twice the time of one picture."
 )
 
 
@@ -37,15 +37,14 @@ def json(info: dict) -> dict:
     reg = g.add("REGGuidance", 0, form=fed.pop("form"), gain=fed.pop("gain"), model=at["model"])
     shared = fed | {name: at[name] for name in ("positive", "negative", "latent_image")}
     samplers = [g.add("KSampler", 1, f"Sample with {name}", model=source, **shared) for name, source in (("REG", (reg, 0)), ("CFG", at["model"]))]
-    images = [g.add("VAEDecode", 2, beside=sampler, samples=(sampler, 0), vae=at["vae"]) for sampler in samplers]
-    plot = g.add("REGTracePlot", 3, trace=(reg, 1), latent=(samplers[0], 0), image=(images[0], 0))
-    outputs = [(images[0], 0), (images[1], 0), (plot, 0), (plot, 1)]
+    plot = g.add("REGTracePlot", 2, trace=(reg, 1), latent=(samplers[0], 0))
+    outputs = [(samplers[0], 0), (samplers[1], 0), (plot, 0), (plot, 1)]
     left = []
-    for slot, (name, (node, out)) in enumerate(zip(OUTPUTS, outputs, strict=True)):
+    for slot, ((name, kind), (node, out)) in enumerate(zip(OUTPUTS.items(), outputs, strict=True)):
         link = len(g.links) + 1
-        g.links.append([link, node["id"], out, OUTPUT_NODE, slot, "IMAGE"])
+        g.links.append([link, node["id"], out, OUTPUT_NODE, slot, kind])
         node["outputs"][out]["links"].append(link)
-        left.append({"id": _id(f"output/{name}"), "name": name, "type": "IMAGE", "linkIds": [link], "localized_name": name})
+        left.append({"id": _id(f"output/{name}"), "name": name, "type": kind, "linkIds": [link], "localized_name": name})
     inside = g.json()
     width = max(n["pos"][0] + n["size"][0] for n in g.nodes)
     keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
@@ -65,7 +64,7 @@ def json(info: dict) -> dict:
         "id": len(g.nodes) + 1, "type": definition["id"], "pos": [0, 0], "size": [300, 20 * len(SOCKETS) + 24 * len(WIDGETS) + 40],
         "flags": {}, "order": 0, "mode": 0,
         "inputs": [{"name": name, "type": type_, "link": None} | ({"widget": {"name": name}} if name in WIDGETS else {}) for name, type_ in names],
-        "outputs": [{"name": name, "type": "IMAGE", "links": []} for name in OUTPUTS],
+        "outputs": [{"name": name, "type": kind, "links": []} for name, kind in OUTPUTS.items()],
         "title": NAME, "properties": {"proxyWidgets": []}, "widgets_values": [],
     }  # fmt: skip
     return {

@@ -156,7 +156,7 @@ def test_bad_addresses(address, message):
 
 def test_ui_format_is_refused_with_the_way_out(tmp_path):
     """A real saved workflow of this pack."""
-    saved = json.loads((REPO / "example_workflows" / "REG on handwritten digits.json").read_text(encoding="utf-8"))
+    saved = json.loads((REPO / "example_workflows" / "1 REG on clothes.json").read_text(encoding="utf-8"))
     with pytest.raises(PlanError, match=r"UI format.*Export \(API\)"):
         templates.load(*files(tmp_path, saved))
     for other in ({}, {"prompt": WORKFLOW}):
