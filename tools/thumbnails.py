@@ -21,7 +21,7 @@ FOLDER = ROOT / "example_workflows"
 SIZE, EDGE, BADGE = 640, 30, 100  # px: the picture, its margin, and room at the top for the page's own badge
 BACK, INK, DIM = "#202024", "white", "#b8b8c0"
 STRIPES = {"picture": "#7fd08f", "video": "#64b5f6"}
-LABEL = 44  # px above a picture
+LABEL = 50  # px above a picture
 
 
 def fitted(draw: ImageDraw.ImageDraw, text: str, size: int) -> ImageFont.FreeTypeFont:
@@ -44,17 +44,21 @@ def card(family: Family) -> Image.Image:
 
 
 def pictures(rows: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Pictures under their titles, one below the other."""
+    """One picture, or the upper halves of compared sheets under their titles."""
     page = Image.new("RGB", (SIZE, SIZE), BACK)
     draw = ImageDraw.Draw(page)
-    room = (SIZE - 2 * EDGE, (SIZE - BADGE - EDGE) // len(rows) - LABEL)
+    label = LABEL if len(rows) > 1 else 0
+    room = (SIZE - 2 * EDGE, (SIZE - BADGE - EDGE) // len(rows) - label)
     for i, (title, picture) in enumerate(rows):
-        top = BADGE + i * (room[1] + LABEL)
+        if label:
+            picture = picture.crop((0, 0, picture.width, picture.height // 2))
+        top = BADGE + i * (room[1] + label)
         scale = min(room[0] / picture.width, (room[1] - 10) / picture.height)
         size = (round(scale * picture.width), round(scale * picture.height))
         left = (SIZE - size[0]) // 2
-        draw.text((left, top + LABEL - 10), title, fill=INK, font=ImageFont.load_default(30), anchor="ls")
-        page.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top + LABEL))
+        if label:
+            draw.text((left, top + label - 10), title, fill=INK, font=ImageFont.load_default(34), anchor="ls")
+        page.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top + label + (0 if label else (room[1] - size[1]) // 2)))
     return page
 
 
