@@ -33,7 +33,7 @@ def calibrate(pack, t, model=None, **changes):
 
 def test_a_table_replaces_the_probe(host, pack, digits):
     table, text, _ = calibrate(pack, digits)
-    assert (table.prediction, table.latent, table.form) == ("edm", "_DigitsLatent", "scalar") and "c from 0.00" in text
+    assert (table.prediction, table.latent, table.form) == ("edm", "_DemoLatent", "scalar") and "c from 0.00" in text
     model, trace = reg.apply(pack, digits.patcher, "calibrated", calibration=table)
     with reg.counted(digits.patcher) as rows:
         out = tiny.sample(digits, model, **OPTIONS)
