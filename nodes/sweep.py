@@ -6,7 +6,6 @@ follow, and REGGrid takes the list as a whole.
 
 import dataclasses
 import itertools
-import math
 import re
 
 from comfy_api.latest import io
@@ -140,13 +139,5 @@ class REGGrid(io.ComfyNode):
             raise ValueError(
                 f"REGGrid: {len(trace)} traces for {len(images)} images: take both from one sweep"
             )
-        captions = None if trace is None else [caption(one.last) for one in trace]
+        captions = None if trace is None else [drawing.run_caption(one.last) for one in trace]
         return io.NodeOutput(drawing.labelled_grid(images, labels, columns[0], theme[0], captions))
-
-
-def caption(run) -> str:
-    """What a run did, below its picture: form and gain, share of plain guidance, cost."""
-    if run is None:
-        return "plain guidance"
-    share = "" if math.isnan(run.share) else f"{100 * run.share:.0f} % of plain guidance, "
-    return f"{run.settings.title}: {share}{run.cost()}"

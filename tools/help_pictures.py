@@ -17,7 +17,7 @@ from PIL import Image
 import reg_core
 from reg_core.demo_models.data import DIGITS as DATA
 from reg_core.demo_models.loading import load_judge, load_model
-from reg_core.drawing import SchedulePoint, form_color, labelled_grid, plot_run, plot_schedule, schedules, traces
+from reg_core.drawing import SchedulePoint, form_color, labelled_grid, plot_run, plot_schedule, run_caption, schedules, traces
 from reg_core.drawing.axes import TICK, Axes, Scale, scale_for
 from reg_core.drawing.canvas import THEMES, Canvas, wrap
 from reg_core.schedule import Band, Cosine, Curve, Linear
@@ -220,13 +220,13 @@ def rewarded(digit, scale, rectified):
 
 def sheet() -> Image.Image:
     """What REG Grid makes of a sweep with its traces."""
-    cells = [("off", 1.0), *product(("row_sum", "schedule"), (1.0, 2.0, 4.0))]
+    cells = [("off", 1.0), *product(("row_sum", "schedule"), (1.0, 4.0))]
     images, labels, captions = [], [], []
     for form, gain in cells:
         latents, run = pictures.sample(form, CFG, SHOWN[1:], gain=gain)
         images.append(pictures.images(latents, 3))
         labels.append(f"{'CFG' if form == 'off' else form} | gain {gain:g}")
-        captions.append("plain guidance" if form == "off" else f"{100 * run.share:.0f} % of plain guidance, {run.cost()}")
+        captions.append(run_caption(None if form == "off" else run))
     return pictures.from_tensor(labelled_grid(images, labels, captions=captions)[0])
 
 

@@ -7,7 +7,7 @@ from .grid import labelled_grid
 from .heat import heat_sheet, of_one_size
 from .palette import FORM_COLORS, form_color
 from .schedules import SchedulePoint, plot_schedule, schedule_table
-from .traces import plot_run, run_report
+from .traces import plot_run, run_caption, run_report
 
 __all__ = [
     "FORM_COLORS",
@@ -19,6 +19,7 @@ __all__ = [
     "plot_calibration",
     "plot_run",
     "plot_schedule",
+    "run_caption",
     "run_report",
     "schedule_table",
 ]

@@ -69,6 +69,14 @@ def run_report(run: Run | None, nothing: str = NOTHING) -> str:
     return f"REG: {nothing}" if run is None else str(run)
 
 
+def run_caption(run: Run | None) -> str:
+    """A line for below a picture: form and gain, share of plain guidance, cost."""
+    if run is None or not run.rows:
+        return "plain guidance"
+    share = "" if math.isnan(run.share) else f"{100 * run.share:.0f} % of plain guidance, "
+    return f"{run.settings.title}: {share}{run.cost()}"
+
+
 def _headings(run: Run | None, title: str, nothing: str):
     """Heading, plain lines, warnings."""
     if run is None:

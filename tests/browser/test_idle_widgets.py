@@ -233,3 +233,19 @@ def test_heights(tab):
     tab.load(EMPTY)
     tab.load(saved)
     assert height() == usual - 50
+
+
+def test_a_new_plot_can_be_read_and_its_socket_has_the_colour_of_its_links(tab):
+    """The page's own colour for unknown kinds is grey."""
+    add(tab, "REGTracePlot")
+    node = tab.page.evaluate("() => { const n = app.graph._nodes[0]; return [n.size[0], LGraphCanvas.link_type_colors.REG_TRACE]; }")
+    assert node[0] >= 560 and node[1] == "#9fe0a0"
+    tab.shot(f"plot, {'vue' if tab.vue else 'canvas'}")
+    if tab.vue:
+        box = tab.page.locator("[data-node-id]").first
+        assert box.bounding_box()["width"] >= 550
+        looks = "e => { const s = getComputedStyle(e); return [s.backgroundColor, s.backgroundImage, s.fill, s.color].join() }"
+        assert "rgb(159, 224, 160)" in box.evaluate(f"box => [...box.querySelectorAll('*')].map({looks}).join()")
+    else:
+        shown = "() => app.graph._nodes[0].inputs.find(i => i.name == 'trace').renderingColor(app.canvas.colourGetter)"
+        assert tab.page.evaluate(shown) == "#9fe0a0"

@@ -25,7 +25,10 @@ def calibrate(pack, t, model=None, **changes):
         model=model or t.patcher, positive=t.positive, negative=t.negative, latent_image=t.empty_latent(4), form="scalar",
         cfg=4.0, steps=18, runs=2, seed=5, filename_prefix="", sampler_name="euler", scheduler="karras",
     )  # fmt: skip
-    return pack.nodes["REGCalibrate"].execute(**{**values, **changes}).result
+    output = pack.nodes["REGCalibrate"].execute(**{**values, **changes})
+    (saved,), (text,) = output.ui["images"], output.ui["text"]
+    assert saved["filename"].endswith(".png") and text == output.result[1], "the node shows its plot"
+    return output.result
 
 
 def test_a_table_replaces_the_probe(host, pack, digits):

@@ -112,7 +112,7 @@ def test_the_sheet_says_what_each_run_did(server, pack, monkeypatch):
     written = picture(server, server.run(prompt).images("save")[0])
     assert written.shape[0] > bare.shape[0], "lines below the pictures"
 
-    caption, core = pack.import_("nodes.sweep").caption, pack.import_("reg_core")
+    caption, core = pack.import_("reg_core.drawing").run_caption, pack.import_("reg_core")
     run = core.trace.Run(core.Settings(gain=2.0))
     for sigma, share in ((2.0, 0.25), (1.0, 0.25)):
         row = core.trace.Row(sigma=sigma, sigma_ve=sigma, share=share, guidance_norm=1.0, cfg=3.0, engine="finite_difference", extra_rows=1)

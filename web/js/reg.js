@@ -40,9 +40,9 @@ const SIZES = { REGTracePlot: [560, 860], REGSchedulePlot: [560, 640], REGCalibr
 app.registerExtension({
     name: "ComfyUI-REG.looks",
     setup() {
-        for (const [type, color] of Object.entries(COLORS)) { // for the canvas
-            app.canvas.default_connection_color_byType[type] = color
-            LGraphCanvas.link_type_colors[type] = color
+        for (const [type, color] of Object.entries(COLORS)) { // for the canvas; a palette that is loaded empties other colours
+            for (const colors of [app.canvas.default_connection_color_byType, LGraphCanvas.link_type_colors])
+                Object.defineProperty(colors, type, { get: () => color, set() {}, enumerable: true, configurable: true })
         }
         const style = document.createElement("style") // for Vue; a palette removes what is set on an element itself
         style.textContent = `:root { ${Object.entries(COLORS).map(([type, color]) => `--color-datatype-${type}: ${color};`).join(" ")} }`
