@@ -18,10 +18,10 @@ ALL = ["form", "gain", "start_percent", "end_percent", "strength", "skip_below",
 WITH_PRODUCT = [name for name in ALL if name != "data_std"]
 ACTING = {  # form -> widgets of REGGuidance
     "row_sum": WITH_PRODUCT, "scalar": WITH_PRODUCT, "product": WITH_PRODUCT,
-    "schedule": ALL[:6], "calibrated": ALL[:5], "off": ["form"],
+    "schedule": ALL[:7], "calibrated": ALL[:6], "off": ["form"],
 }  # fmt: skip
 FORMS = list(ACTING)
-VALUES = ["product", 0.5, 0.1, 0.9, 0.05, 0.75, "reverse", 7]  # none at its default
+VALUES = ["product", 2.0, 0.1, 0.9, 0.5, 0.05, 0.75, "reverse", 7]  # none at its default
 
 
 @pytest.fixture(scope="module", params=["own", "newer"])

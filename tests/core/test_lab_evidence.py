@@ -249,6 +249,9 @@ def test_bets_stand_beside_schedule_and_the_interval(tmp_path):
     row = next([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "power_2" in line)
     assert row[:3] == ["`power_2`", "0.50", "2"] and row[4].startswith("-0.20 ± 0.00, better") and row[5].startswith("-0.20")
     assert "at equal IS less `schedule`" in lines[0] and "less CFG at sigma <= 2" in lines[0]
+    points = [[cell.strip() for cell in line.split("|")[1:-1]] for line in fashion.bet_points(results).splitlines()]
+    assert ["`power_2`", "0.50", "2"] == next(p[:3] for p in points if p[0] == "`power_2`" and p[2] == "2")
+    assert next(p[5] for p in points if p[0] == "`power_2`" and p[2] == "2").startswith("-0.20 ± 0.00")
     kept, words = published.bets(tmp_path, results)
     assert "square" in words["power_2"] and list(kept) == list(results) == list(published.bets(tmp_path)[0])
 

@@ -35,7 +35,7 @@ def test_bad_input_is_named(pack, sd15, bad, match):
         ("REGGuidance", dict(form="rowsum"), "'rowsum'"),
         ("REGScheduleInterval", dict(start=0.8, end=0.2), "start=0.8, end=0.2"),
         ("REGScheduleCurve", dict(points="0:0, one"), "'one'"),
-        ("REGSweep", dict(cfgs="2, four"), "'four' is no number"),
+        ("REGSweep", dict(cfgs="2, four"), "'four' is not a number"),
     ],
 )
 def test_what_can_be_seen_before_running_is_said_then(server, kind, values, message):

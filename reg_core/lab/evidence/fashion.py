@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ..fronts.analysis import Difference, Front, at_matched, band, fronts
 from ..fronts.setups import SETUPS
 from ..fronts.strength import estimated_ratio, measured_ratio
@@ -166,6 +168,29 @@ def bets(results: dict[Trial, dict]) -> str:
         f"at equal IS less {words_of(m)}{'' if s == 'constant' else ' at sigma <= 2'}" for s, m in rivals
     ]
     return markdown(["method", "cost", "w", "best FID", *against], rows)
+
+
+def bet_points(results: dict[Trial, dict]) -> str:
+    """Every point of the bets: cost, scores, and FID less that of `schedule` at its best weight, in pairs."""
+    points: dict[tuple[str, str, float], dict[int, dict]] = {}
+    for t, r in results.items():
+        points.setdefault((t.schedule, t.method, t.weight), {})[t.seed] = r
+    rivals = {key: by_seed for key, by_seed in points.items() if key[:2] == ("constant", "schedule")}
+    rival = min(rivals.values(), key=lambda by_seed: _mean(by_seed, "fid"), default={})
+    plain = max(_mean(by_seed, "rows") for key, by_seed in points.items() if key[:2] == ("constant", "off"))
+    rows = []
+    for (schedule, method, weight), by_seed in points.items():
+        seeds = sorted(by_seed.keys() & rival.keys())
+        less = Difference.of(np.array([by_seed[seed]["fid"] - rival[seed]["fid"] for seed in seeds]))
+        name = words_of(method) + ("" if schedule == "constant" else f", {name_of_schedule(schedule)} only")
+        scores = [f"{_mean(by_seed, score):.2f}" for score in ("is_", "fid")]
+        against = "" if by_seed is rival or not seeds else interval(less, "+") + _sure(less)
+        rows.append([name, f"{_mean(by_seed, 'rows') / plain:.2f}", f"{weight:g}", *scores, against])
+    return markdown(["method", "cost", "w", "IS", "FID", "FID less `schedule` at its best w"], rows)
+
+
+def _mean(by_seed: dict[int, dict], name: str) -> float:
+    return sum(r[name] for r in by_seed.values()) / len(by_seed)
 
 
 def words_of(method: str) -> str:

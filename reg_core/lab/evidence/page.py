@@ -69,7 +69,8 @@ def candidates_section(results: dict[Trial, dict], candidates: Candidates) -> st
 def bets_section(results: dict[Trial, dict], words: dict[str, str]) -> str:
     """The bets on Fashion-MNIST: what they are, and their table."""
     forms = "\n".join(f"- `{name}`: {text}" for name, text in words.items())
-    return f"{forms}\n\n{fashion.bets(results)}"
+    compared = fashion.bets(results) if fronts(results) else ""
+    return "\n\n".join(filter(None, [forms, fashion.bet_points(results), compared]))
 
 
 def winners_claim(results: dict[Trial, dict], candidates: Candidates) -> str:
