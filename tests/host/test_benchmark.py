@@ -43,7 +43,7 @@ def test_tiny_suite_from_the_command_line(tmp_path):
     uncompared = next(case["modes"] for case in result["cases"] if case["name"] == "tiny_auto")
     assert digits["default"]["targets"] == {"time": 1.15, "memory": 1.10} and uncompared["default"]["targets"] == {"time": None, "memory": None}
     assert digits["skipping"]["rows"] < digits["default"]["rows"] < digits["every_call"]["rows"]
-    assert "as shipped" in (tmp_path / "cost.md").read_text() and (tmp_path / "images" / "cost-tiny.png").is_file()
+    assert "the default (`row_sum`)" in (tmp_path / "cost.md").read_text() and (tmp_path / "images" / "cost-tiny.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["sd15_eps", "sd21_v"])

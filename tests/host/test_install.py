@@ -14,7 +14,7 @@ import pytest
 from ..core.shipped import ROOT, shipped
 from . import server, workflow
 from .test_server import TROUBLE
-from .test_workflows import DIGITS, nodes_of, pixels
+from .test_workflows import FIRST, nodes_of, pixels
 
 WINDOWS = "my REG pack (1)"  # every text file of this one has Windows' line ends
 NAMES = ["reg-guidance", WINDOWS, "1 rég.test"]  # as the Manager calls it, as a second download is called, as nobody should
@@ -80,7 +80,7 @@ def test_it_loads(installed, pack):
 
 def test_it_draws_what_this_checkout_draws(installed, pack, all_nodes):
     running, folder = installed
-    prompt = workflow.to_api(folder / "example_workflows" / f"{DIGITS}.json", running.object_info())
+    prompt = workflow.to_api(folder / "example_workflows" / f"{FIRST}.json", running.object_info())
     prompt = workflow.shrink(prompt, steps=6)
     (latent,) = nodes_of(prompt, "REGDemoLatent").values()
     latent["inputs"]["batch_size"] = 10
@@ -102,7 +102,7 @@ def test_the_page_finds_texts_and_workflows(installed, host):
     for route, path in (
         (("extensions", folder.name, "docs"), folder / "web/docs/REGGuidance.md"),
         (("extensions", folder.name, "js"), folder / "web/js/reg.js"),
-        (("api", "workflow_templates", folder.name), folder / f"example_workflows/{DIGITS}.json"),
+        (("api", "workflow_templates", folder.name), folder / f"example_workflows/{FIRST}.json"),
     ):
         got = fetched(running, *route, path.name)
         assert got == path.read_bytes() or (got is None and folder.name != urllib.parse.quote(folder.name)), path
