@@ -26,9 +26,7 @@ WIDTHS = {
     "REGGuidance": 290, "REGTracePlot": 620, "ModelSamplingSD3": 220, "ModelSamplingAuraFlow": 220, "VAEDecode": 180, "Reroute": 75,
     "WanImageToVideo": 230, "LTXVConditioning": 210, "LTXVConcatAVLatent": 210, "LTXVSeparateAVLatent": 230, "LTXVScheduler": 230, "SamplerCustomAdvanced": 220,
 }  # fmt: skip
-PICTURES = {  # room below, px
-    "SaveImage": 300, "PreviewImage": 300, "LoadImage": 240, "SaveVideo": 300, "REGTracePlot": 420, "PreviewAny": 120, "REGCalibrate": 0,
-}  # fmt: skip
+PICTURES = {"PreviewImage": 300, "LoadImage": 240, "REGTracePlot": 420, "PreviewAny": 120, "REGCalibrate": 0}  # room below, px
 TALL = {"CLIPTextEncode": 120, "TextEncodeQwenImageEditPlus": 140}  # a text area: the height given
 ROW, WIDGET, BORDER, REROUTE = 20, 24, 14, 26  # px: a socket, a widget, around them; a reroute
 LINE, LETTERS = 17, 40  # of a note: px a line, letters in it

@@ -1,7 +1,7 @@
 """Writes example_workflows/*.json, subgraphs/*.json and workflows/tests/*.json: `COMFYUI_PATH=... python tools/workflows.py`.
 
 The families' graphs are made here from the table in families.py; those of the demo models are in workflows_demo.py. Sockets and widgets come
-from a running ComfyUI, and families that it lacks are left alone. Run the newest ComfyUI first and the oldest last: files then have no widget
+from a running ComfyUI, and families that it lacks are left alone. Run each tried version, the newest first: files then have no widget
 that a supported ComfyUI lacks.
 """
 

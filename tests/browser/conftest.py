@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.host.server import ComfyServer
@@ -121,15 +122,22 @@ def browser():
 def server():
     """ComfyUI with this pack alone."""
     with ComfyServer(packs={"ComfyUI-REG": REPO}) as running:
+        example_picture(running)
         yield running
+
+
+def example_picture(running):
+    """What ComfyUI brings along for LoadImage."""
+    Image.new("RGB", (64, 64)).save(running.base / "input" / "example.png")
 
 
 @pytest.fixture(scope="session")
 def bare_problems(browser):
     """What the page logs as errors without any pack: at its start, and for a graph whose model files are missing."""
     with ComfyServer(packs={}) as running:
+        example_picture(running)
         comfy = Comfy(browser, running)
-        loaders = json.loads((REPO / "example_workflows" / "REG with Wan 2.1 video.json").read_text(encoding="utf-8"))
+        loaders = json.loads((REPO / "example_workflows" / "REG with Wan 2.2.json").read_text(encoding="utf-8"))
         loaders["nodes"] = [node for node in loaders["nodes"] if not node["inputs"]]
         for node in loaders["nodes"]:
             node["outputs"] = [out | {"links": []} for out in node["outputs"]]

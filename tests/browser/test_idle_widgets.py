@@ -12,7 +12,7 @@ from tests.host.server import ComfyServer
 from tests.host.workflow import to_api
 
 from .conftest import REPO, Comfy
-from .test_page import DIGITS, EMPTY, read
+from .test_page import EMPTY, TRACED, read
 
 ALL = ["form", "gain", "start_percent", "end_percent", "strength", "skip_below", "data_std", "engine", "refresh"]
 WITH_PRODUCT = [name for name in ALL if name != "data_std"]
@@ -111,7 +111,7 @@ def test_forms_chosen_by_hand(tab):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_hidden_widgets_are_saved_queued_and_loaded(tab, frontend, form):
-    workflow = read(DIGITS)
+    workflow = read(TRACED)
     (node,) = (n for n in workflow["nodes"] if n["type"] == "REGGuidance")
     node["widgets_values"] = [form, *VALUES[1:]]
     tab.load(workflow)
@@ -127,7 +127,7 @@ def test_hidden_widgets_are_saved_queued_and_loaded(tab, frontend, form):
 
 
 def test_undo(tab):
-    tab.load(read(DIGITS))
+    tab.load(read(TRACED))
     tab.fit()
     assert shown(tab) == ACTING["row_sum"]
     choose(tab, "scalar")

@@ -117,7 +117,7 @@ def _widget_values(node, spec) -> dict:
     while waiting:
         name, (kind, options) = waiting.pop(0)
         if kind == "IMAGECOMPARE":
-            found[name] = ""  # the page keeps no value of it
+            found[name] = {"__value__": ["", ""]}  # no pictures yet; the page saves no value of it
             continue
         if not values:
             break  # saved before the input existed: its default is used
