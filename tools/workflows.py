@@ -27,7 +27,7 @@ FOLDER = ROOT / "example_workflows"
 SUBGRAPHS = ROOT / "subgraphs"
 COMFY_TEST = ROOT / "workflows" / "tests"  # where that tool looks; not a folder that ComfyUI serves
 SEED = 42
-SAMPLERS = 450  # px: how low they begin where much stands before them
+SAMPLERS = 410  # px: how low they begin where much stands before them
 LANE = 66  # px: room for a wire across a column
 PROMPT = "a lighthouse on a cliff at dawn, heavy sea, photograph, fine detail"
 FILM = "a fox runs through deep snow between birches, tracking shot, morning light"
@@ -164,7 +164,6 @@ def edited(g: Graph, family: Family) -> None:
     given = g.add("LoadImage", 0, "Picture to change", image="example.png"), 0
     scaled = g.add("FluxKontextImageScale", 0, image=given), 0
     clip, model = text_encoder(g, family), expert(g, family, 0)
-    g.note(0, note_for(family))
     bus = g.through(2, vae)
     g.reach(SAMPLERS - LANE, 2)
     bus = g.through(2, bus, right=True)
@@ -179,6 +178,7 @@ def edited(g: Graph, family: Family) -> None:
     reg = rectified(g, family, 1, model)
     g.reach(SAMPLERS, 2)
     branches(g, family, {"plain CFG": model, "REG": reg}, links, bus)
+    g.note(2, note_for(family))
 
 
 def film(g: Graph, family: Family, column: int, images: tuple, **sound) -> None:

@@ -36,7 +36,7 @@ def sampled(g: Graph, column: int, title: str, cfg, **links) -> tuple:
 def shown(g: Graph, column: int, latent: tuple, title: str, prefix: str, data: str = "fashion") -> None:
     """As one sheet, saved."""
     image = g.add("REGDemoDecode", column, f"Decode {title}", scale={"fashion": 3, "digits": 8}[data], columns=5, latent=latent), 0
-    g.add("SaveImage", column, title, size=(350, 350), filename_prefix=f"REG/{prefix}_{title.split()[-1]}", images=image)
+    g.add("SaveImage", column, title, size=(350, 310), filename_prefix=f"REG/{prefix}_{title.split()[-1]}", images=image)
 
 
 def beside(g: Graph, models: dict[str, tuple], links: dict, prefix: str, cfg=CFG, data: str = "fashion") -> dict[str, tuple]:
@@ -77,7 +77,7 @@ def traced(g: Graph) -> None:
     g.level(2, 3)
     latent = sampled(g, 2, "Sample with REG", CFG, model=(reg, 0), **links)
     shown(g, 3, latent, "REG", "traced")
-    g.add("REGTracePlot", 2, size=(500, 480), trace=(reg, 1), latent=latent)
+    g.add("REGTracePlot", 2, size=(500, 450), trace=(reg, 1), latent=latent)
 
 
 def autoguidance(g: Graph) -> None:
