@@ -26,7 +26,9 @@ WIDTHS = {
     "REGGuidance": 290, "REGTracePlot": 620, "ModelSamplingSD3": 220, "ModelSamplingAuraFlow": 220, "VAEDecode": 180, "Reroute": 75,
     "WanImageToVideo": 230, "LTXVConditioning": 210, "LTXVConcatAVLatent": 210, "LTXVSeparateAVLatent": 230, "LTXVScheduler": 230, "SamplerCustomAdvanced": 220,
 }  # fmt: skip
-PICTURES = {"PreviewImage": 300, "LoadImage": 240, "REGTracePlot": 420, "PreviewAny": 120, "REGCalibrate": 0}  # room below, px
+ROOM = {  # for what nodes show, px
+    "PreviewImage": 300, "LoadImage": 240, "REGTracePlot": 420, "PreviewAny": 120, "REGGuidance": 30, "REGSweep": 50,
+}  # fmt: skip
 TALL = {"CLIPTextEncode": 120, "TextEncodeQwenImageEditPlus": 140}  # a text area: the height given
 ROW, WIDGET, BORDER, REROUTE = 20, 24, 14, 26  # px: a socket, a widget, around them; a reroute
 LINE, LETTERS = 17, 40  # of a note: px a line, letters in it
@@ -73,7 +75,7 @@ class Graph:
             raise ValueError(f"{kind} has no inputs {sorted(inputs)}")
         outputs = list(zip(self.info[kind]["output_name"], self.info[kind]["output"], strict=True))
         rows = max(sum("widget" not in slot for slot, _ in slots), len(outputs))
-        height = TALL.get(kind, ROW * rows + WIDGET * len(values) + BORDER) + PICTURES.get(kind, 0)
+        height = TALL.get(kind, ROW * rows + WIDGET * len(values) + BORDER) + ROOM.get(kind, 0)
         node = self._placed(kind, column, size, height, beside)
         node["outputs"] += [{"name": name, "type": type_, "links": [], "slot_index": slot} for slot, (name, type_) in enumerate(outputs)]
         node["inputs"] += [given | {"link": self._connect(source, node, slot)} for slot, (given, source) in enumerate(slots)]

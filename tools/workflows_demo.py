@@ -39,13 +39,13 @@ def shown(g: Graph, column: int, latent: tuple, title: str, prefix: str, data: s
     g.add("SaveImage", column, title, size=(350, 310), filename_prefix=f"REG/{prefix}_{title.split()[-1]}", images=image)
 
 
-def beside(g: Graph, models: dict[str, tuple], links: dict, prefix: str, cfg=CFG, data: str = "fashion") -> dict[str, tuple]:
-    """Third and fourth column: the same noise sampled with each model. The latents."""
+def beside(g: Graph, models: dict[str, tuple], links: dict, prefix: str, cfg=CFG, data: str = "fashion", column: int = 2) -> dict[str, tuple]:
+    """The same noise sampled with each model, and in the next column what came out. The latents."""
     done = {}
     for name, model in models.items():
-        done[name] = sampled(g, 2, f"Sample with {name}", cfg, model=model, **links)
-        shown(g, 3, done[name], name, prefix, data)
-        g.level(2, 3)
+        done[name] = sampled(g, column, f"Sample with {name}", cfg, model=model, **links)
+        shown(g, column + 1, done[name], name, prefix, data)
+        g.level(column, column + 1)
     return done
 
 
@@ -53,7 +53,7 @@ def clothes(g: Graph) -> None:
     """CFG beside REG at equal strength."""
     text = (
         "## REG on clothes\n\nPress **Run**: no download is needed, and a CPU takes seconds.\n\n"
-        "Above, plain CFG; below, REG of the same strength from the same noise. REG keeps more shades and patterns."
+        "Above, plain CFG; below, REG of about the same strength from the same noise. REG keeps more shades and patterns."
     )
     model = sources(g, "fashion_weak", text)
     g.reach(LANE, 1)
@@ -65,19 +65,18 @@ def clothes(g: Graph) -> None:
 def traced(g: Graph) -> None:
     """The paper's form beside CFG, with what guidance did."""
     text = (
-        "## A/B with the trace\n\nAbove, plain CFG; below, REG in the paper's form, of the same strength and from the same noise.\n\n"
+        "## A/B with the trace\n\nAbove, plain CFG; below, REG in the paper's form, of about the same strength and from the same noise.\n\n"
         "**REG Trace Plot** shows how much of plain guidance was kept at each noise level. It also estimates the gain that makes up for the rest."
     )
-    model = sources(g, "fashion_weak", text)
-    g.reach(LANE, 1)
-    links = prompts(g, 1, "fashion", 20)
-    reg = g.add("REGGuidance", 1, gain=1.3, data_std=DATA_STD["fashion"], model=model)
-    latent = sampled(g, 2, "Sample with plain CFG", CFG, model=model, **links)
-    shown(g, 3, latent, "plain CFG", "traced")
-    g.level(2, 3)
-    latent = sampled(g, 2, "Sample with REG", CFG, model=(reg, 0), **links)
-    shown(g, 3, latent, "REG", "traced")
-    g.add("REGTracePlot", 2, size=(500, 450), trace=(reg, 1), latent=latent)
+    g.note(0, text)
+    links = prompts(g, 0, "fashion", 20)
+    model = g.add("REGDemoModel", 0, variant="fashion_weak"), 0
+    reg = g.add("REGGuidance", 0, gain=1.3, data_std=DATA_STD["fashion"], model=model)
+    done = beside(g, {"plain CFG": model, "REG": (reg, 0)}, links, "traced", column=1)
+    trace = g.through(2, g.through(1, (reg, 1)), right=True)
+    latent = g.through(2, g.through(2, done["REG"]), right=True)
+    g.reach(380, 3)
+    g.add("REGTracePlot", 3, size=(500, 750), trace=trace, latent=latent)
 
 
 def autoguidance(g: Graph) -> None:
@@ -133,10 +132,10 @@ def sweep(g: Graph) -> None:
     runs = g.add("REGSweep", 1, size=(290, None), cfgs="4", model=reg)
     links = prompts(g, 1, "fashion", 10)
     g.reach(runs["pos"][1], 2, 3)  # level with it
-    labels = g.through(2, (runs, 2))
+    labels, traces = g.through(2, (runs, 2)), g.through(2, (runs, 3))
     latent = sampled(g, 2, "Sample, once for each", (runs, 1, CFG), model=(runs, 0), **links)
     image = g.add("REGDemoDecode", 2, scale=3, columns=5, latent=latent), 0
-    sheet = g.add("REGGrid", 3, images=image, labels=labels), 0
+    sheet = g.add("REGGrid", 3, images=image, labels=labels, trace=traces), 0
     g.add("SaveImage", 3, "The sheet", size=(560, 500), filename_prefix="REG/sweep", images=sheet)
 
 
