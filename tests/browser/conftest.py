@@ -89,6 +89,11 @@ class Comfy:
         self.page.evaluate(FIT)
         self.page.wait_for_timeout(500)
 
+    def near(self, kind: str) -> None:
+        """The first node of a kind in view, near enough for the page to draw its text."""
+        self.page.evaluate(NEAR, kind)
+        self.page.wait_for_timeout(1000)
+
     def shot(self, name: str) -> None:
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SHOTS / f"{name}.png")
@@ -105,6 +110,13 @@ FIT = """() => {
     const ds = app.canvas.ds;
     ds.scale = Math.min(1.2, width / (right - left), height / (bottom - top));
     ds.offset = [80 / ds.scale - left, 130 / ds.scale - top];
+    app.canvas.setDirty(true, true);
+}"""
+
+NEAR = """kind => {
+    const [x, y] = app.graph._nodes.find(n => n.type == kind).pos;
+    app.canvas.ds.scale = 0.8;
+    app.canvas.ds.offset = [500 - x, 300 - y];
     app.canvas.setDirty(true, true);
 }"""
 

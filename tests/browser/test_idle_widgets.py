@@ -128,7 +128,7 @@ def test_hidden_widgets_are_saved_queued_and_loaded(tab, frontend, form):
 
 def test_undo(tab):
     tab.load(read(TRACED))
-    tab.fit()
+    tab.near("REGGuidance")
     assert shown(tab) == ACTING["row_sum"]
     choose(tab, "scalar")
     for form in ("product", "schedule"):
@@ -214,7 +214,7 @@ def test_heights(tab):
 
     usual = height()
     choose(tab, "off")
-    assert height() == usual - 24 * 6
+    assert height() == usual - 24 * 7
     choose(tab, "row_sum")
     assert height() == usual
     tab.page.evaluate("own => app.graph._nodes[0].setSize([330, own])", usual + 50)

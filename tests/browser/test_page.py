@@ -239,8 +239,7 @@ def test_new_node_renderer(browser, server):
     tab = Comfy(browser, server, **{"Comfy.VueNodes.Enabled": True})
     try:
         tab.load(read(TRACED))
-        tab.page.evaluate("() => { app.canvas.ds.scale = 0.8; app.canvas.setDirty(true, true); }")  # far away there is no text
-        tab.page.wait_for_timeout(1000)
+        tab.near("REGGuidance")
         tab.shot("nodes 2.0")
         node = tab.page.locator("[data-node-id]", has_text="REG Guidance").first
         assert all(name in node.inner_text() for name in ("form", "gain", "model", "trace"))
