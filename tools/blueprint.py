@@ -17,6 +17,7 @@ WIDGETS = {  # of the node, each feeding both samplers or REG
 }  # fmt: skip
 OUTPUTS = {"REG": "LATENT", "CFG": "LATENT", "plot": "IMAGE", "heat_map": "IMAGE"}
 INPUT_NODE, OUTPUT_NODE = -10, -20  # the page's own ids
+LOW = 660  # px: below both samplers
 DESCRIPTION = (
     "The same noise sampled with REG and with plain CFG at the same cfg. A gain makes up for what REG takes away. The plot shows what REG did. "
     "Decode both latents to compare them. It takes twice the time of one picture."
@@ -34,11 +35,12 @@ def json(info: dict) -> dict:
     border = {"id": INPUT_NODE, "outputs": [{"name": name, "type": type_, "links": []} for name, type_ in names]}
     at = {name: (border, slot) for slot, (name, _) in enumerate(names)}
     fed = {name: (*at[name], value) for name, (_, value) in WIDGETS.items()}
+    g.reach(LOW, 0, 2)  # the border's wires run above
     reg = g.add("REGGuidance", 0, form=fed.pop("form"), gain=fed.pop("gain"), model=at["model"])
     shared = fed | {name: at[name] for name in ("positive", "negative", "latent_image")}
-    samplers = [g.add("KSampler", 1, f"Sample with {name}", model=source, **shared) for name, source in (("REG", (reg, 0)), ("CFG", at["model"]))]
-    plot = g.add("REGTracePlot", 2, trace=(reg, 1), latent=(samplers[0], 0))
-    outputs = [(samplers[0], 0), (samplers[1], 0), (plot, 0), (plot, 1)]
+    samplers = {name: g.add("KSampler", 1, f"Sample with {name}", model=source, **shared) for name, source in (("plain CFG", at["model"]), ("REG", (reg, 0)))}
+    plot = g.add("REGTracePlot", 2, trace=(reg, 1), latent=(samplers["REG"], 0))
+    outputs = [(samplers["REG"], 0), (samplers["plain CFG"], 0), (plot, 0), (plot, 1)]
     left = []
     for slot, ((name, kind), (node, out)) in enumerate(zip(OUTPUTS.items(), outputs, strict=True)):
         link = len(g.links) + 1

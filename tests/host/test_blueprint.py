@@ -6,7 +6,7 @@ import urllib.error
 import pytest
 
 from . import workflow
-from .test_workflows import FOLDER, pixels
+from .test_workflows import FOLDER, hidden, pixels
 
 (FILE,) = (FOLDER.parent / "subgraphs").glob("*.json")
 
@@ -20,6 +20,16 @@ def test_the_route_lists_it(server, host):
     ((key, entry),) = ((k, v) for k, v in listed.items() if v["name"] == FILE.stem)
     assert entry["source"] == "custom_node" and entry["info"]["node_pack"].endswith("ComfyUI-REG")
     assert json.loads(server.get(f"/global_subgraphs/{key}")["data"]) == json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def test_no_wire_runs_behind_a_node():
+    (definition,) = json.loads(FILE.read_text(encoding="utf-8"))["definitions"]["subgraphs"]
+    borders = [
+        {"id": border["id"], "type": "border", "pos": border["bounding"][:2], "size": border["bounding"][2:]}
+        for border in (definition["inputNode"], definition["outputNode"])
+    ]
+    links = [[link[key] for key in ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")] for link in definition["links"]]
+    assert not hidden({"nodes": [*definition["nodes"], *borders], "links": links})
 
 
 def test_it_draws_what_the_flat_graph_draws(server, testpack):
