@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..reg_core.demo_models.loading import DENOISERS, load_digits_model
 from ..reg_core.demo_models.networks import SIGMA_MAX, SIGMA_MIN
+from .checked import checked
 from .host.demo_model import demo_model
 from .schema import choice, described, whole
 
@@ -28,6 +29,7 @@ class REGDemoModel(io.ComfyNode):
         return described(schema, "digits", "mnist", "example model")
 
     @classmethod
+    @checked
     def execute(cls, variant) -> io.NodeOutput:
         return io.NodeOutput(demo_model(load_digits_model(variant), SIGMA_MIN, SIGMA_MAX))
 
@@ -44,9 +46,8 @@ class REGDemoPrompt(io.ComfyNode):
         return described(schema, "digits prompt")
 
     @classmethod
+    @checked
     def execute(cls, digit) -> io.NodeOutput:
-        if digit not in PROMPTS:
-            raise ValueError(f"REGDemoPrompt: digit must be one of {', '.join(PROMPTS)}, got {digit!r}")
         labels = torch.eye(11, 10)[:, None]  # the last one: no condition
         # ComfyUI repeats a batch of conditionings over the latents.
         which = slice(10) if digit == IN_TURN else [10 if digit == ANY else int(digit)]
@@ -65,6 +66,7 @@ class REGDemoLatent(io.ComfyNode):
         return described(schema, "empty latent digits")
 
     @classmethod
+    @checked
     def execute(cls, batch_size) -> io.NodeOutput:
         return io.NodeOutput({"samples": torch.zeros(batch_size, 1, 8, 8)})
 
@@ -81,6 +83,7 @@ class REGDemoDecode(io.ComfyNode):
         return described(schema, "vae decode digits")
 
     @classmethod
+    @checked
     def execute(cls, latent, scale, columns) -> io.NodeOutput:
         samples = latent["samples"]
         if samples.ndim != 4 or samples.shape[1] != 1:

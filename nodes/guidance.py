@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..reg_core.forms import FORMS
 from ..reg_core.settings import ENGINES, Settings
+from .checked import checked
 from .hooks.rectified import rectified_model
 from .schema import GUIDANCE, Calibration, Trace, advanced, choice, described, number, percents, whole
 
@@ -33,6 +34,7 @@ class REGGuidance(io.ComfyNode):
         return described(schema, "REG", "rectified gradient guidance", "rectified cfg", "guidance")
 
     @classmethod
+    @checked
     def execute(cls, model, form, start_percent, end_percent, calibration=None, **settings) -> io.NodeOutput:
         """`settings`: gain, strength, skip_below, data_std, engine, refresh."""
         if form == "calibrated" and calibration is None:

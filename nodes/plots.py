@@ -6,10 +6,12 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..reg_core import drawing
+from ..reg_core.checks import shortened
 from ..reg_core.drawing.canvas import THEMES, to_tensor
 from ..reg_core.drawing.schedules import AXES as SCHEDULE_AXES
 from ..reg_core.drawing.traces import AXES as TRACE_AXES
 from ..reg_core.trace import Trace as RunTrace
+from .checked import checked
 from .hooks import rectified, scheduled
 from .host.noise_levels import point_at
 from .host.options import hooks_of
@@ -42,6 +44,7 @@ class REGTracePlot(io.ComfyNode):
         return described(schema, "guidance plot", "guidance graph", "correction heat map", "cfg plot")
 
     @classmethod
+    @checked
     def execute(cls, trace, latent, axis, theme, run, image=None) -> io.NodeOutput:
         chosen, title = _chosen(trace.runs, run)
         plot = to_tensor(drawing.plot_run(chosen, axis, theme, title))
@@ -83,11 +86,12 @@ class REGSchedulePlot(io.ComfyNode):
         return described(schema, "cfg schedule plot", "guidance schedule graph", "sigmas plot")
 
     @classmethod
+    @checked
     def execute(cls, model, sigmas, cfg, axis, theme) -> io.NodeOutput:
         if sigmas.ndim != 1 or len(sigmas) < 2 or not torch.isfinite(sigmas).all():
-            raise ValueError(f"REGSchedulePlot: want two or more finite sigmas, got {sigmas.tolist()}")
-        if not math.isfinite(cfg):
-            raise ValueError(f"REGSchedulePlot: cfg must be finite, got {cfg}")
+            raise ValueError(
+                f"REGSchedulePlot: want two or more finite sigmas, got {shortened(sigmas.tolist())}"
+            )
         points, lines = schedule_points(model, sigmas.detach().float().cpu(), cfg)
         plot = to_tensor(drawing.plot_schedule(points, axis, theme, lines))
         return _output(cls, plot, text="\n".join([*lines, drawing.schedule_table(points)]))

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..reg_core import presets
 from ..reg_core.presets import PRESETS, CfgSchedule
 from ..reg_core.schedule import AXES, Curve
+from .checked import checked
 from .hooks.scheduled import scheduled_model
 from .schema import GUIDANCE, choice, described, number
 
@@ -26,6 +27,7 @@ class REGScheduleLinear(io.ComfyNode):
         return described(schema, "linear cfg", "cfg schedule", "dynamic cfg")
 
     @classmethod
+    @checked
     def execute(cls, model, start, end, axis) -> io.NodeOutput:
         label = f"linear schedule {start:g} to {end:g} over {axis}"
         return io.NodeOutput(scheduled_model(model, presets.linear(axis, start, end), label))
@@ -47,6 +49,7 @@ class REGScheduleCosine(io.ComfyNode):
         return described(schema, "cosine cfg", "cfg schedule", "powered cosine")
 
     @classmethod
+    @checked
     def execute(cls, model, power, axis) -> io.NodeOutput:
         label = f"cosine schedule of power {power:g} over {axis}"
         return io.NodeOutput(scheduled_model(model, presets.cosine(axis, power), label))
@@ -69,6 +72,7 @@ class REGScheduleInterval(io.ComfyNode):
         return described(schema, "limited interval guidance", "cfg interval", "cfg schedule")
 
     @classmethod
+    @checked
     def execute(cls, model, start, end, axis) -> io.NodeOutput:
         label = f"interval {start:g} to {end:g} over {axis}"
         return io.NodeOutput(scheduled_model(model, presets.interval(axis, start, end), label))
@@ -91,6 +95,7 @@ class REGScheduleCurve(io.ComfyNode):
         return described(schema, "cfg curve", "cfg schedule", "cfg keyframes")
 
     @classmethod
+    @checked
     def execute(cls, model, points, axis, curve=None) -> io.NodeOutput:
         schedule, name = (Curve.parse(points), points.strip()) if curve is None else (curve.interp, "drawn")
         return io.NodeOutput(scheduled_model(model, CfgSchedule(schedule, axis), f"curve {name} over {axis}"))

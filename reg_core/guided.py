@@ -2,13 +2,13 @@
 
 import math
 from copy import copy
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .branches import Branches
 from .calibration import Calibration, Measurement
+from .checks import number, shortened
 from .jacobian import Denoiser
 from .point import Point
 from .rectifier import Rectifier
@@ -27,7 +27,8 @@ class Guidance:
 
     def __init__(self, settings: Settings | None = None, space: Space = VE, observe=None):
         if not isinstance(settings, (Settings, type(None))) or not isinstance(space, Space):
-            raise ValueError(f"want Settings and a Space (VE, VP or FLOW), got {settings!r} and {space!r}")
+            given = f"{shortened(settings)} and {shortened(space)}"
+            raise ValueError(f"want Settings and a Space (VE, VP or FLOW), got {given}")
         self.settings = settings or Settings()
         self.space = space
         self.observe = observe
@@ -74,23 +75,26 @@ class Guided(Guidance):
     def __init__(self, cond, reference, weight=1.0, settings=None, space: Space = VE, observe=None):
         for name, value in (("cond", cond), ("reference", reference)):
             if not callable(value):
-                raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {value!r}")
-        self.weight = weight if callable(weight) else number(weight)
+                raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {shortened(value)}")
+        self.weight = weight if callable(weight) else one_weight(weight)
         self.branches = Branches(_checked("cond", cond), _checked("reference", reference))
         super().__init__(settings, space, observe)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma) -> Tensor:
         point = Point.of(x, sigma, self.space)
-        weight = number(self.weight(float(point.sigma.max()))) if callable(self.weight) else self.weight
+        weight = one_weight(self.weight(float(point.sigma.max()))) if callable(self.weight) else self.weight
         return self.guide(self.branches, point, weight)
 
 
 def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     """The table of form `calibrated` for a guided denoiser: one Heun run over `sigmas` from each of `noises`.
 
-    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: its further fields, such as `model`.
+    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: its further fields, such as `model`. Raises
+    ValueError before the first run for what would be refused after the last.
     """
+    one = torch.ones(1)
+    Calibration(one, one, one, guided.settings.form, **about)
     measurement, measured = Measurement(), copy(guided)
     measured.observe, measured.trace = measurement, Trace()
     for noise in noises:
@@ -99,12 +103,10 @@ def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     return measurement.table(guided.settings.form, **about)
 
 
-def number(weight) -> float:
-    """`weight` as a float. Raises ValueError unless it is one finite number for the whole batch."""
+def one_weight(weight) -> float:
+    """`weight` as a float. Raises ValueError unless it is one number for the whole batch."""
     value = weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"weight must be one finite number for the whole batch, got {weight!r}")
-    return float(value)
+    return number("weight (one for the whole batch)", value)
 
 
 def _checked(name: str, denoiser: Denoiser) -> Denoiser:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import shortened
 from .networks import IMAGE_SHAPE, NUM_CLASSES
 
 TEST_FRACTION = 0.2
@@ -53,7 +54,7 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def load_split(part: str) -> DigitsSplit:
     """The "train" (1438 images) or "test" (359 images) part; ValueError otherwise."""
     if part not in ("train", "test"):
-        raise ValueError(f"part must be 'train' or 'test', got {part!r}")
+        raise ValueError(f"part must be 'train' or 'test', got {shortened(part)}")
     digits = load_digits()
     train, test = split_indices(digits.labels.numpy())
     index = torch.from_numpy(train if part == "train" else test)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..checks import cut, shortened
 from ..files import whole_file
 from .networks import DigitsClassifier, DigitsNet, DigitsNetConfig, EDMDenoiser
 
@@ -39,7 +40,7 @@ def load_digits_model(
     Raises ValueError for another name, WeightsError for a missing or bad file.
     """
     if name not in DENOISERS:
-        raise ValueError(f"unknown digits model {name!r}; valid names: {', '.join(DENOISERS)}")
+        raise ValueError(f"unknown digits model {shortened(name)}; valid names: {', '.join(DENOISERS)}")
     path = Path(weights_dir or WEIGHTS_DIR) / f"{name}.safetensors"
     state, meta = _read(path, "denoiser")
     try:
@@ -48,7 +49,7 @@ def load_digits_model(
         model = EDMDenoiser(DigitsNet(DigitsNetConfig(**config)), float(meta["sigma_data"]))
         model.net.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(_message(path, f"does not fit the network: {error}")) from error
+        raise WeightsError(_message(path, f"does not fit the network: {cut(error)}")) from error
     return _freeze(model, dtype, device)
 
 
@@ -67,7 +68,7 @@ def load_digits_classifier(
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise WeightsError(_message(path, f"does not fit the network: {error}")) from error
+        raise WeightsError(_message(path, f"does not fit the network: {cut(error)}")) from error
     return _freeze(model, dtype, device)
 
 
@@ -94,9 +95,9 @@ def _read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str
             meta = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own type, OSError or ValueError
-        raise WeightsError(_message(path, f"cannot be read: {error}")) from error
+        raise WeightsError(_message(path, f"cannot be read: {cut(error)}")) from error
     if meta.get("kind") != kind:
-        raise WeightsError(_message(path, f"holds kind {meta.get('kind')!r}, expected {kind!r}"))
+        raise WeightsError(_message(path, f"holds kind {shortened(meta.get('kind'))}, expected {kind!r}"))
     return state, meta
 
 

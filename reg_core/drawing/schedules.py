@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from ..checks import one_of
 from .axes import TICK, Axes, Scale, scale_for
 from .canvas import Canvas, mix, theme_of, wrap
 from .traces import GAP, HEAD, LEFT, LINE, PANEL, RIGHT, WIDTH
@@ -42,8 +43,7 @@ def plot_schedule(
     points: list[SchedulePoint], axis: str = "step", theme: str = "dark", lines=()
 ) -> Image.Image:
     """The weight cfg - 1 over the steps, shaded where REG rectifies. `lines`: text to write above."""
-    if axis not in AXES:
-        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+    one_of("axis", axis, AXES)
     if not points:
         raise ValueError("no steps to draw: want at least two sigmas")
     colors = theme_of(theme)

@@ -7,6 +7,7 @@ import math
 
 from PIL import Image
 
+from ..checks import one_of
 from ..trace import Row, Run
 from .axes import TICK, Axes, Scale, scale_for
 from .canvas import Canvas, mix, theme_of, wrap
@@ -25,8 +26,7 @@ def plot_run(run: Run | None, axis: str = "sigma", theme: str = "dark", title: s
     """A picture 1024 px wide, readable at half the size.
 
     `axis`: sigma (logarithmic where it spans much) or step (model calls in order)."""
-    if axis not in AXES:
-        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+    one_of("axis", axis, AXES)
     colors = theme_of(theme)
     rows = run.rows if run is not None else []
     heading, lines, warnings = _headings(run, title)
@@ -71,7 +71,8 @@ def _headings(run: Run | None, title: str):
         facts.append(f"{run.seconds:.2f} s")
     lines = [f"engine {engines}", " · ".join(facts)]
     plain = _counted(r.note for r in rows if not r.active)
-    trouble = [*run.notes, *(n for n in _counted(r.note for r in active) if n not in run.notes)]
+    known = [note for note in run.notes if note != run.not_finite()]  # the rows say it
+    trouble = [*known, *(n for n in _counted(r.note for r in active) if n not in run.notes)]
     if active:
         return heading, lines + plain, trouble
     return heading, lines, ["REG changed nothing in this run", *plain, *trouble]
