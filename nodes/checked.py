@@ -16,14 +16,11 @@ def checked(execute):
 
     Raises ValueError with the node, the input, what was wanted, and the value in short.
     """
-    signature = inspect.signature(execute)
+    names = [*inspect.signature(execute).parameters][1:]
 
     @functools.wraps(execute)
     def call(cls, *args, **kwargs):
-        bound = signature.bind(cls, *args, **kwargs).arguments
-        further = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
-        values = {name: value for name, value in bound.items() if name != "cls"}
-        values |= values.pop(further, {})
+        values = dict(zip(names, args, strict=False)) | kwargs
         schema = cls.define_schema()
         for given in schema.inputs:
             value, name = values.get(given.id), f"{schema.node_id}: {given.id}"

@@ -88,7 +88,7 @@ class REGScheduleCurve(io.ComfyNode):
                 io.Model.Input("model"),
                 io.String.Input("points", default="0:0, 0.2:1, 0.8:1, 1:0.5", multiline=True),
                 choice("axis", AXES, default="timestep"),
-                *_curve_socket(),
+                *_curve_input(),
             ],
             outputs=[io.Model.Output()],
         )
@@ -101,10 +101,10 @@ class REGScheduleCurve(io.ComfyNode):
         return io.NodeOutput(scheduled_model(model, CfgSchedule(schedule, axis), f"curve {name} over {axis}"))
 
 
-def _curve_socket():
-    """ComfyUI's curve, on hosts that have one. A socket: as a widget it would always override the text."""
+def _curve_input():
+    """ComfyUI's curve, where a host has one. It is linked: a widget would always override the text."""
     if not hasattr(io, "Curve"):
         return []
-    socket = io.Curve.Input("curve", optional=True, socketless=False)
-    socket.force_input = True
-    return [socket]
+    curve = io.Curve.Input("curve", optional=True, socketless=False)
+    curve.force_input = True
+    return [curve]

@@ -11,7 +11,7 @@ import re
 from comfy_api.latest import io
 
 from ..reg_core import drawing
-from ..reg_core.checks import one_of, shortened
+from ..reg_core.checks import cut, one_of, shortened
 from ..reg_core.drawing.canvas import THEMES
 from ..reg_core.drawing.grid import SEPARATOR
 from ..reg_core.forms import FORMS
@@ -88,7 +88,7 @@ def numbers(name, text, low, high) -> list[float]:
         except ValueError:
             raise ValueError(f"REGSweep: {name}: {shortened(piece)} is no number; write '2, 4, 8'") from None
         if not low <= value <= high:
-            raise ValueError(f"REGSweep: {name} must be between {low:g} and {high:g}, got {shortened(piece)}")
+            raise ValueError(f"REGSweep: {name} must be between {low:g} and {high:g}, got {cut(piece)}")
         values.append(value)
     return _once(name, values)
 
@@ -103,7 +103,7 @@ def _pieces(name, text):
 def _once(name, values):
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"REGSweep: {name}: {shortened(value)} is there twice")
+            raise ValueError(f"REGSweep: {name}: {cut(value)} is there twice")
     return values
 
 

@@ -15,7 +15,7 @@ def demo_model(denoiser, sigma_min: float, sigma_max: float):
     offload = comfy.model_management.unet_offload_device()
     model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EDM, device=offload)
     model.diffusion_model = _DigitsNetwork(denoiser.net)
-    return comfy.model_patcher.ModelPatcher(model.to(offload).eval(), device, offload)
+    return comfy.model_patcher.ModelPatcher(model.to(offload).train(False), device, offload)
 
 
 class _DigitsLatent(comfy.latent_formats.LatentFormat):

@@ -107,4 +107,4 @@ def _message(path: Path, problem: str) -> str:
 
 
 def _freeze(model: nn.Module, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return model.to(device=device, dtype=dtype).train(False).requires_grad_(False)
