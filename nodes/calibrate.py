@@ -71,7 +71,8 @@ class REGCalibrate(io.ComfyNode):
             try:
                 return measurement.table(form, **about, notes=notes)
             except ValueError as error:
-                raise ValueError("; ".join([f"REGCalibrate: {error}", *trace.last.notes])) from None
+                notes_of_run = trace.last.notes if trace.last else []
+                raise ValueError("; ".join([f"REGCalibrate: {error}", *notes_of_run])) from None
 
         variances = []
         for prompt, run in itertools.product(prompts, range(runs)):

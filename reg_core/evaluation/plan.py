@@ -100,7 +100,7 @@ class Plan:
         try:
             found = tuple(GridPoint(dict(p["labels"]), dict(p["values"])) for p in data["points"])
             return cls(found, tuple(map(dict, data["prompts"])), tuple(data["seeds"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"want points, prompts and seeds, got {shortened(data)}") from None
