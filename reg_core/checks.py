@@ -1,10 +1,12 @@
 """Checks of values. A refusal is one line: the name, what was wanted, and the value in short."""
 
 import math
-from numbers import Real
+
+import numpy as np
 
 MOST = 150  # characters of a value in a message
 SMALLEST, LARGEST = 1e-6, 1e6  # of what guidance is multiplied by: products of several stay finite in float32
+NUMBERS = (int, float, np.integer, np.floating)
 
 
 def shortened(value) -> str:
@@ -31,7 +33,7 @@ def one_of(name: str, value, choices) -> None:
 def number(name: str, value, low: float = -LARGEST, high: float = LARGEST) -> float:
     """`value` as a float. Raises ValueError unless it is one number from `low` to `high`, both included."""
     try:
-        found = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+        found = math.nan if isinstance(value, bool) or not isinstance(value, NUMBERS) else float(value)
     except OverflowError:  # a whole number that no float holds
         found = math.nan
     if not low <= found <= high:
@@ -41,7 +43,7 @@ def number(name: str, value, low: float = -LARGEST, high: float = LARGEST) -> fl
 
 def whole(name: str, value, low: int, high: int = int(LARGEST)) -> int:
     """`value` as an int. Raises ValueError unless it is a whole number from `low` to `high`."""
-    fits = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+    fits = isinstance(value, NUMBERS) and not isinstance(value, bool) and low <= value <= high
     if not fits or int(value) != value:
         raise ValueError(f"{name} must be a whole number from {low} to {high}, got {shortened(value)}")
     return int(value)

@@ -13,7 +13,9 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
     """n noise levels from sigma_max to sigma_min, then 0: [n + 1] (Karras et al. 2022, Eq. 5)."""
     whole("n", n, 1)
     number("rho", rho, SMALLEST)
-    if not 0 < number("sigma_min", sigma_min) <= number("sigma_max", sigma_max):
+    number("sigma_min", sigma_min)
+    number("sigma_max", sigma_max)
+    if not 0 < sigma_min <= sigma_max:
         raise ValueError(f"want 0 < sigma_min <= sigma_max, got {sigma_min=}, {sigma_max=}")
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)

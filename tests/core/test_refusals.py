@@ -39,7 +39,7 @@ def refused(make, *words, error=ValueError) -> str:
     with pytest.raises(error) as caught:
         make()
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 2.5 * MOST and all(str(word) in message for word in words), message
+    assert "\n" not in message and len(message) < 400 and all(str(word) in message for word in words), message
     return message
 
 
@@ -67,7 +67,7 @@ def test_every_word_is_checked_where_it_is_used(make, one, word):
 # Numbers
 
 
-NO_NUMBERS = [math.nan, -math.inf, 1e200, -1e308, HUGE, -HUGE, UNPRINTABLE, True, "1", None, 1j, [1.0], Fraction(HUGE)]
+NO_NUMBERS = [math.nan, -math.inf, 1e200, -1e308, HUGE, -HUGE, UNPRINTABLE, True, "1", None, 1j, [1.0], Fraction(1, 2)]
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda v: shortened(v)[:12])
@@ -103,7 +103,7 @@ def test_schedules_that_end_beyond_all_numbers_are_refused_before_sampling():
 
 
 def test_numbers_of_other_kinds_are_taken():
-    assert Settings(gain=np.float32(2), refresh=8.0, strength=Fraction(1, 2)).title == "REG row_sum, gain 2, strength 0.5"
+    assert Settings(gain=np.float32(2), refresh=8.0, strength=np.float16(0.5)).title == "REG row_sum, gain 2, strength 0.5"
 
 
 @pytest.mark.parametrize(
