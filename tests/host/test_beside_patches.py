@@ -206,7 +206,7 @@ def test_rewards_and_calibration_beside_them(host, pack, name):
     model = pack.nodes["REGRewardGuidance"].execute(patch(t.patcher), reward, 1.0, True, 0.5, 1.0).result[0]
     found = tiny.sample(t, model, steps=4)
     assert torch.isfinite(found).all() and not torch.equal(found, tiny.sample(t, patch(t.patcher), steps=4))
-    table, text = pack.nodes["REGCalibrate"].execute(
+    table, text, _ = pack.nodes["REGCalibrate"].execute(
         model=patch(t.patcher), positive=t.positive, negative=t.negative, latent_image=t.empty_latent(1), form="scalar", cfg=4.0, steps=4,
         runs=1, seed=0, filename_prefix="", sampler_name="euler", scheduler="simple",
     ).result  # fmt: skip
