@@ -110,6 +110,20 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """A thousand mixed prompts, cancels and bad inputs on one server, into docs/soak.md: half an hour. Shorter: `nox -s soak -- --prompts 60`."""
+    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
+    install(
+        session,
+        (TORCH,),
+        (TORCHVISION, "--no-deps"),
+        (TORCH, "-e", ".[test]", *UNLISTED, *host_requirements(Path(host))),
+    )
+    env = {"COMFYUI_PATH": host, "OMP_NUM_THREADS": "1"}
+    session.run("python", "-m", "tests.host.soak", *(session.posargs or ("--out", "docs/soak.md")), env=env)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Time and memory beside plain guidance, into docs/cost.md: on CUDA where there is a device. `nox -s bench -- --help`."""
     host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]

@@ -4,6 +4,7 @@ import math
 
 from comfy_api.latest import io
 
+from .checked import checked
 from .hooks.damped import damped_model
 from .hooks.reference import with_reference
 from .host.runs import cfg_guider
@@ -29,10 +30,8 @@ class REGAutoguidance(io.ComfyNode):
         return described(schema, "autoguidance", "bad version of itself", "dual model guider")
 
     @classmethod
+    @checked
     def execute(cls, model, weak_model, positive, scale, negative=None, cfg=1.0) -> io.NodeOutput:
-        for name, value in (("scale", scale), ("cfg", cfg)):
-            if not math.isfinite(value):
-                raise ValueError(f"REGAutoguidance: {name} must be finite, got {value}")
         if negative is None and not math.isclose(cfg, 1.0):
             raise ValueError(f"REGAutoguidance: cfg {cfg} needs a negative prompt: connect one")
         weights = scale - 1, cfg - 1
@@ -56,6 +55,7 @@ class REGReferenceModel(io.ComfyNode):
         return described(schema, "autoguidance", "negative model", "edm2 guidance network")
 
     @classmethod
+    @checked
     def execute(cls, model, reference_model) -> io.NodeOutput:
         return io.NodeOutput(with_reference(model, reference_model))
 
@@ -72,7 +72,6 @@ class REGWeakModel(io.ComfyNode):
         return described(schema, "bad version of itself", "weaken")
 
     @classmethod
+    @checked
     def execute(cls, model, damping) -> io.NodeOutput:
-        if not 0 <= damping <= 0.9:
-            raise ValueError(f"REGWeakModel: damping must be between 0 and 0.9, got {damping}")
         return io.NodeOutput(damped_model(model, damping))

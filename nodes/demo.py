@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..reg_core.demo_models.data import CLOTHES, DATA_SETS, DIGITS
 from ..reg_core.demo_models.loading import DENOISERS, load_model
+from .checked import checked
 from .host.demo_model import demo_model
 from .schema import choice, described, whole
 
@@ -28,6 +29,7 @@ class REGDemoModel(io.ComfyNode):
         return described(schema, "digits", "fashion", "mnist", "example model")
 
     @classmethod
+    @checked
     def execute(cls, variant) -> io.NodeOutput:
         return io.NodeOutput(demo_model(load_model(variant)))
 
@@ -44,9 +46,8 @@ class REGDemoPrompt(io.ComfyNode):
         return described(schema, "digits prompt", "fashion prompt")
 
     @classmethod
+    @checked
     def execute(cls, digit) -> io.NodeOutput:
-        if digit not in PROMPTS:
-            raise ValueError(f"REGDemoPrompt: digit must be one of {', '.join(PROMPTS)}, got {digit!r}")
         labels = torch.eye(11, 10)[:, None]  # the last one: no condition
         # ComfyUI repeats a batch of conditionings over the latents. Either model has ten classes.
         which = slice(10) if digit == IN_TURN else [10 if digit == ANY else PROMPTS.index(digit) % 10]
@@ -65,11 +66,8 @@ class REGDemoLatent(io.ComfyNode):
         return described(schema, "empty latent digits", "empty latent fashion")
 
     @classmethod
+    @checked
     def execute(cls, batch_size, pictures=DIGITS.name) -> io.NodeOutput:
-        if pictures not in DATA_SETS:
-            raise ValueError(
-                f"REGDemoLatent: pictures must be one of {', '.join(DATA_SETS)}, got {pictures!r}"
-            )
         return io.NodeOutput({"samples": torch.zeros(batch_size, *DATA_SETS[pictures].shape)})
 
 
@@ -85,6 +83,7 @@ class REGDemoDecode(io.ComfyNode):
         return described(schema, "vae decode digits", "vae decode fashion")
 
     @classmethod
+    @checked
     def execute(cls, latent, scale, columns) -> io.NodeOutput:
         samples = latent["samples"]
         if samples.ndim != 4 or samples.shape[1] != 1:

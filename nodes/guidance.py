@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..reg_core.forms import FORMS
 from ..reg_core.settings import ENGINES, Settings
+from .checked import checked
 from .hooks.rectified import rectified_model
 from .host.noise_levels import check_percents
 from .host.page import show_on_node
@@ -59,6 +60,7 @@ class REGGuidance(io.ComfyNode):
         return objection(check_percents, start_percent, end_percent)
 
     @classmethod
+    @checked
     def execute(cls, model, form, start_percent, end_percent, calibration=None, **settings) -> io.NodeOutput:
         """`settings`: gain, strength, skip_below, data_std, engine, refresh."""
         if form == "calibrated" and calibration is None:

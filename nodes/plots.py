@@ -6,11 +6,13 @@ import torch
 from comfy_api.latest import io
 
 from ..reg_core import drawing
+from ..reg_core.checks import shortened
 from ..reg_core.drawing.canvas import THEMES, to_tensor
 from ..reg_core.drawing.schedules import AXES as SCHEDULE_AXES
 from ..reg_core.drawing.traces import AXES as TRACE_AXES
 from ..reg_core.drawing.traces import BYPASSED, NOTHING
 from ..reg_core.trace import Trace as RunTrace
+from .checked import checked
 from .hooks import rectified, scheduled
 from .host.noise_levels import point_at
 from .host.options import hooks_of
@@ -38,6 +40,7 @@ class REGTracePlot(io.ComfyNode):
         return described(schema, "guidance plot", "guidance graph", "correction heat map", "cfg plot")
 
     @classmethod
+    @checked
     def execute(cls, latent, axis, theme, run, trace=None, image=None) -> io.NodeOutput:
         chosen, title = _chosen([] if trace is None else trace.runs, run)
         nothing = BYPASSED if trace is None else NOTHING
@@ -81,11 +84,12 @@ class REGSchedulePlot(io.ComfyNode):
         return described(schema, "cfg schedule plot", "guidance schedule graph", "sigmas plot")
 
     @classmethod
+    @checked
     def execute(cls, model, sigmas, cfg, axis, theme) -> io.NodeOutput:
         if sigmas.ndim != 1 or len(sigmas) < 2 or not torch.isfinite(sigmas).all():
-            raise ValueError(f"REGSchedulePlot: want two or more finite sigmas, got {sigmas.tolist()}")
-        if not math.isfinite(cfg):
-            raise ValueError(f"REGSchedulePlot: cfg must be finite, got {cfg}")
+            raise ValueError(
+                f"REGSchedulePlot: want two or more finite sigmas, got {shortened(sigmas.tolist())}"
+            )
         points, lines, form = schedule_points(model, sigmas.detach().float().cpu(), cfg)
         plot = to_tensor(drawing.plot_schedule(points, axis, theme, lines, form))
         text = "\n".join([*lines, drawing.schedule_table(points)])

@@ -4,18 +4,20 @@ A reward is any object with `log_prob(x0) -> [B]`, where x0 [B, ...] are clean l
 Another pack makes one by returning such an object from a REG_REWARD output.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from comfy_api.latest import io
 
+from ..reg_core.checks import one_of
 from ..reg_core.demo_models.loading import load_judge
+from .checked import checked
 from .hooks.rewarded import rewarded_model
 from .host.image_reward import ImageReward
 from .schema import GUIDANCE, Reward, advanced, choice, described, number, percents, whole
 
 REWARD = "REG/reward"
+MATCHES = ("mean", "latent")
 
 
 class REGRewardGuidance(io.ComfyNode):
@@ -36,12 +38,8 @@ class REGRewardGuidance(io.ComfyNode):
         return described(schema, "classifier guidance", "loss guidance", "universal guidance")
 
     @classmethod
+    @checked
     def execute(cls, model, reward, scale, rectified, start_percent, end_percent) -> io.NodeOutput:
-        if not math.isfinite(scale):
-            raise ValueError(f"REGRewardGuidance: scale must be finite, got {scale}")
-        if not callable(getattr(reward, "log_prob", None)):
-            kind = type(reward).__name__
-            raise ValueError(f"REGRewardGuidance: {kind} is not a reward: it has no log_prob(x0)")
         return io.NodeOutput(rewarded_model(model, reward, scale, rectified, (start_percent, end_percent)))
 
 
@@ -57,9 +55,8 @@ class REGRewardDigit(io.ComfyNode):
         return described(schema, "classifier")
 
     @classmethod
+    @checked
     def execute(cls, digit) -> io.NodeOutput:
-        if not -1 <= digit <= 9:
-            raise ValueError(f"REGRewardDigit: digit must be between -1 and 9, got {digit}")
         return io.NodeOutput(DigitReward(digit))
 
 
@@ -85,7 +82,7 @@ class REGRewardLatent(io.ComfyNode):
             category=REWARD,
             inputs=[
                 io.Latent.Input("target"),
-                choice("match", ("mean", "latent")),
+                choice("match", MATCHES),
                 number("tolerance", 0.5, 0.001, 100.0, 0.001),
             ],
             outputs=[Reward.Output()],
@@ -93,9 +90,8 @@ class REGRewardLatent(io.ComfyNode):
         return described(schema, "color guidance", "brightness")
 
     @classmethod
+    @checked
     def execute(cls, target, match, tolerance) -> io.NodeOutput:
-        if not (math.isfinite(tolerance) and tolerance > 0):
-            raise ValueError(f"REGRewardLatent: tolerance must be finite and > 0, got {tolerance}")
         return io.NodeOutput(LatentReward(target["samples"], match, tolerance))
 
 
@@ -106,6 +102,9 @@ class LatentReward:
     target: torch.Tensor
     match: str
     tolerance: float
+
+    def __post_init__(self):
+        one_of("match", self.match, MATCHES)
 
     def log_prob(self, x0):
         target = self.target.to(x0).clone()
@@ -135,7 +134,6 @@ class REGRewardImage(io.ComfyNode):
         return described(schema, "clip guidance", "image guidance")
 
     @classmethod
+    @checked
     def execute(cls, clip_vision, vae, image, temperature, max_latent_size) -> io.NodeOutput:
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"REGRewardImage: temperature must be finite and > 0, got {temperature}")
         return io.NodeOutput(ImageReward(clip_vision, vae, image, temperature, max_latent_size))

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..reg_core import presets
 from ..reg_core.presets import PRESETS, CfgSchedule
 from ..reg_core.schedule import AXES, Curve
+from .checked import checked
 from .hooks.scheduled import scheduled_model
 from .schema import GUIDANCE, choice, described, number, objection
 
@@ -26,6 +27,7 @@ class REGScheduleLinear(io.ComfyNode):
         return described(schema, "linear cfg", "cfg schedule", "dynamic cfg")
 
     @classmethod
+    @checked
     def execute(cls, model, start, end, axis) -> io.NodeOutput:
         label = f"linear schedule {start:g} to {end:g} over {axis}"
         return io.NodeOutput(scheduled_model(model, presets.linear(axis, start, end), label))
@@ -47,6 +49,7 @@ class REGScheduleCosine(io.ComfyNode):
         return described(schema, "cosine cfg", "cfg schedule", "powered cosine")
 
     @classmethod
+    @checked
     def execute(cls, model, power, axis) -> io.NodeOutput:
         label = f"cosine schedule of power {power:g} over {axis}"
         return io.NodeOutput(scheduled_model(model, presets.cosine(axis, power), label))
@@ -73,6 +76,7 @@ class REGScheduleInterval(io.ComfyNode):
         return objection(presets.interval, axis, start, end)
 
     @classmethod
+    @checked
     def execute(cls, model, start, end, axis) -> io.NodeOutput:
         label = f"interval {start:g} to {end:g} over {axis}"
         return io.NodeOutput(scheduled_model(model, presets.interval(axis, start, end), label))
@@ -88,7 +92,7 @@ class REGScheduleCurve(io.ComfyNode):
                 io.Model.Input("model"),
                 io.String.Input("points", default="0:0, 0.2:1, 0.8:1, 1:0.5", multiline=True),
                 choice("axis", AXES, default="timestep"),
-                *_curve_socket(),
+                *_curve_input(),
             ],
             outputs=[io.Model.Output()],
         )
@@ -99,15 +103,16 @@ class REGScheduleCurve(io.ComfyNode):
         return objection(Curve.parse, points) if curve is False else True  # None where one is connected
 
     @classmethod
+    @checked
     def execute(cls, model, points, axis, curve=None) -> io.NodeOutput:
         schedule, name = (Curve.parse(points), points.strip()) if curve is None else (curve.interp, "drawn")
         return io.NodeOutput(scheduled_model(model, CfgSchedule(schedule, axis), f"curve {name} over {axis}"))
 
 
-def _curve_socket():
-    """ComfyUI's curve, on hosts that have one. A socket: as a widget it would always override the text."""
+def _curve_input():
+    """ComfyUI's curve, where a host has one. It is linked: a widget would always override the text."""
     if not hasattr(io, "Curve"):
         return []
-    socket = io.Curve.Input("curve", optional=True, socketless=False)
-    socket.force_input = True
-    return [socket]
+    curve = io.Curve.Input("curve", optional=True, socketless=False)
+    curve.force_input = True
+    return [curve]

@@ -11,10 +11,12 @@ import re
 from comfy_api.latest import io
 
 from ..reg_core import drawing
+from ..reg_core.checks import cut, one_of, shortened
 from ..reg_core.drawing.canvas import THEMES
 from ..reg_core.drawing.grid import SEPARATOR
 from ..reg_core.forms import FORMS
 from ..reg_core.settings import Settings
+from .checked import checked
 from .hooks.rectified import KEY, rectified_model
 from .host.options import hooks_of
 from .schema import GUIDANCE, Trace, choice, described, objection, whole
@@ -43,6 +45,7 @@ class REGSweep(io.ComfyNode):
         return objection(planned, forms, gains, cfgs)
 
     @classmethod
+    @checked
     def execute(cls, model, forms, gains, cfgs) -> io.NodeOutput:
         plan = planned(forms, gains, cfgs)
         settings, percents = Settings(refresh=8), (0.0, 1.0)
@@ -63,8 +66,7 @@ def planned(forms: str, gains: str, cfgs: str):
     """The `combinations` of three texts. Raises ValueError with the piece that does not fit."""
     scales, chosen = numbers("cfgs", cfgs, 0.0, 100.0), _once("forms", _pieces("forms", forms))
     for form in chosen:
-        if form not in FORMS:
-            raise ValueError(f"REGSweep: forms must be out of {', '.join(FORMS)}; got {form!r}")
+        one_of("REGSweep: forms", form, FORMS)
     plan = combinations(chosen, numbers("gains", gains, 0.05, 100.0), scales)
     if len(plan) > MOST_RUNS:
         raise ValueError(f"REGSweep: these are {len(plan)} sampling runs; want at most {MOST_RUNS}")
@@ -94,9 +96,9 @@ def numbers(name, text, low, high) -> list[float]:
         try:
             value = float(piece)
         except ValueError:
-            raise ValueError(f"REGSweep: {name}: {piece!r} is not a number; write '2, 4, 8'") from None
+            raise ValueError(f"REGSweep: {name}: {shortened(piece)} is not a number; want 2, 4, 8") from None
         if not low <= value <= high:
-            raise ValueError(f"REGSweep: {name} must be between {low:g} and {high:g}, got {piece}")
+            raise ValueError(f"REGSweep: {name} must be between {low:g} and {high:g}, got {cut(piece)}")
         values.append(value)
     return _once(name, values)
 
@@ -104,14 +106,14 @@ def numbers(name, text, low, high) -> list[float]:
 def _pieces(name, text):
     pieces = [piece for piece in re.split(r"[\s,;]+", text) if piece]
     if not pieces:
-        raise ValueError(f"REGSweep: {name} is empty, got {text!r}; want at least one value")
+        raise ValueError(f"REGSweep: {name} is empty, got {shortened(text)}; want at least one value")
     return pieces
 
 
 def _once(name, values):
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"REGSweep: {name}: {value} is there twice")
+            raise ValueError(f"REGSweep: {name}: {cut(value)} is there twice")
     return values
 
 
@@ -134,6 +136,7 @@ class REGGrid(io.ComfyNode):
         return described(schema, "xy plot", "image grid", "contact sheet", "comparison sheet")
 
     @classmethod
+    @checked
     def execute(cls, images, labels, columns, theme, trace=None) -> io.NodeOutput:
         if trace is not None and len(trace) != len(images):
             raise ValueError(

@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import whole_file
+from .checks import cut, one_of, shortened
+from .files import FileError, reading, whole_file
 from .forms import PRODUCT_FORMS, carries
 from .space import flat
 
 FAR = 2.0  # from the middle of 0 and 1, beyond which no denoiser is measured
+LEVELS = (1e-9, 1e9)  # of sigma_ve
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMAT = "reg-calibration-1"
 TENSORS = ("sigma", "factor", "error")
 NAMES = ("form", "prediction", "latent", "model")
@@ -25,8 +28,9 @@ NAMES = ("form", "prediction", "latent", "model")
 class Calibration:
     """c over sigma_ve = s / alpha, with where it came from.
 
-    `sigma` [K]: noise levels, increasing, > 0. `factor` [K]: c there. `error` [K]: its standard error.
-    `form`: what was measured. `prediction` and `latent`: the kind of model ("" = any). `model` is for people.
+    `sigma` [K]: noise levels, increasing, within LEVELS. `factor` [K]: c there. `error` [K]: its standard
+    error. `form`: what was measured. `prediction` and `latent`: the kind of model ("" = any). `model` is for
+    people.
     Raises ValueError for a table that makes no sense.
     """
 
@@ -40,16 +44,28 @@ class Calibration:
     notes: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        for name in TENSORS:
+            tensor = getattr(self, name)
+            if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
+                found = tensor.dtype if isinstance(tensor, Tensor) else shortened(tensor)
+                raise ValueError(f"calibration: want {name} as floats [K], got {found}")
         shapes = [tuple(t.shape) for t in (self.sigma, self.factor, self.error)]
         if self.sigma.ndim != 1 or len(self.sigma) == 0 or len(set(shapes)) != 1:
-            raise ValueError(f"calibration: want sigma, factor and error of one shape [K], got {shapes}")
-        if self.form not in PRODUCT_FORMS:
-            raise ValueError(f"calibration: want a form out of {', '.join(PRODUCT_FORMS)}, got {self.form!r}")
-        levels = [0.0, *self.sigma.tolist(), math.inf]
-        if any(not low < high for low, high in zip(levels, levels[1:], strict=False)):
-            raise ValueError(f"calibration: sigma must be finite, > 0 and increasing, got {levels[1:-1]}")
-        if not torch.isfinite(self.factor).all():
-            raise ValueError(f"calibration: factor must be finite, got {self.factor.tolist()}")
+            found = shortened(shapes)
+            raise ValueError(f"calibration: want sigma, factor and error of one shape [K], got {found}")
+        one_of("calibration: form", self.form, PRODUCT_FORMS)
+        for name in NAMES:
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"calibration: {name} must be a text, got {shortened(getattr(self, name))}")
+        levels, (low, high) = self.sigma.tolist(), LEVELS
+        rising = all(a < b for a, b in zip(levels, levels[1:], strict=False))
+        if not (rising and low <= levels[0] and levels[-1] <= high):
+            want = f"from {low:g} to {high:g} and increasing"
+            raise ValueError(f"calibration: sigma must be {want}, got {shortened(levels)}")
+        for level, factor in zip(levels, self.factor.tolist(), strict=True):
+            if not abs(factor - 0.5) <= FAR:
+                found = f"c = {factor:.3g} at sigma {level:.3g}"
+                raise ValueError(f"calibration: {found} is not a correction: that lies between 0 and 1")
 
     def __call__(self, sigma_ve: Tensor) -> Tensor:
         """c [B] at sigma_ve [B], linear in log sigma; below the table constant, above odds as 1/sigma^2."""
@@ -70,7 +86,7 @@ class Calibration:
         for what, theirs in (("prediction", prediction), ("latent", latent)):
             ours = getattr(self, what)
             if ours and theirs and ours != theirs:
-                kinds = f"was measured with {what} {ours!r}, the model has {theirs!r}"
+                kinds = f"was measured with {what} {shortened(ours)}, the model has {shortened(theirs)}"
                 raise ValueError(f"this calibration {kinds}: measure it on this model")
 
     def save(self, path) -> Path:
@@ -86,26 +102,23 @@ class Calibration:
 
     @classmethod
     def load(cls, path) -> "Calibration":
-        """Read what `save` wrote. Raises FileNotFoundError, or ValueError with the name of another file."""
-        from safetensors import SafetensorError, safe_open
+        """Read what `save` wrote. Raises FileNotFoundError, or FileError with the name of another file."""
+        from safetensors import safe_open
 
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no calibration table at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a .safetensors file: {error}") from None
+        with reading(path, "a .safetensors file"), safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         if metadata.pop("format", None) != FORMAT or not set(TENSORS) <= tensors.keys():
-            held = ", ".join(sorted(tensors)) or "nothing"
-            raise ValueError(f"{path} is not a REG calibration table (it holds {held})")
+            held = cut(", ".join(sorted(tensors)) or "nothing")
+            raise FileError(f"{path}: want a REG calibration table, got a file that holds {held}")
         known = {name: metadata.pop(name, "") for name in NAMES}
         try:
             return cls(*(tensors[name] for name in TENSORS), **known, notes=metadata)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise FileError(f"{path}: {error}") from None
 
     def summary(self) -> str:
         """One line for people."""
@@ -131,7 +144,8 @@ class Measurement:
         if not self._seen:
             raise ValueError("calibration: no guided call was seen (cfg 1, or a guider without REG)")
         sigma, dot, norm = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-        usable = torch.isfinite(sigma) & (sigma > 0) & torch.isfinite(dot + norm) & (norm > 0)
+        known = (sigma >= LEVELS[0]) & (sigma <= LEVELS[1])
+        usable = known & torch.isfinite(dot + norm) & (norm > 0)
         sigma, dot, norm = sigma[usable], dot[usable], norm[usable]
         # Runs of one schedule share their noise levels up to rounding.
         grid, group = torch.unique((sigma.log() * 1e4).round(), return_inverse=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import jacobian
 from .branches import Branches
+from .checks import cut
 from .jacobian import HALF, JacobianError
 from .point import Point
 from .space import expand
@@ -84,7 +85,8 @@ class Reverse:
         )
         seen, product = branches.reverse(point, cotangent)
         denoised = _or(denoised, seen)
-        if self._check_below > 0 and float(point.sigma.max()) <= self._check_below:
+        due = self._check_below > 0 and float(point.sigma.max()) <= self._check_below
+        if due and torch.isfinite(denoised - reference).all():  # else the model itself is wrong
             w = torch.ones_like(point.x) if form == "row_sum" else denoised - reference
             self._check(branches, point, None if branches.stale else denoised, w, product)
         error = jacobian.rounding_error(point, denoised, 1.0, branches.compute_dtype(point.x)).max()
@@ -158,17 +160,25 @@ class FallBack:
         self.notes: list[str] = []
 
     def __call__(self, **ways):
-        """ways[engine]() of the first engine that does not fail; `notes` say why others did."""
-        while self.engine in self.NEXT:
+        """ways[engine]() of the first engine that does not fail; `notes` say why others did.
+
+        Where none is left the error of the last one is raised, and nothing else is said.
+        """
+        failed = []
+        while True:
             try:
-                return ways[self.engine]()
+                found = ways[self.engine]()
+                break
             except self.fatal:
                 raise
             except Exception as error:
-                said, _, _ = str(error).strip().partition("\n")
-                said = f"{type(error).__name__}: {said[:200]}"
-                failed, self.engine = self.engine.replace("_", " "), self.NEXT[self.engine]
-                reason = f"engine {failed} failed ({said}): {self.WORDS[self.engine]} from here on"
+                if self.engine not in self.NEXT:
+                    raise
+                said = f"{type(error).__name__}: {cut(error)}"
+                failed.append(f"engine {self.engine.replace('_', ' ')} failed ({said})")
+                self.engine = self.NEXT[self.engine]
+        if failed:
+            reason = f"{' and '.join(failed)}: {self.WORDS[self.engine]} from here on"
             log.warning("REG: %s", reason)
             self.notes.append(reason)
-        return ways[self.engine]()
+        return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import shortened
 from .space import expand, flat
 
 PRODUCT_FORMS = ("row_sum", "scalar", "product")  # need a product with J
@@ -46,7 +47,7 @@ def rectify(form: str, v: Tensor, product: Tensor) -> Rectified:
     elif form == "product":
         vector, factor = product, projection(product, v)  # J^T g: the chain rule itself
     else:
-        raise ValueError(f"only {', '.join(PRODUCT_FORMS)} take a product with J, got form {form!r}")
+        raise ValueError(f"only {', '.join(PRODUCT_FORMS)} take a product with J, got {shortened(form)}")
     bad = ~torch.isfinite(flat(vector)).all(1)  # on the device: nothing waits, and no image turns black
     vector = torch.where(expand(bad, v), v, vector)
     return Rectified(vector, torch.where(expand(bad, v), 1, factor), bad)

@@ -2,13 +2,13 @@
 
 import math
 from copy import copy
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .branches import Branches
 from .calibration import Calibration, Measurement
+from .checks import number, shortened
 from .jacobian import Denoiser
 from .point import Point
 from .rectifier import Rectifier
@@ -29,9 +29,10 @@ class Guidance:
 
     def __init__(self, settings: Settings | None = None, space: Space = VE, observe=None, dtype=None):
         if not isinstance(settings, (Settings, type(None))) or not isinstance(space, Space):
-            raise ValueError(f"want Settings and a Space (VE, VP or FLOW), got {settings!r} and {space!r}")
+            given = f"{shortened(settings)} and {shortened(space)}"
+            raise ValueError(f"want Settings and a Space (VE, VP or FLOW), got {given}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"dtype must be a floating dtype of torch, got {dtype!r}")
+            raise ValueError(f"dtype must be a floating dtype of torch, got {shortened(dtype)}")
         self.dtype = dtype
         self.settings = settings or Settings()
         self.space = space
@@ -82,23 +83,26 @@ class Guided(Guidance):
     ):
         for name, value in (("cond", cond), ("reference", reference)):
             if not callable(value):
-                raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {value!r}")
-        self.weight = weight if callable(weight) else number(weight)
+                raise ValueError(f"{name} must be a callable (x, sigma) -> denoised, got {shortened(value)}")
+        self.weight = weight if callable(weight) else one_weight(weight)
         super().__init__(settings, space, observe, dtype)
         self.branches = Branches(_checked("cond", cond), _checked("reference", reference), dtype)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma) -> Tensor:
         point = Point.of(x, sigma, self.space)
-        weight = number(self.weight(float(point.sigma.max()))) if callable(self.weight) else self.weight
+        weight = one_weight(self.weight(float(point.sigma.max()))) if callable(self.weight) else self.weight
         return self.guide(self.branches, point, weight)
 
 
 def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     """The table of form `calibrated` for a guided denoiser: one Heun run over `sigmas` from each of `noises`.
 
-    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: its further fields, such as `model`.
+    `noises`: x [B, ...] at sigmas[0], a few batches. `about`: its further fields, such as `model`. Raises
+    ValueError before the first run for what would be refused after the last.
     """
+    one = torch.ones(1)
+    Calibration(one, one, one, guided.settings.form, **about)
     measurement, measured = Measurement(), copy(guided)
     measured.observe, measured.trace = measurement, Trace()
     for noise in noises:
@@ -107,12 +111,10 @@ def calibrate(guided: Guided, noises, sigmas: Tensor, **about) -> Calibration:
     return measurement.table(guided.settings.form, **about)
 
 
-def number(weight) -> float:
-    """`weight` as a float. Raises ValueError unless it is one finite number for the whole batch."""
+def one_weight(weight) -> float:
+    """`weight` as a float. Raises ValueError unless it is one number for the whole batch."""
     value = weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"weight must be one finite number for the whole batch, got {weight!r}")
-    return float(value)
+    return number("weight (one for the whole batch)", value)
 
 
 def _checked(name: str, denoiser: Denoiser) -> Denoiser:

@@ -14,12 +14,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .checks import LARGEST, number, one_of
 from .schedule import AXES, Band, Cosine, Linear, Schedule, sigma_position, step_position
 
 PRESETS = ("edm2", "dit", "t2i")  # their interval has no t2i
 LINEAR_PRESETS = (*PRESETS, "t2i_plain")
 COSINE_PRESETS = (*PRESETS, "dit_plain", "t2i_plain")
 LAST_TIMESTEP = 999  # timesteps of training count from 0
+VARIABLES = (
+    *AXES, "sigma itself", "timestep itself", "sigma of the run, from 0", "sigma of the run", "t / 1000",
+    "timestep of the run",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,23 +67,31 @@ class Levels:
 
 @dataclass(frozen=True)
 class CfgSchedule:
-    """A schedule and the variable it runs over. `of_cfg`: it multiplies cfg itself, not cfg - 1."""
+    """A schedule and which of VARIABLES it runs over. `of_cfg`: it multiplies cfg itself, not cfg - 1.
+
+    Raises ValueError for another variable.
+    """
 
     schedule: Schedule
     variable: str
     of_cfg: bool = False
 
+    def __post_init__(self):
+        one_of("axis", self.variable, VARIABLES)
+
     def cfg(self, cfg: float, sigma: float, levels: Levels) -> float:
         """The cfg in force at `sigma`; the sampler was given `cfg`. Raises ValueError for an infinite one."""
         multiplier = float(self.schedule(levels.position(self.variable, sigma)))
-        if not math.isfinite(multiplier):
+        if not abs(multiplier) <= LARGEST:
             raise ValueError(f"the schedule's multiplier must be finite, got {multiplier} at sigma {sigma}")
         return cfg * multiplier if self.of_cfg else 1 + (cfg - 1) * multiplier
 
 
 def linear(axis: str, start: float, end: float) -> CfgSchedule:
     """Multipliers of the weight cfg - 1 at both ends; for a preset the authors' two weights over it."""
-    line = Linear(2 * start - end, start) if axis == "dit" else Linear(start, end)
+    line = Linear(start, end)
+    if axis == "dit":
+        line = Linear(2 * start - end, start)
     return _over(axis, LINEAR_PRESETS, line, "sigma of the run")
 
 
@@ -93,28 +106,24 @@ def interval(axis: str, start: float, end: float) -> CfgSchedule:
     Positions from 0 to 1 for `step` and `timestep`, noise levels for `sigma` and `edm2`, timesteps 0 to 999
     for `dit`. Raises ValueError for bounds in the wrong order or out of range.
     """
+    one_of("axis", axis, (*AXES, "edm2", "dit"))
+    number("start", start, 0, math.inf)
+    number("end", end, 0, math.inf)
     variables = {"sigma": "sigma itself", "edm2": "sigma itself", "dit": "timestep itself"}
     if axis in ("step", "timestep"):
         want, bounds = "0 <= start <= end <= 1", (0, start, end, 1)
-    elif axis in variables:
-        want, bounds = "start >= end >= 0, since noise falls", (0, end, start, math.inf)
     else:
-        raise _unknown(axis, ("edm2", "dit"))
+        want, bounds = "start >= end >= 0, since noise falls", (0, end, start, math.inf)
     if not bounds[0] <= bounds[1] <= bounds[2] <= bounds[3]:
         raise ValueError(f"an interval over {axis} wants {want}, got start={start}, end={end}")
     return CfgSchedule(Band(*bounds[1:3]), variables.get(axis, axis))
 
 
 def _over(axis, presets, schedule, edm2) -> CfgSchedule:
+    one_of("axis", axis, (*AXES, *presets))
     variables = {"edm2": edm2, "dit": "t / 1000", "t2i": "timestep of the run"}
     preset = axis.removesuffix("_plain")
-    if axis not in (*AXES, *presets):
-        raise _unknown(axis, presets)
     return CfgSchedule(schedule, variables.get(preset, axis), axis != preset)
-
-
-def _unknown(axis, presets) -> ValueError:
-    return ValueError(f"axis must be one of {', '.join((*AXES, *presets))}, got {axis!r}")
 
 
 def _between(value: float, first: float, last: float) -> float:

@@ -6,11 +6,17 @@ Euler and Heun integrate dx/dsigma = (x - D) / sigma, which holds for both (Karr
 import torch
 from torch import Tensor
 
+from .checks import SMALLEST, number, shortened, whole
+
 
 def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
     """n noise levels from sigma_max to sigma_min, then 0: [n + 1] (Karras et al. 2022, Eq. 5)."""
-    if n < 1 or not 0 < sigma_min <= sigma_max:
-        raise ValueError(f"want n >= 1 and 0 < sigma_min <= sigma_max, got {n=}, {sigma_min=}, {sigma_max=}")
+    whole("n", n, 1)
+    number("rho", rho, SMALLEST)
+    number("sigma_min", sigma_min)
+    number("sigma_max", sigma_max)
+    if not 0 < sigma_min <= sigma_max:
+        raise ValueError(f"want 0 < sigma_min <= sigma_max, got {sigma_min=}, {sigma_max=}")
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)]).float()
@@ -51,5 +57,5 @@ def _steps(sigmas, x):
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"sigmas must be 2 noise levels or more in a row, got shape {tuple(sigmas.shape)}")
     if not (sigmas[1:] < sigmas[:-1]).all() or sigmas[-1] < 0:
-        raise ValueError(f"sigmas must decrease to a level >= 0, got {sigmas.tolist()}")
+        raise ValueError(f"sigmas must decrease to a level >= 0, got {shortened(sigmas.tolist())}")
     return zip(sigmas[:-1], sigmas[1:], strict=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .checks import SMALLEST, number, shortened
+
 AXES = ("step", "timestep", "sigma")
 Schedule = Callable[[float], float]  # one of the classes below, or any other function
 
@@ -24,7 +26,8 @@ class Linear:
     end: float = 2.0
 
     def __post_init__(self):
-        _finite(start=self.start, end=self.end)
+        number("start", self.start)
+        number("end", self.end)
 
     def __call__(self, p: float) -> float:
         return self.start + (self.end - self.start) * p
@@ -37,9 +40,7 @@ class Cosine:
     power: float = 1.0
 
     def __post_init__(self):
-        _finite(power=self.power)
-        if self.power <= 0:
-            raise ValueError(f"power must be > 0, got {self.power}")
+        number("power", self.power, SMALLEST)
 
     def __call__(self, p: float) -> float:
         return (1 - math.cos(math.pi * p**self.power)) / 2
@@ -53,7 +54,9 @@ class Band:
     high: float = 1.0
 
     def __post_init__(self):
-        if math.isnan(self.high) or not 0 <= self.low <= self.high:
+        number("low", self.low, 0, math.inf)
+        number("high", self.high, 0, math.inf)
+        if self.low > self.high:
             raise ValueError(f"want 0 <= low <= high, got low={self.low}, high={self.high}")
 
     def __call__(self, value: float) -> float:
@@ -67,15 +70,16 @@ class Curve:
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self):
-        if not self.points:
-            raise ValueError("a curve needs at least one point")
-        positions = [p for p, _ in self.points]
-        for p, value in self.points:
-            _finite(position=p, multiplier=value)
-            if not 0 <= p <= 1:
-                raise ValueError(f"positions run from 0 (noise) to 1 (clean), got {p}")
+        points = self.points if isinstance(self.points, (tuple, list)) else ()
+        if not points or not all(isinstance(point, (tuple, list)) and len(point) == 2 for point in points):
+            want = "one or more pairs of position and multiplier"
+            raise ValueError(f"a curve needs {want}, got {shortened(self.points)}")
+        for p, value in points:
+            number("position (0 noise, 1 clean)", p, 0, 1)
+            number("multiplier", value)
+        positions = [p for p, _ in points]
         if sorted(set(positions)) != positions:
-            raise ValueError(f"positions must increase, got {positions}")
+            raise ValueError(f"positions must increase, got {shortened(positions)}")
 
     @classmethod
     def parse(cls, text: str) -> "Curve":
@@ -86,7 +90,7 @@ class Curve:
                 p, value = map(float, piece.split(":"))
             except ValueError:
                 want = "write 'position:multiplier, ...'"
-                raise ValueError(f"cannot read the curve point {piece.strip()!r}; {want}") from None
+                raise ValueError(f"cannot read the curve point {shortened(piece.strip())}; {want}") from None
             points.append((p, value))
         return cls(tuple(points))
 
@@ -113,9 +117,3 @@ def step_position(sigma: float, levels: Sequence[float]) -> float:
 def sigma_position(sigma: float, sigma_max: float) -> float:
     """1 - sigma / sigma_max, clipped to [0, 1]."""
     return min(1.0, max(0.0, 1 - sigma / sigma_max))
-
-
-def _finite(**values: float) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")

@@ -6,10 +6,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .calibration import Calibration
+from .checks import LARGEST, SMALLEST, number, one_of, shortened, whole
 from .forms import FORMS, FREE_FORMS, schedule_factor
 from .schedule import within
 
 ENGINES = ("auto", "finite_difference", "reverse")
+RANGES = (
+    ("gain", SMALLEST, LARGEST), ("strength", -LARGEST, LARGEST), ("skip_below", 0, 1),
+    ("data_std", SMALLEST, LARGEST), ("sigma_start", 0, math.inf), ("sigma_end", 0, math.inf),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,29 +47,19 @@ class Settings:
     calibration: Calibration | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
-        for name, choices in (("form", FORMS), ("engine", ENGINES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        one_of("form", self.form, FORMS)
+        one_of("engine", self.engine, ENGINES)
+        if not isinstance(self.calibration, (Calibration, type(None))):
+            raise ValueError(f"calibration must be a Calibration, got {shortened(self.calibration)}")
         if (self.form == "calibrated") != (self.calibration is not None):
             have = "none is given" if self.calibration is None else f"form is {self.form!r}"
             raise ValueError(f"form 'calibrated' and a calibration table go together, but {have}")
-        for name in ("gain", "strength", "refresh", "skip_below", "data_std", "sigma_start", "sigma_end"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-        if not math.isfinite(self.strength):
-            raise ValueError(f"strength must be finite, got {self.strength}")
-        if not (math.isfinite(self.gain) and self.gain > 0):
-            raise ValueError(f"gain must be finite and > 0, got {self.gain}")
-        if not math.isfinite(self.refresh) or int(self.refresh) != self.refresh or self.refresh < 1:
-            raise ValueError(f"refresh must be a whole number >= 1, got {self.refresh}")
-        if not 0 <= self.skip_below <= 1:
-            raise ValueError(f"skip_below must be between 0 and 1, got {self.skip_below}")
-        if not (math.isfinite(self.data_std) and self.data_std > 0):
-            raise ValueError(f"data_std must be finite and > 0, got {self.data_std}")
-        if not self.sigma_start >= self.sigma_end >= 0:
+        for name, low, high in RANGES:
+            object.__setattr__(self, name, number(name, getattr(self, name), low, high))
+        object.__setattr__(self, "refresh", whole("refresh", self.refresh, 1))
+        if self.sigma_start < self.sigma_end:
             bounds = f"sigma_start={self.sigma_start}, sigma_end={self.sigma_end}"
-            raise ValueError(f"want sigma_start >= sigma_end >= 0, got {bounds}")
+            raise ValueError(f"want sigma_start >= sigma_end, got {bounds}")
 
     @property
     def title(self) -> str:

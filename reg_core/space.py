@@ -3,10 +3,13 @@
 Everything in reg_core speaks of the denoised prediction D(x, sigma) ~ E[x0 | x].
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .checks import number, one_of
 
 PREDICTIONS = ("eps", "v", "x0", "flow")
 
@@ -23,8 +26,7 @@ class Space:
     name: str
 
     def __post_init__(self):
-        if self.name not in ("ve", "flow", "vp"):
-            raise ValueError(f"space must be 've', 'flow' or 'vp', got {self.name!r}")
+        one_of("space", self.name, ("ve", "flow", "vp"))
 
     def alpha(self, sigma: Tensor) -> Tensor:
         """Scale of the clean sample, same shape as `sigma`."""
@@ -46,6 +48,8 @@ VE, FLOW, VP = Space("ve"), Space("flow"), Space("vp")
 
 def as_batch(sigma, x: Tensor) -> Tensor:
     """`sigma`, a number or [1] or [B], as [B] in float32 at least. Raises ValueError for another length."""
+    if not isinstance(sigma, (Tensor, list, tuple)):
+        sigma = number("sigma", sigma, 0, math.inf)
     dtype = torch.promote_types(x.dtype, torch.float32)
     sigma = torch.as_tensor(sigma, device=x.device, dtype=dtype).reshape(-1)
     if len(sigma) not in (1, len(x)):
@@ -81,6 +85,7 @@ def from_denoised(prediction: str, denoised: Tensor, x: Tensor, sigma: Tensor, s
 
 def _affine(prediction, x, sigma, space):
     """p and q [B, 1, ...] of D = p x + q output."""
+    one_of("prediction", prediction, PREDICTIONS)
     a, s = expand(space.alpha(sigma), x), expand(space.s(sigma), x)
     if prediction == "eps":
         return 1 / a, -s / a
@@ -88,6 +93,4 @@ def _affine(prediction, x, sigma, space):
         return a / (a**2 + s**2), -s / (a**2 + s**2).sqrt()
     if prediction == "flow":
         return 1 / (a + s), -s / (a + s)
-    if prediction == "x0":
-        return torch.zeros_like(a), torch.ones_like(a)
-    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+    return torch.zeros_like(a), torch.ones_like(a)

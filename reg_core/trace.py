@@ -17,6 +17,7 @@ from .settings import Settings
 NONE_NEEDED = "none needed"  # the engine of free forms
 EQUAL = "both prompts give the same prediction: no guidance to rectify"
 QUANTILES = (0.05, 0.95)
+NO_PREDICTION = "the model's prediction is not finite"
 FEW = 16  # factors that are looked at when somebody reads them: more take less time at once
 SAMPLE = 1 << 12  # elements that quantiles are taken of: sorting a whole latent takes too long
 WINDOW = (0.3, 11.0)  # sigma_ve in units of data_std: where guidance decides how strongly a picture is guided
@@ -88,9 +89,12 @@ class Row:
                 weight * self.guidance_norm,
                 weight * self.rectified_norm,
             )
-            if self.nonfinite:
+            bad = ""
+            if self.active and not math.isfinite(self.guidance_norm):
+                bad = NO_PREDICTION
+            elif self.nonfinite:
                 bad = f"non-finite correction in {self.nonfinite:.0f} of the batch: plain guidance there"
-                self.note = "; ".join(filter(None, [self.note, bad]))
+            self.note = "; ".join(filter(None, [self.note, bad]))
         return self
 
 
@@ -154,6 +158,18 @@ class Run:
     @property
     def active(self) -> list[Row]:
         return [row for row in self.rows if row.active]
+
+    def not_finite(self) -> str:
+        """Words for what was no finite number in rectified calls: the model's prediction or corrections."""
+        active = self.active
+        of_model = sum(not math.isfinite(row.guidance_norm) for row in active)
+        of_ours = sum(math.isfinite(row.guidance_norm) and row.nonfinite > 0 for row in active)
+        said = [f"{NO_PREDICTION} in {of_model} of {len(active)} active calls"] if of_model else []
+        if of_ours:
+            said.append(
+                f"non-finite correction in {of_ours} of {len(active)} active calls: plain guidance there"
+            )
+        return "; ".join(said)
 
     @property
     def heat(self) -> Tensor | None:

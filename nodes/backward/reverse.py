@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...reg_core import jacobian
+from ...reg_core.checks import one_of
 from ...reg_core.point import Point
 from .blocks import blocks
 from .recompute import IN_PLACE, Recompute
@@ -18,6 +19,7 @@ log = logging.getLogger("ComfyUI-REG")
 
 FREE_SHARE = 0.5  # of the free memory that activations may take; the rest is for the pass itself
 VERIFIED = 1e-2  # relative difference of a block's second pass: kernels may sum in another order
+MODES = ("auto", "resident", "checkpoint")
 MEMORY_WORDS = "out of memory|can't allocate memory"
 
 
@@ -45,10 +47,12 @@ class BackwardPass:
     """What one sampling run has learned about its backward passes.
 
     `mode`: keep all activations ("resident"), those between blocks ("checkpoint"), or what fits ("auto").
-    Where another way helps against an error it is taken; `notes` say so. Every other error is raised.
+    Where another way helps against an error it is taken; `notes` say so. Every other error is raised, and
+    of ways that were tried in vain nothing is said.
     """
 
     def __init__(self, mode: str = "auto"):
+        one_of("memory", mode, MODES)
         self.mode = mode
         self.notes: list[str] = []
         self._copies = False  # the network adds in place to what autograd has saved
@@ -59,12 +63,18 @@ class BackwardPass:
 
     def product(self, network: Network, point: Point, cotangent) -> tuple[torch.Tensor, torch.Tensor]:
         """(D_c, J^T u) as jacobian.reverse."""
+        changes = []
         while True:
             try:
-                return self._pass(network, point, cotangent)
+                result = self._pass(network, point, cotangent)
+                break
             except RuntimeError as error:
-                if not self._has_another_way(error):
+                if not self._has_another_way(error, changes):
                     raise
+        for note in changes:
+            log.warning("REG: %s", note)
+        self.notes += changes
+        return result
 
     def _pass(self, network, point, cotangent):
         if self._thaw is None or network.paged:
@@ -101,8 +111,8 @@ class BackwardPass:
                 raise NotRepeatable(f"a block's second pass differs by {difference:.2g} from its first")
             self._verified = True
 
-    def _has_another_way(self, error) -> bool:
-        """Change something so that the pass may work; False when there is nothing left to change."""
+    def _has_another_way(self, error, changes: list) -> bool:
+        """Change something so that the pass may work, and note it; False when nothing is left to change."""
         said = re.search(MEMORY_WORDS, str(error).lower())
         out_of_memory = said or isinstance(error, torch.cuda.OutOfMemoryError)
         if IN_PLACE in str(error) and not self._copies:
@@ -110,12 +120,10 @@ class BackwardPass:
             return True
         if isinstance(error, NotRepeatable):
             self.mode, self._repeatable = "resident", False
-            note = f"reverse mode keeps all activations: {error}"
+            changes.append(f"reverse mode keeps all activations: {error}")
         elif out_of_memory and self._repeatable and self.mode != "checkpoint":
             self.mode = "checkpoint"
-            note = "reverse mode ran out of memory: blocks are computed twice from here on"
+            changes.append("reverse mode ran out of memory: blocks are computed twice from here on")
         else:
             return False
-        self.notes.append(note)
-        log.warning("REG: %s", note)
         return True

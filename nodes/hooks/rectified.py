@@ -108,9 +108,8 @@ class RunState:
         run = self.rectifier.run
         if run.active:
             log.info("REG: %s", run.summary())
-            bad = sum(row.nonfinite > 0 for row in run.active)
-            note = f"non-finite correction in {bad} of {len(run.active)} active calls: plain guidance there"
-            if bad and run.remark(note):
+            note = run.not_finite()
+            if note and run.remark(note):
                 log.warning("REG: %s", note)
             if (warning := run.settings.warning) and run.remark(warning):
                 log.warning("REG: %s", warning)

@@ -137,8 +137,10 @@ class ModelBranches(Branches):
             return None
 
     def _is_own(self, kind, found, known) -> bool:
-        """Whether predictions are the sampler's. Remembered."""
-        return self.passes.own.setdefault(kind, are_same(self.model, found, known, self.x))
+        """Whether predictions are the sampler's. Remembered, unless the model's own are no numbers."""
+        if all(bool(torch.isfinite(t).all()) for t in known):
+            self.passes.own[kind] = are_same(self.model, found, known, self.x)
+        return self.passes.own.get(kind, True)
 
     def compute_dtype(self, x):
         return compute_dtype(self.model)

@@ -17,7 +17,7 @@ def demo_model(denoiser):
     offload = comfy.model_management.unet_offload_device()
     model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EDM, device=offload)
     model.diffusion_model = _DemoNetwork(denoiser.net)
-    return comfy.model_patcher.ModelPatcher(model.to(offload).eval(), device, offload)
+    return comfy.model_patcher.ModelPatcher(model.to(offload).train(False), device, offload)
 
 
 class _DemoLatent(comfy.latent_formats.LatentFormat):

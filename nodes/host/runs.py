@@ -18,10 +18,10 @@ def sample_once(model, positive, negative, latent: dict, seed: int, callback, **
     return comfy.sample.sample(model, noise, **conds, callback=callback, seed=seed, **options)
 
 
-def latent_std(model, sampled) -> float:
+def latent_std(model, samples) -> float:
     """Standard deviation of clean latents in the sampler's units, a root mean square over channels."""
     scaled = model.model.process_latent_in
-    parts = [part for t in sampled for part in (t.unbind() if getattr(t, "is_nested", False) else [t])]
+    parts = samples.unbind() if getattr(samples, "is_nested", False) else [samples]
     variances = [scaled(part).float().transpose(0, 1).flatten(1).var(1) for part in parts]
     return float(torch.cat(variances).mean().sqrt())
 

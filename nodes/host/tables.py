@@ -4,6 +4,9 @@ from pathlib import Path
 
 import folder_paths
 
+from ...reg_core.checks import shortened
+from ...reg_core.files import FileError
+
 FOLDER = "reg_calibration"
 
 
@@ -22,15 +25,18 @@ def calibration_files() -> list[str]:
 def calibration_file(name: str) -> Path:
     """Path of a table by name. Raises FileNotFoundError."""
     _register()
-    path = folder_paths.get_full_path(FOLDER, name)
+    path = folder_paths.get_full_path(FOLDER, name) if isinstance(name, str) and "\0" not in name else None
     if path is None:
-        folders = ", ".join(folder_paths.get_folder_paths(FOLDER))
-        raise FileNotFoundError(f"no calibration table {name!r} in {folders}")
+        raise FileNotFoundError(f"no calibration table {shortened(name)} in the folders {FOLDER}")
     return Path(path)
 
 
 def new_calibration_file(prefix: str) -> Path:
-    """A numbered path in the output folder that does not exist yet."""
+    """A numbered path in the output folder that does not exist yet. Raises FileError for one elsewhere."""
     output = folder_paths.get_output_directory()
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
+    except Exception as error:  # the host raises its base class
+        said = getattr(error, "strerror", None) or "it leads out of the output folder"
+        raise FileError(f"cannot save a table as {shortened(prefix)}: {said}") from None
     return Path(folder) / f"{name}_{counter:05}_.safetensors"

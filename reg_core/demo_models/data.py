@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import one_of
+
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 DOWNLOADS = Path("out/data")
@@ -56,8 +58,7 @@ class Pictures(NamedTuple):
 
 def load_pictures(data: DataSet, part: str, folder: Path | None = None) -> Pictures:
     """The "train" or "test" part. `folder`: of fashion's idx files. Raises ValueError for another part."""
-    if part not in FASHION_FILES:
-        raise ValueError(f"part must be 'train' or 'test', got {part!r}")
+    one_of("part", part, FASHION_FILES)
     return load_fashion(part, folder) if data == FASHION else load_split(part)
 
 

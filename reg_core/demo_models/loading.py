@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..checks import cut, one_of, shortened
 from ..files import whole_file
 from .networks import Denoiser, DigitsJudge, FashionJudge, Judge, UNet, UNetConfig
 
@@ -45,8 +46,8 @@ def load_model(
     for autoguidance. `weights_dir`: another folder of weights, whose files may have any name.
     Raises ValueError for another name, WeightsError for a missing or bad file.
     """
-    if weights_dir is None and name not in DENOISERS:
-        raise ValueError(f"unknown demo model {name!r}; valid names: {', '.join(DENOISERS)}")
+    if weights_dir is None:
+        one_of("demo model", name, DENOISERS)
     return _load(name, "denoiser", _denoiser, weights_dir).to(device=device, dtype=dtype)
 
 
@@ -61,8 +62,7 @@ def load_judge(
     `name`: "digits", "fashion" or "fashion_other", which is smaller and has another seed.
     Raises ValueError for another name, WeightsError for a missing or bad file.
     """
-    if name not in JUDGES:
-        raise ValueError(f"unknown judge {name!r}; valid names: {', '.join(JUDGES)}")
+    one_of("judge", name, JUDGES)
     kind = DigitsJudge if name == "digits" else FashionJudge
     judge = _load(JUDGES[name], "judge", lambda meta: kind(**json.loads(meta["config"])), weights_dir)
     return judge.to(device=device, dtype=dtype)
@@ -113,7 +113,7 @@ def _load(stem: str, kind: str, build: Callable[[dict[str, str]], nn.Module], fo
         model = build(meta)
         getattr(model, "net", model).load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(_message(path, f"does not fit the network: {error}")) from error
+        raise WeightsError(_message(path, f"does not fit the network: {cut(error)}")) from error
     return model.eval().requires_grad_(False)
 
 
@@ -125,9 +125,9 @@ def _read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str
             meta = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own type, OSError or ValueError
-        raise WeightsError(_message(path, f"cannot be read: {error}")) from error
+        raise WeightsError(_message(path, f"cannot be read: {cut(error)}")) from error
     if meta.get("kind") != kind:
-        raise WeightsError(_message(path, f"holds kind {meta.get('kind')!r}, expected {kind!r}"))
+        raise WeightsError(_message(path, f"holds kind {shortened(meta.get('kind'))}, expected {kind!r}"))
     return state, meta
 
 

@@ -4,6 +4,7 @@ Lengths are in pixels of the finished picture."""
 
 from __future__ import annotations
 
+import bisect
 import functools
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ import numpy
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ..checks import one_of
 
 OVERSAMPLING = 2  # Pillow's lines have hard edges: draw bigger, then average
 # Tried for text that Pillow's own font cannot write; found by name in the system's font folders.
@@ -49,8 +52,7 @@ THEMES = {
 
 def theme_of(name: str) -> Theme:
     """A theme by name. Raises ValueError with the name."""
-    if name not in THEMES:
-        raise ValueError(f"theme must be one of {', '.join(THEMES)}, got {name!r}")
+    one_of("theme", name, THEMES)
     return THEMES[name]
 
 
@@ -136,9 +138,10 @@ def wrap(text: str, size: float, width: float) -> list[str]:
                 continue
             if line:
                 lines.append(line)
-            while len(word) > 1 and text_width(word, size) > width:
-                lengths = range(len(word), 0, -1)
-                fits = next(n for n in lengths if n == 1 or text_width(word[:n], size) <= width)
+            most = round(width) + 2  # a letter takes a pixel at least
+            while len(word) > 1 and text_width(word[:most], size) > width:
+                tried = range(2, min(len(word), most))
+                fits = 1 + bisect.bisect_right(tried, width, key=lambda n: text_width(word[:n], size))
                 lines.append(word[:fits])
                 word = word[fits:]
             line = word

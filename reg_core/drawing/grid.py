@@ -6,10 +6,12 @@ import math
 
 from torch import Tensor
 
+from ..checks import whole
 from .canvas import Canvas, text_width, theme_of, to_tensor, wrap
 
 SEPARATOR = " | "  # "row heading | column heading"
 GAP = 8
+LONGEST = 300  # characters of a label
 BETWEEN = 2  # images of one batch
 MOST_PIXELS = 16384 * 16384
 
@@ -37,12 +39,12 @@ def labelled_grid(
     if len(labels) != len(images):
         numbers = f"{len(labels)} labels for {len(images)} images"
         raise ValueError(f"{numbers}: want one label for each image (a batch counts as one)")
+    labels = [str(label)[:LONGEST] for label in labels]
     captions = list(captions or [""] * len(images))
     if len(captions) != len(images):
         numbers = f"{len(captions)} captions for {len(images)} images"
         raise ValueError(f"{numbers}: want one caption for each image, or none at all")
-    if columns < 0:
-        raise ValueError(f"columns must be 0 (automatic) or more, got {columns}")
+    whole("columns (0: automatic)", columns, 0)
     colors = theme_of(theme)
     background = to_tensor(Canvas(1, 1, colors).picture())[0, 0, 0]
     blocks = [_block(image, i, across) for i, image in enumerate(images)]

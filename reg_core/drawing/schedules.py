@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from ..checks import one_of
 from .axes import STRIP, TICK, Axes, Scale, scale_for, strip
 from .canvas import Canvas, mix, theme_of, wrap
 from .palette import form_color
@@ -45,8 +46,7 @@ def plot_schedule(
     """The weight cfg - 1 over the steps, and a mark for each step: REG, plain guidance or none.
 
     `lines`: text to write above. `form`: of REG, for its colour."""
-    if axis not in AXES:
-        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+    one_of("axis", axis, AXES)
     if not points:
         raise ValueError("no steps to draw: want at least two sigmas")
     colors = theme_of(theme)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from ..checks import one_of
 from ..trace import Row, Run
 from .axes import BAND, STRIP, TICK, Axes, Scale, scale_for, strip
 from .canvas import Canvas, mix, theme_of, wrap
@@ -34,8 +35,7 @@ def plot_run(
 
     `axis`: sigma (logarithmic where it spans much) or step (model calls in order). `nothing`: what to write
     where there is no run."""
-    if axis not in AXES:
-        raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
+    one_of("axis", axis, AXES)
     colors = theme_of(theme)
     rows = run.rows if run is not None else []
     heading, lines, warnings = _headings(run, title, nothing)
@@ -86,7 +86,8 @@ def _headings(run: Run | None, title: str, nothing: str):
     if not rows:
         return heading, [nothing], [f"note: {note}" for note in run.notes]
     plain = _counted(r.note for r in rows if not r.active)
-    trouble = [*run.notes, *(n for n in _counted(r.note for r in active) if n not in run.notes)]
+    known = [note for note in run.notes if note != run.not_finite()]  # the rows say it
+    trouble = [*known, *(n for n in _counted(r.note for r in active) if n not in run.notes)]
     if not active:
         return heading, [], ["REG changed nothing in this run", *plain, *trouble]
     time = f", {run.seconds:.2f} s" if math.isfinite(run.seconds) else ""

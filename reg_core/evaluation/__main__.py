@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .plan import Plan, PlanError, read_prompts
+from ..files import FileError, check_place
+from .plan import Plan, read_prompts
 from .template import check, load
 
 
@@ -46,9 +47,13 @@ def run(args) -> int:
 def score(args) -> int:
     """Score the images and write report.md and report.json."""
     from .features import load_extractor
-    from .report import markdown, write_report
+    from .report import check_choices, markdown, write_report
     from .score import score_folder
+    from .store import Store
 
+    for path in filter(None, (args.save_stats, args.out / "report.md")):
+        check_place(path)
+    check_choices(Store(args.out).plan(), args.baseline, args.sweep)
     extractor = load_extractor(args.features, args.inception_weights, args.device)
     settings = (args.clip, args.partial, args.batch, args.device)
     scores = score_folder(args.out, args.reference, extractor, *settings)
@@ -108,7 +113,7 @@ def main(argv=None) -> int:
     args = parse(argv)
     try:
         return args.command(args)
-    except PlanError as error:
+    except FileError as error:
         print(error, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from ..checks import cut, shortened
+from ..files import reading
 from .plan import PlanError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -35,7 +37,8 @@ class Inception(nn.Module):
         path = None if weights is None else str(weights)
         wanted = ["2048", "logits_unbiased"]
         given = {"feature_extractor_weights_path": path}
-        self.network = FeatureExtractorInceptionV3("inception-v3-compat", wanted, **given)
+        with reading(weights or "the download", "torch-fidelity's Inception weights", repeat=False):
+            self.network = FeatureExtractorInceptionV3("inception-v3-compat", wanted, **given)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.network(images)
@@ -63,7 +66,7 @@ def load_extractor(name: str = "inception", weights: Path | None = None, device:
 
     `name`: `inception`, `digits`, or `module:function` that returns such an nn.Module."""
     if weights is not None and name != "inception":
-        raise PlanError(f"weights belong to the features 'inception', not to {name!r}")
+        raise PlanError(f"weights belong to the features 'inception', not to {shortened(name)}")
     if name == "inception":
         module = Inception(weights)
     elif name == "digits":
@@ -73,11 +76,11 @@ def load_extractor(name: str = "inception", weights: Path | None = None, device:
         try:
             module = getattr(importlib.import_module(place), function)()
         except (ImportError, AttributeError) as error:
-            raise PlanError(f"features {name!r}: {error}") from None
+            raise PlanError(f"features {shortened(name)}: {cut(error)}") from None
         if not isinstance(module, nn.Module):
-            raise PlanError(f"features {name!r}: want an nn.Module, got {type(module).__name__}")
+            raise PlanError(f"features {shortened(name)}: want an nn.Module, got {type(module).__name__}")
     else:
-        raise PlanError(f"features are inception, digits or module:function, got {name!r}")
+        raise PlanError(f"features are inception, digits or module:function, got {shortened(name)}")
     return module.eval().to(device)
 
 
@@ -113,7 +116,7 @@ def batches(paths: Sequence[Path], size: int) -> Iterator[Tensor]:
 
 def read(path: Path) -> Tensor:
     """An image file as uint8 [3, H, W]."""
-    with Image.open(path) as image:
+    with reading(path, "an image"), Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .plan import PlanError
+from ..checks import cut
+from ..files import FileError, reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +33,17 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
-        """An .npz with mu and sigma, as the code of FID's and EDM's authors writes it."""
-        with np.load(path, allow_pickle=False) as file:
+        """An .npz with mu and sigma, as the code of FID's and EDM's authors writes it. Raises FileError."""
+        want = "an .npz with mu [F] and sigma [F, F]"
+        # numpy advises what would run code from the file
+        with reading(path, want, repeat=False), np.load(path, allow_pickle=False) as file:
             if not {"mu", "sigma"} <= set(file.files):
-                raise PlanError(f"{path}: want mu and sigma, got {', '.join(file.files)}")
+                raise FileError(f"{path}: want {want}, got {cut(', '.join(file.files))}")
             mean, cov = file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
             count = int(file["count"]) if "count" in file.files else 0
-        if mean.ndim != 1 or cov.shape != mean.shape * 2:
-            raise PlanError(
-                f"{path}: want mu [F] and sigma [F, F], got {list(mean.shape)}, {list(cov.shape)}"
-            )
+        if mean.ndim != 1 or cov.shape != mean.shape * 2 or not np.isfinite(mean.sum() + cov.sum()):
+            found = f"{list(mean.shape)} and {list(cov.shape)}, or numbers that are not finite"
+            raise FileError(f"{path}: want {want}, got {found}")
         return cls(torch.from_numpy(mean), torch.from_numpy(cov), count)
 
     def save(self, path: Path) -> None:

@@ -13,13 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..checks import cut, shortened
+from ..files import FileError, read_json, read_text, reading
+
 RESERVED = ("prompt", "seed")
 NOISE_STRIDE = (
     1_000_000  # noise seed = seed * stride + prompt index: no two images of a point share their noise
 )
 
 
-class PlanError(ValueError):
+class PlanError(FileError):
     """The grid, the prompts or the workflow do not say what to run; the message names the offending value."""
 
 
@@ -73,7 +76,7 @@ class Plan:
             bad += sorted({f"{what} {i!r} twice" for i in items if items.count(i) > 1})
         if bad:
             rule = "seeds are different whole numbers from 0, and no two points are equal"
-            raise PlanError(f"{rule}; got {', '.join(map(str, bad))}")
+            raise PlanError(f"{rule}; got {cut(', '.join(map(str, bad)))}")
 
     def jobs(self) -> list[Job]:
         """Seed by seed, and all points of a prompt together: a run stopped early has whole comparisons."""
@@ -93,8 +96,14 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping) -> Plan:
-        found = tuple(GridPoint(**p) for p in data["points"])
-        return cls(found, tuple(data["prompts"]), tuple(data["seeds"]))
+        """What `to_json` gave. Raises PlanError for anything else."""
+        try:
+            found = tuple(GridPoint(dict(p["labels"]), dict(p["values"])) for p in data["points"])
+            return cls(found, tuple(map(dict, data["prompts"])), tuple(data["seeds"]))
+        except (LookupError, TypeError, ValueError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"want points, prompts and seeds, got {shortened(data)}") from None
 
 
 def points(grid: Mapping, extra: Sequence[Mapping] = ()) -> tuple[GridPoint, ...]:
@@ -103,12 +112,16 @@ def points(grid: Mapping, extra: Sequence[Mapping] = ()) -> tuple[GridPoint, ...
     An axis is a list of numbers or words, or a table {label: value}. A value may be {"link": [node, output]}.
     An extra point is {axis: label}. For an axis that the grid does not have the label is the value.
     """
+    for name, table, kind in ("grid", grid, Mapping), ("points", extra, list | tuple):
+        if not isinstance(table, kind):
+            want = "a table of axes" if kind is Mapping else "a list of tables"
+            raise PlanError(f"{name} must be {want}, got {shortened(table)}")
     for axis, choices in grid.items():
         if axis in RESERVED:
-            raise PlanError(f"grid: {axis!r} is set for each image and cannot be an axis")
+            raise PlanError(f"grid: {shortened(axis)} is set for each image and cannot be an axis")
         if not isinstance(choices, list | Mapping) or not choices:
             want = "a list of values or a table of named values"
-            raise PlanError(f"grid: {axis!r} must be {want}, got {choices!r}")
+            raise PlanError(f"grid: {shortened(axis)} must be {want}, got {shortened(choices)}")
         for value in choices.values() if isinstance(choices, Mapping) else choices:
             _check(axis, value)
     combinations = itertools.product(*grid.values()) if grid else ()
@@ -116,7 +129,7 @@ def points(grid: Mapping, extra: Sequence[Mapping] = ()) -> tuple[GridPoint, ...
     for point in extra:
         if not isinstance(point, Mapping) or not point or set(point) & set(RESERVED):
             want = f"tables of axis and value, without {' or '.join(RESERVED)}"
-            raise PlanError(f"points: want {want}, got {point!r}")
+            raise PlanError(f"points: want {want}, got {shortened(point)}")
         chosen.append(dict(point))
     return tuple(
         GridPoint(labels, {axis: _value(grid.get(axis), axis, label) for axis, label in labels.items()})
@@ -126,20 +139,19 @@ def points(grid: Mapping, extra: Sequence[Mapping] = ()) -> tuple[GridPoint, ...
 
 def read_prompts(path: Path) -> tuple[dict, ...]:
     """A prompt a line, without empty ones. A .jsonl has a table a line: "prompt" and other inputs by name."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    text = read_text(path, "a prompt a line, in UTF-8")
+    lines = [line.strip() for line in text.splitlines()]
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         if path.suffix.lower() == ".jsonl":
-            try:
+            place, want = f"{path}, line {number}", 'a table with a text "prompt" and without "seed"'
+            with reading(place, want):
                 entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise PlanError(f"{path}, line {number}: {error}") from None
-            if not isinstance(entry, dict) or "prompt" not in entry or "seed" in entry:
-                raise PlanError(
-                    f'{path}, line {number}: want a table with "prompt" and without "seed", got {line}'
-                )
+            good = isinstance(entry, dict) and isinstance(entry.get("prompt"), str) and "seed" not in entry
+            if not good:
+                raise PlanError(f"{place}: want {want}, got {shortened(line)}")
             prompts.append(entry)
         else:
             prompts.append({"prompt": line})
@@ -149,20 +161,17 @@ def read_prompts(path: Path) -> tuple[dict, ...]:
 
 
 def read_table(path: Path) -> dict:
-    """A .json or .toml file as a table. Raises PlanError with the place of the fault."""
-    try:
-        if path.suffix.lower() == ".toml":
-            try:
-                import tomllib
-            except ImportError:  # Python 3.10
-                raise PlanError(f"{path}: TOML needs Python 3.11, use JSON") from None
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        else:
-            data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # of either format
-        raise error if isinstance(error, PlanError) else PlanError(f"{path}: {error}") from None
+    """A .json or .toml file as a table. Raises FileError with the place of the fault."""
+    if path.suffix.lower() == ".toml":
+        try:
+            import tomllib
+        except ImportError:  # Python 3.10
+            raise PlanError(f"{path}: TOML needs Python 3.11, use JSON") from None
+        text = read_text(path, "TOML in UTF-8")
+        with reading(path, "TOML"):
+            data = tomllib.loads(text)
+    else:
+        data = read_json(path)
     if not isinstance(data, dict):
         raise PlanError(f"{path}: want a table, got {type(data).__name__}")
     return data
@@ -171,7 +180,8 @@ def read_table(path: Path) -> dict:
 def _value(choices, axis, label):
     if isinstance(choices, Mapping):
         if label not in choices:
-            raise PlanError(f"points: {axis!r} has no {label!r}, only {', '.join(map(str, choices))}")
+            there = cut(", ".join(map(str, choices)))
+            raise PlanError(f"points: {shortened(axis)} has no {shortened(label)}, only {there}")
         return choices[label]
     _check(axis, label)
     return label
@@ -180,7 +190,8 @@ def _value(choices, axis, label):
 def _check(axis, value):
     link = isinstance(value, Mapping) and set(value) == {"link"}
     if not link and not isinstance(value, str | int | float):  # bool is an int
-        raise PlanError(f'{axis!r}: want a number, a word or {{"link": [node, output]}}, got {value!r}')
+        want = 'a number, a word or {"link": [node, output]}'
+        raise PlanError(f"{shortened(axis)}: want {want}, got {shortened(value)}")
 
 
 def _word(label) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .plan import PlanError
+from ..checks import shortened
+from .plan import Plan, PlanError
 from .store import write
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ def compare(scores: Scores, baseline: Sequence[str] | None = None, sweep: str | 
         "points": rows,
         "best": _best(rows, base, sweep) if sweep else [],
     }
+
+
+def check_choices(plan: Plan, baseline: Sequence[str] | None, sweep: str | None) -> None:
+    """Raises PlanError for a baseline or a sweep that the plan does not have."""
+    labels = [point.labels for point in plan.points]
+    _baseline(labels, baseline), _sweep(labels, sweep)
 
 
 def paired(ours: Mapping, theirs: Mapping) -> dict:
@@ -144,7 +151,7 @@ def _baseline(labels, given) -> dict:
         axis, equals, value = text.partition("=")
         hits = [label[axis] for label in labels if axis in label and str(label[axis]) == value]
         if not equals or not hits:
-            raise PlanError(f"baseline: want axis=value of a point of the grid, got {text!r}")
+            raise PlanError(f"baseline: want axis=value of a point of the grid, got {shortened(text)}")
         base[axis] = hits[0]
     return base
 
@@ -152,7 +159,7 @@ def _baseline(labels, given) -> dict:
 def _sweep(labels, given) -> str | None:
     values = {label.get(given or "cfg") for label in labels} - {None}
     if given and not values:
-        raise PlanError(f"sweep: no point has the axis {given!r}")
+        raise PlanError(f"sweep: no point has the axis {shortened(given)}")
     return (given or "cfg") if len(values) > 1 else None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..files import reading
 from .features import extract, image_files, read
 from .metrics import Statistics, frechet, inception_score
 from .plan import Job, Plan, PlanError
@@ -48,8 +49,8 @@ def score_folder(
     def features_of(paths: Sequence[Path]):
         return extract(paths, extractor, batch, device)
 
+    words = ClipScore(clip, batch, device) if clip else None  # first: what fails is not slow
     real = _statistics(Path(reference), features_of)
-    words = ClipScore(clip, batch, device) if clip else None
     values, counts, shares = [], set(), []
     for point in tqdm(range(len(plan.points)), unit="point", desc="scoring"):
         parts, texts = [], []
@@ -126,7 +127,9 @@ class ClipScore:
         from torchmetrics.multimodal.clip_score import CLIPScore
         from transformers import CLIPProcessor
 
-        self.metric = CLIPScore(lambda: (ClipModel(name), CLIPProcessor.from_pretrained(name))).to(device)
+        with reading(name, "a CLIP of transformers, by name or folder"):
+            models = ClipModel(name), CLIPProcessor.from_pretrained(name)
+        self.metric = CLIPScore(lambda: models).to(device)
         self.batch, self.device = batch, device
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 
+from ..checks import cut, shortened
 from .plan import PlanError
 
 FIRST_POLL, LAST_POLL = 0.05, 1.0  # seconds between two looks at the history
@@ -123,7 +124,7 @@ class Server:
 def check_url(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        raise PlanError(f"a server is given as http://host:port, got {url!r}")
+        raise PlanError(f"a server is given as http://host:port, got {shortened(url)}")
     return url.rstrip("/")
 
 
@@ -133,7 +134,7 @@ def refusal(error: urllib.error.HTTPError) -> str:
     try:
         answer = json.loads(text)
     except ValueError:
-        return f"{error}: {text[:500]}"
+        return f"{error}: {shortened(text)}"
     general = answer.get("error", {})
     if not isinstance(general, str):
         general = f"{general.get('message', error)} {general.get('details', '')}".strip()
@@ -149,7 +150,7 @@ def failure(entry: Mapping) -> str:
     """What a failed prompt's history says."""
     for kind, data in entry.get("status", {}).get("messages", ()):
         if kind == "execution_error":
-            message = str(data.get("exception_message")).strip()
+            message = cut(data.get("exception_message"))
             return f"{_node(data)}: {data.get('exception_type')}: {message}"
         if kind == "execution_interrupted":
             return f"interrupted in {_node(data)}"

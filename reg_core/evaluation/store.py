@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import whole_file
+from ..files import read_json, reading, whole_file
 from .plan import Job, Plan, PlanError
 
 CONSTANT = ("prompt", "seed", "noise_seed", "images", "share")  # of a record, whoever made it
@@ -46,22 +46,24 @@ class Store:
         write(self.out / "plan.json", json.dumps(plan.to_json(), indent=1).encode())
 
     def plan(self) -> Plan:
-        try:
-            return Plan.from_json(json.loads((self.out / "plan.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise PlanError(f"{self.out} holds no plan.json, which `run` writes") from None
+        """Raises FileError without a plan.json, or for one that is damaged."""
+        path = self.out / "plan.json"
+        if not path.is_file():
+            raise PlanError(f"{self.out} holds no plan.json, which `run` writes")
+        want = "a plan as `run` writes it"
+        data = read_json(path, want)
+        with reading(path, want):
+            return Plan.from_json(data)
 
     def record(self, key: str) -> dict | None:
-        """The record of an image that is all there, else None."""
+        """The record of an image that is all there, else None: what is damaged is made again."""
         try:
-            record = json.loads((self.out / "records" / f"{key}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            record = read_json(self.out / "records" / f"{key}.json")
+            sizes = [(self.out / "images" / image["file"]).stat().st_size for image in record["images"]]
+            whole = sizes == [image["bytes"] for image in record["images"]]
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        for image in record["images"]:
-            path = self.out / "images" / image["file"]
-            if not path.is_file() or path.stat().st_size != image["bytes"]:
-                return None
-        return record
+        return record if whole else None
 
     def missing(self, plan: Plan, digests: dict | None = None) -> list[Job]:
         """The jobs still to do. `digests`: {job: sha256 of its workflow}; images of another are refused."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..branches import Branches
-from ..guided import Guidance, number
+from ..checks import shortened
+from ..guided import Guidance, one_weight
 from ..point import Point
 from ..settings import Settings
 from ..space import VE, Space
@@ -31,7 +32,7 @@ class CFGDenoiser(Guidance):
 
     def __init__(self, inner_model, settings: Settings | None = None, space: Space = VE, dtype=None):
         if not callable(inner_model):
-            raise ValueError(f"inner_model must be callable, got {inner_model!r}")
+            raise ValueError(f"inner_model must be callable, got {shortened(inner_model)}")
         self.inner_model = inner_model
         super().__init__(settings, space, dtype=dtype)
 
@@ -42,4 +43,4 @@ class CFGDenoiser(Guidance):
 
         branches = Branches(denoiser(cond), denoiser(uncond), self.dtype)
         point = Point.of(x, sigma, self.space)
-        return self.guide(branches, point, number(cond_scale) - 1)
+        return self.guide(branches, point, one_weight(cond_scale) - 1)

@@ -20,6 +20,7 @@ from reg_core.evaluation.features import batches, extract, load_extractor, read
 from reg_core.evaluation.metrics import Statistics, frechet, inception_score
 from reg_core.evaluation.plan import Job, Plan, PlanError, points
 from reg_core.evaluation.store import Store
+from reg_core.files import FileError
 
 
 def png(image):
@@ -159,7 +160,7 @@ def test_statistics_stand_for_the_images(made, real, tmp_path):
             assert theirs["metrics"]["fid"]["all"] == pytest.approx(ours["metrics"]["fid"]["all"], rel=1e-6)
     with pytest.raises(PlanError, match="reference has 5 features, the extractor gives 64"):
         scoring.score_folder(made, tmp_path / "other.npz", load_extractor("digits"))
-    with pytest.raises(PlanError, match="want mu and sigma, got mean"):
+    with pytest.raises(FileError, match=r"wrong.npz: want an .npz with mu \[F\] and sigma \[F, F\], got mean"):
         scoring.score_folder(made, tmp_path / "wrong.npz", load_extractor("digits"))
 
 

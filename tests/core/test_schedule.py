@@ -35,7 +35,7 @@ def test_curve():
     "make,match",
     [
         (lambda: Curve.parse("0:1, x:2"), "x:2"), (lambda: Curve.parse("0.5:1, 0.4:2"), "0.4"), (lambda: Curve.parse("0:1, 1.5:2"), "1.5"),
-        (lambda: Curve.parse("0:nan"), "nan"), (lambda: Curve.parse(" "), "at least one point"), (lambda: Cosine(0), "0"), (lambda: Cosine(math.nan), "nan"),
+        (lambda: Curve.parse("0:nan"), "nan"), (lambda: Curve.parse(" "), "one or more pairs"), (lambda: Cosine(0), "0"), (lambda: Cosine(math.nan), "nan"),
         (lambda: Band(0.8, 0.2), "0.8"), (lambda: Band(-0.1, 0.5), "-0.1"), (lambda: Band(0.1, math.nan), "nan"), (lambda: Band(math.nan, 1.0), "nan"),
         (lambda: Linear(math.inf, 1), "inf"),
     ],

@@ -79,7 +79,22 @@ collect_ignore = ["test_cuda.py"]
 if os.environ.get("REG_TEST_ATTENTION") == "pytorch":
     collect_ignore += [
         f"test_{name}.py"
-        for name in ("benchmark", "demo_nodes", "evaluation", "evaluation_score", "help", "locales", "plots", "presets", "sweep", "tiny", "workflow")
+        for name in (
+            "benchmark",
+            "demo_nodes",
+            "evaluation",
+            "evaluation_score",
+            "help",
+            "locales",
+            "plots",
+            "presets",
+            "random_nodes",
+            "soak",
+            "start",
+            "sweep",
+            "tiny",
+            "workflow",
+        )
     ]
 
 if ON_CUDA:  # the others build tensors on the CPU, or play a GPU through there

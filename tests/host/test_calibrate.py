@@ -79,7 +79,7 @@ def test_the_latents_standard_deviation_comes_with_the_table(host, pack, digits)
     raw = torch.randn(3, 16, 8, 8) * torch.arange(1, 17).reshape(1, 16, 1, 1) + 7
     scaled = sd3.patcher.model.latent_format.scale_factor * raw
     want = torch.stack([scaled[:, i].var() for i in range(16)]).mean().sqrt()
-    assert latent_std(sd3.patcher, [raw]) == pytest.approx(float(want), rel=1e-4)
+    assert latent_std(sd3.patcher, raw) == pytest.approx(float(want), rel=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["sd3", "wan"])
@@ -111,7 +111,7 @@ def test_a_table_of_another_model_is_refused(host, pack, digits):
 
 
 def test_measuring_without_guidance_is_an_error(host, pack, digits):
-    with pytest.raises(ValueError, match="no guided call"):
+    with pytest.raises(ValueError, match="cfg must be a number from 1.01 to 100, got 1.0"):
         calibrate(pack, digits, cfg=1.0, steps=2, runs=1)
 
 

@@ -195,12 +195,13 @@ def test_out_of_memory_computes_blocks_twice(host, pack):
 
 
 @pytest.mark.parametrize("memory", ["auto", "resident", "checkpoint"])
-def test_memory_that_does_not_suffice_takes_differences(host, pack, memory):
+def test_memory_that_does_not_suffice_takes_differences(host, pack, memory, caplog):
     t, *_ = fixture("sd15")
     want = tiny.sample(t, reg.apply(pack, t.patcher)[0])
     patched, trace = reg.apply(pack, t.patcher, "row_sum", "reverse", memory=memory)
-    with small_device(t, False) as passes:
+    with small_device(t, False) as passes, caplog.at_level("WARNING"):
         out = tiny.sample(t, patched)
+    assert len(trace.last.notes) == len([m for m in caplog.messages if m.startswith("REG")]) == 1, "said once"
     assert reg.relative(out, want) < 1e-4 and len(passes) == (1 if memory == "checkpoint" else 2)
     assert {r.engine for r in trace.last.rows} == {"finite_difference"} and "Tried to allocate" in str(trace)
 

@@ -215,5 +215,5 @@ def test_calibrated_models_and_models_without_reg(host, pack, demo):
 def test_bad_sigmas_are_shown(pack, demo, sigmas):
     with pytest.raises(ValueError, match="want two or more finite sigmas"):
         pack.nodes["REGSchedulePlot"].execute(demo.patcher, sigmas, 4.0, "step", "dark")
-    with pytest.raises(ValueError, match="cfg must be finite, got nan"):
+    with pytest.raises(ValueError, match="cfg must be a number from 0 to 100, got nan"):
         pack.nodes["REGSchedulePlot"].execute(demo.patcher, torch.tensor([1.0, 0.0]), math.nan, "step", "dark")

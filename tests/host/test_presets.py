@@ -121,7 +121,7 @@ def test_axes_of_each_node(pack):
         ("REGScheduleLinear", dict(start=0.0, end=2.0, axis="edm3"), "edm3"),
         ("REGScheduleCosine", dict(power=-1.0, axis="dit"), "-1.0"),
         ("REGScheduleInterval", dict(start=0.28, end=5.0, axis="sigma"), "over sigma wants start >= end >= 0, since noise falls, got start=0.28, end=5.0"),
-        ("REGScheduleInterval", dict(start=100, end=300, axis="dit"), "over dit wants start >= end >= 0, since noise falls, got start=100, end=300"),
+        ("REGScheduleInterval", dict(start=100, end=300, axis="dit"), "over dit wants start >= end >= 0, since noise falls, got start=100.0, end=300.0"),
         ("REGScheduleInterval", dict(start=0.8, end=0.2, axis="step"), "over step wants 0 <= start <= end <= 1, got start=0.8, end=0.2"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from ...files import whole_file
+from ...files import read_json, whole_file
 from ...forms import PRODUCT_FORMS
 from ..fronts import survey
 from ..fronts.analysis import METRICS, shown
@@ -184,4 +184,4 @@ def cached(path: Path, make: Callable[[], dict | list]) -> dict | list:
 
 
 def _read(path: Path) -> dict | list:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, "results as the laboratory writes them")

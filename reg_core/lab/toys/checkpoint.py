@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...checks import cut, shortened
 from ..mixtures.mixture import Mixture
 from ..mixtures.zoo import Pair
 from .networks import EpsDenoiser, EpsNet, NetShape, Toy, ddpm_sigmas
@@ -55,7 +56,8 @@ def read_config(path: str | Path) -> dict:
         with path.open("rb") as file:
             config = _PlainUnpickler(file).load()
     except Exception as error:  # a broken pickle raises nearly anything
-        raise ValueError(f"{path.name}: no readable config: {error or type(error).__name__}") from error
+        said = cut(error) or type(error).__name__
+        raise ValueError(f"{path.name}: no readable config: {said}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path.name}: want a dict, got {type(config).__name__}")
     if missing := [key for key in (*WHOLE, *NAMES, *DATA) if key not in config]:
@@ -64,7 +66,7 @@ def read_config(path: str | Path) -> dict:
 
     def check(key, good, want):
         if not good:
-            raise ValueError(f"{path.name}: {key} must be {want}, got {str(config[key])[:80]!r}")
+            raise ValueError(f"{path.name}: {key} must be {want}, got {shortened(config[key])}")
 
     for key, most in WHOLE.items():
         check(key, type(config[key]) is int and 1 <= config[key] <= most, f"a whole number 1 .. {most}")
@@ -115,7 +117,7 @@ def save_toy(toy: Toy, prefix: str | Path) -> None:
     betas = chain_betas(toy.sigmas)
     start, end = float(betas[0]), float(betas[-1])
     if not torch.allclose(betas, torch.linspace(start, end, len(betas), dtype=betas.dtype), rtol=1e-6):
-        raise ValueError(f"the layout holds linear betas, got {betas.tolist()}")
+        raise ValueError(f"the layout holds linear betas, got {shortened(betas.tolist())}")
     shape = nets[0].shape
     config = {"hidden_size": shape.hidden, "hidden_layers": shape.layers, "emb_size": shape.emb}
     config |= {"num_class": shape.classes, "time_emb": "sinusoidal", "input_emb": "sinusoidal"}
@@ -123,7 +125,9 @@ def save_toy(toy: Toy, prefix: str | Path) -> None:
     for kind, mixture in (("cond", pair.cond), ("uncond", pair.uncond)):
         weights = mixture.weights
         if not torch.allclose(weights, weights.mean()):
-            raise ValueError(f"the layout holds components of equal weight, {kind} has {weights.tolist()}")
+            raise ValueError(
+                f"the layout holds components of equal weight, {kind} has {shortened(weights.tolist())}"
+            )
         config[f"{kind}_mean"] = mixture.means[:, 0].tolist()
         config[f"{kind}_std"] = mixture.variances[:, 0].sqrt().tolist()
     parts = files(prefix)
@@ -172,8 +176,8 @@ def _load_net(path: Path, config: dict) -> EpsNet:
     shape = NetShape(1, *(config[key] for key in ("hidden_size", "hidden_layers", "emb_size", "num_class")))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path.name}: no readable state dict: {error}") from error
+    except Exception as error:  # a damaged one raises nearly anything, with advice that runs its code
+        raise ValueError(f"{path.name}: no readable state dict: {type(error).__name__}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path.name}: want a dict of tensors, got {type(state).__name__}")
     with torch.device("meta"):
