@@ -19,7 +19,8 @@ import torch
 from diffusers import AutoPipelineForText2Image
 
 import reg_core
-from reg_core.evaluation.plan import PlanError, read_prompts
+from reg_core.evaluation.plan import read_prompts
+from reg_core.files import FileError
 from reg_core.integrations.diffusers import rectified, run_levels
 
 LEAST = 1 + 1e-6  # cfg that a pipeline does not take for "no guidance", where it would leave out one of its two predictions
@@ -60,7 +61,7 @@ def main(argv=None) -> None:
         raise SystemExit(f"--weights must be a folder with model_index.json, got {args.weights!r}")
     try:
         prompts = read_prompts(args.prompts)
-    except (PlanError, OSError) as error:
+    except FileError as error:
         raise SystemExit(f"--prompts: {error}") from None
     shard = grid.Shard(args.device)
     pipe = AutoPipelineForText2Image.from_pretrained(args.weights, torch_dtype=getattr(torch, args.dtype)).to(shard.device)

@@ -4,6 +4,7 @@ from functools import partial
 
 from comfy_api.latest import io
 
+from ..reg_core.checks import one_of
 from ..reg_core.forms import FORMS
 from ..reg_core.settings import ENGINES, Settings
 from .checked import checked
@@ -53,11 +54,13 @@ class REGGuidance(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, form=None, start_percent=None, end_percent=None, calibration=False):
-        if form not in (None, *FORMS):
-            return f"form must be one of {', '.join(FORMS)}, got {form!r}"
         if form == "calibrated" and calibration is False:  # None where a table is connected
             return NO_TABLE
-        return objection(check_percents, start_percent, end_percent)
+        refused = [
+            objection(one_of, "form", form, FORMS),
+            objection(check_percents, start_percent, end_percent),
+        ]
+        return next((said for said in refused if said is not True), True)
 
     @classmethod
     @checked

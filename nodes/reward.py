@@ -112,7 +112,7 @@ class LatentReward:
             x0, target = x0.flatten(2).mean(2), target.flatten(2).mean(2)
         if target.shape[1:] != x0.shape[1:]:
             shapes = f"the target is {list(target.shape[1:])}, the model's latents {list(x0.shape[1:])}"
-            raise ValueError(f"REGRewardLatent: match {self.match!r}: {shapes}")
+            raise ValueError(f"REGRewardLatent: match {self.match}: {shapes}")
         return -((x0 - target) ** 2).flatten(1).sum(1) / (2 * self.tolerance**2)
 
 

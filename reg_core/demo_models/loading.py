@@ -114,7 +114,7 @@ def _load(stem: str, kind: str, build: Callable[[dict[str, str]], nn.Module], fo
         getattr(model, "net", model).load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(_message(path, f"does not fit the network: {cut(error)}")) from error
-    return model.eval().requires_grad_(False)
+    return model.train(False).requires_grad_(False)
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

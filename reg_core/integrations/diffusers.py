@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..branches import Branches
+from ..checks import one_of
 from ..point import Point
 from ..presets import Levels
 from ..rectifier import Rectifier
@@ -79,9 +80,7 @@ def rectified(
         if not layout:
             way_out = f"say layout='{BATCHED}', '{SWAPPED}' or '{SEPARATE}'"
             raise ValueError(f"{names[0]} is not one of {', '.join(LAYOUTS)}: {way_out}")
-    if layout not in (BATCHED, SWAPPED, SEPARATE):
-        choices = f"'auto', '{BATCHED}', '{SWAPPED}' or '{SEPARATE}'"
-        raise ValueError(f"layout must be {choices}, got {layout!r}")
+    one_of("layout", layout, ("auto", BATCHED, SWAPPED, SEPARATE))
     networks = [network for name in NETWORKS if (network := getattr(pipe, name, None)) is not None]
     if not networks:
         raise ValueError(f"{type(pipe).__name__} has none of {', '.join(NETWORKS)}")

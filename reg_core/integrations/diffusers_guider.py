@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..branches import Branches
 from ..calibration import Calibration
+from ..checks import cut, number, one_of, shortened
 from ..jacobian import PROBE_ONES
 from ..point import Point
 from ..presets import cosine, interval, linear
@@ -74,11 +75,8 @@ class RectifiedGuidance(BaseGuidance):
         scheduler=None,
     ):
         super().__init__(start, stop, enabled)
-        if form not in OFFERED:
-            raise ValueError(f"a guider knows the forms {', '.join(OFFERED)}, got {form!r}")
-        if isinstance(guidance_scale, bool) or not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale must be finite, got {guidance_scale!r}")
-        self.guidance_scale, self.scheduler = guidance_scale, scheduler
+        one_of("form of a guider", form, OFFERED)
+        self.guidance_scale, self.scheduler = number("guidance_scale", guidance_scale), scheduler
         self.settings = Settings(
             form=form,
             gain=gain,
@@ -235,9 +233,8 @@ def _shift_once(denoiser: torch.nn.Module, shape: torch.Size, step: Tensor) -> N
 def _schedule(words: list):
     """A CfgSchedule from its name and arguments. Raises ValueError for an unknown one."""
     kind, *arguments = words
-    if kind not in SCHEDULES:
-        raise ValueError(f"schedule must begin with {', '.join(SCHEDULES)}, got {list(words)!r}")
+    one_of("schedule", kind, SCHEDULES)
     try:
         return SCHEDULES[kind](*arguments)
     except TypeError as error:
-        raise ValueError(f"schedule {list(words)!r}: {error}") from None
+        raise ValueError(f"schedule {shortened(list(words))}: {cut(error)}") from None

@@ -58,7 +58,7 @@ def test_split_is_stratified_disjoint_and_complete():
     assert np.abs(share - data.TEST_FRACTION).max() < 0.004
     assert len(data.load_split("train").images) == 1438
     assert len(data.load_split("test").images) == 359
-    with pytest.raises(ValueError, match="'train' or 'test'"):
+    with pytest.raises(ValueError, match="part must be one of train, test, got"):
         data.load_pictures(data.DIGITS, "valid")
 
 

@@ -283,7 +283,7 @@ def test_edm2_takes_its_autoencoder_by_path(repo, tmp_path):
     [
         (["--seeds", "1", "1"], "seed 1 twice"),
         (["--images", "0"], "at least one point, prompt and seed, got 1, 0 and 1"),
-        (["--gain", "0"], "gain must be finite and > 0, got 0.0"),
+        (["--gain", "0"], "gain must be a number from .*, got 0.0"),
         (["--form", "calibrated"], "calibration table go together, but none is given"),
         (["--classes", "5"], r"0..4, got \[5\]"),
         (["--schedule", "linear", "1"], "wants 2 numbers, got 1"),

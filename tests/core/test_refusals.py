@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from reg_core import Band, Calibration, Cosine, Curve, Guided, Linear, Point, Settings, Space, calibrate, karras_sigmas, to_denoised
 from reg_core.calibration import FORMAT
 from reg_core.checks import MOST, shortened
-from reg_core.demo_models.loading import WeightsError, load_digits_model
+from reg_core.demo_models.loading import WeightsError, load_model
 from reg_core.drawing import plot_run, plot_schedule
 from reg_core.engines import FallBack
 from reg_core.evaluation import __main__ as command
@@ -205,7 +205,7 @@ def test_damaged_checkpoints_are_named(tmp_path):
     for name in ("digits", "digits_weak"):
         save_file({LONG: ONE}, tmp_path / f"{name}.safetensors", {"kind": "denoiser", "config": "{}", "sigma_data": "1"})
         with pytest.raises(WeightsError) as caught:
-            load_digits_model(name, weights_dir=tmp_path)
+            load_model(name, weights_dir=tmp_path)
         assert "\n" not in str(caught.value)
 
 
@@ -265,7 +265,7 @@ def test_no_message_repeats_a_long_value():
         lambda: points({LONG: 5}), lambda: points({"a": [many]}), lambda: points({"a": {LONG: 1}}, [{"a": "b"}]), lambda: points({}, many),
         lambda: templates.resolve(WORKFLOW, LONG), lambda: templates.resolve(workflow, f"{LONG}.a"), lambda: templates.resolve(workflow, "Text.text"),
         lambda: Plan(points({"a": [1, 2]}), ({"prompt": "a"},), tuple(-i for i in range(1, 9999))), lambda: Guided(LONG, torch.add),
-        lambda: Guided(torch.add, torch.add, settings=LONG), lambda: report._baseline([{"a": 1}], [LONG]), lambda: load_digits_model(LONG),
+        lambda: Guided(torch.add, torch.add, settings=LONG), lambda: report._baseline([{"a": 1}], [LONG]), lambda: load_model(LONG),
         lambda: Settings(calibration=LONG), lambda: table(latent="a" * 9999).check("", LONG),
     )  # fmt: skip
     for make in refusals:

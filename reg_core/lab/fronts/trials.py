@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...branches import Branches
 from ...calibration import Calibration
+from ...checks import one_of
 from ...guided import Guided, calibrate
 from ...sampling import karras_sigmas, sample_heun
 from ...schedule import Band, Cosine, Linear, step_position
@@ -50,8 +51,7 @@ class Trial:
     def __post_init__(self):
         dtypes = ("float32", "bfloat16")
         for name, valid in (("setup", SETUPS), ("schedule", SCHEDULES), ("dtype", dtypes)):
-            if getattr(self, name) not in valid:
-                raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
+            one_of(name, getattr(self, name), valid)
 
     @property
     def key(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...checks import one_of
 from .mixture import Mixture
 
 CLASS_SHARE = 0.5  # of the class in the unconditional model of the 2-D sets
@@ -162,6 +163,5 @@ ZOO: dict[str, Callable[[], Pair]] = {maker.__name__: maker for maker in MAKERS}
 
 def pair(name: str) -> Pair:
     """A pair of the zoo by name. Raises ValueError for another name."""
-    if name not in ZOO:
-        raise ValueError(f"pair must be one of {', '.join(ZOO)}, got {name!r}")
+    one_of("pair", name, ZOO)
     return ZOO[name]()
