@@ -153,10 +153,6 @@ class Measurement:
             raise ValueError("calibration: guidance was zero or not finite in every call: nothing to measure")
         rows = [_fit(sigma[group == i], dot[group == i], norm[group == i]) for i in range(len(grid))]
         level, factor, error = (torch.stack(part).float() for part in zip(*rows, strict=True))
-        worst = int((factor - 0.5).abs().argmax())
-        if abs(float(factor[worst]) - 0.5) > FAR:
-            found = f"c = {float(factor[worst]):.3g} at sigma {float(level[worst]):.3g}"
-            raise ValueError(f"calibration: {found} is not a correction: that lies between 0 and 1")
         return Calibration(level, factor, error, form, **about)
 
 

@@ -12,8 +12,9 @@ from . import inputs
 @pytest.fixture(scope="module")
 def cases(host, pack):
     """[(node class, schema, valid inputs)]. What samples is left out here: the soak does that."""
-    pack.import_("nodes.calibrate").sample_once = lambda *args, **options: torch.zeros(1, 1, 8, 8)
-    return [(pack.nodes[name], pack.nodes[name].define_schema(), values) for name, values in inputs.valid(pack, host.io).items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack.import_("nodes.calibrate"), "sample_once", lambda *args, **options: torch.zeros(1, 1, 8, 8))
+        yield [(pack.nodes[name], pack.nodes[name].define_schema(), values) for name, values in inputs.valid(pack, host.io).items()]
 
 
 def near(given, data):
