@@ -20,9 +20,9 @@ def wide(families: tuple[Family, ...]) -> str:
     return table(rows)
 
 
-def narrow(families: tuple[Family, ...]) -> str:
+def narrow(families: tuple[Family, ...], head=("model", "cfg", "form, gain")) -> str:
     """The table of the help, whose panel is some 250 px wide."""
-    return table([["model", "cfg", "form, gain"], *([f.name, f"{f.cfg:g}", f"`{f.form}`, {f.gain:g}"] for f in families)])
+    return table([head, *([f.name, f"{f.cfg:g}", f"`{f.form}`, {f.gain:g}"] for f in families)])
 
 
 def table(rows: list[list[str]]) -> str:

@@ -6,7 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from shipped import ROOT, shipped, tracked
+
+from tools.address import moved, present
 
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -45,6 +48,27 @@ def test_the_registry_finds_what_it_requires():
     assert re.search(r'^version = "\d+\.\d+\.\d+"$', PROJECT, re.M)
     assert re.search(r'^Repository = "https://', PROJECT, re.M) and re.search(r'^PublisherId = "\S+"', PROJECT, re.M)
     assert re.search(r'^requires-comfyui = ">=\d+\.\d+\.\d+"', PROJECT, re.M)
+    for key, shape in (("Icon", 1), ("Banner", 21 / 9)):
+        address = re.search(rf'^{key} = "{address_of_repository()}/blob/main/(docs/images/.*)\?raw=true"$', PROJECT, re.M)[1]
+        width, height = Image.open(ROOT / address).size
+        assert width / height == pytest.approx(shape) and (key != "Icon" or width <= 400)
+
+
+def address_of_repository() -> str:
+    return re.search(r'^Repository = "(.*)"', PROJECT, re.M)[1]
+
+
+def test_the_project_can_be_moved_to_another_address():
+    """Oracle: no tracked text names the old owner any more, and links lead to the new repository."""
+    old, new = present(), ("https://github.com/someone/Another.Name", "a-publisher")
+    assert old[0] == address_of_repository()
+    owner, others = old[0].split("/")[-2], 0
+    for name in tracked():
+        data = (ROOT / name).read_bytes()
+        if b"\0" not in data and owner in (text := data.decode("utf-8")):
+            changed, others = moved(text, old, new), others + 1
+            assert owner not in changed and ("someone" in changed or new[1] in changed), name
+    assert others >= 3 and 'PublisherId = "a-publisher"' in moved(PROJECT, old, new)
 
 
 def test_versions_agree():
