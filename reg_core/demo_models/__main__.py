@@ -23,7 +23,7 @@ from ..sampling import karras_sigmas, sample_heun
 from ..settings import ENGINES, Settings
 from ..trace import Run
 from . import study
-from .loading import DENOISERS, JUDGES, load_judge, load_model, real_moments
+from .loading import DENOISERS, JUDGES, load_judge, load_model
 from .networks import Denoiser, Judge
 from .sheet import save_sheet
 
@@ -89,8 +89,9 @@ class Bench:
         model, judges = load_model(name), [judge for judge in JUDGES if judge.startswith(data_set(name))]
         labels = torch.arange(model.classes).repeat(each)  # 0..9, 0..9, ...
         sigmas = karras_sigmas(steps, model.sigma_min, model.sigma_max)
-        loaded = tuple(map(load_judge, judges)), tuple(map(real_moments, judges))
-        return cls(name, model, *loaded, labels, _noise(model, len(labels), seed), sigmas)
+        loaded = tuple(map(load_judge, judges))
+        real = tuple(map(Statistics.real, loaded))
+        return cls(name, model, loaded, real, labels, _noise(model, len(labels), seed), sigmas)
 
     def measure(self, weight: float, seed: int) -> Calibration:
         """The table of form `calibrated` at one weight, from two pictures of each class and other noise."""

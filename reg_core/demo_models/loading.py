@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -20,9 +19,6 @@ from torch import nn
 from ..checks import cut, one_of, shortened
 from ..files import whole_file
 from .networks import Denoiser, DigitsJudge, FashionJudge, Judge, UNet, UNetConfig
-
-if TYPE_CHECKING:
-    from ..evaluation.metrics import Statistics
 
 WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
 DENOISERS = ("digits", "digits_weak", "fashion", "fashion_weak")
@@ -66,16 +62,6 @@ def load_judge(
     kind = DigitsJudge if name == "digits" else FashionJudge
     judge = _load(JUDGES[name], "judge", lambda meta: kind(**json.loads(meta["config"])), weights_dir)
     return judge.to(device=device, dtype=dtype)
-
-
-def real_moments(judge_name: str) -> Statistics:
-    """Mean and covariance of a judge's features of the real pictures: all digits, or fashion's training part.
-
-    Raises what `load_judge` raises."""
-    from ..evaluation.metrics import Statistics
-
-    judge = load_judge(judge_name)
-    return Statistics(judge.real_mean.double(), judge.real_cov.double(), int(judge.real_count))
 
 
 def save_weights(

@@ -58,7 +58,7 @@ def report(
     Scores: "w=..: accuracy / frechet / nearest" (to the judge's real pictures / to the training part),
     "uncond: smallest class share / frechet / nearest", "test: nearest"."""
     label = torch.arange(count, device=train.labels.device) % model.classes
-    real = Statistics(judge.real_mean.double().cpu(), judge.real_cov.double().cpu(), int(judge.real_count))
+    real = Statistics.real(judge)
     scores, shown = {"test: nearest": nearest_distance(test.images[:count], train.images)}, {}
     for weight in (*WEIGHTS, None):
         name = "uncond" if weight is None else f"w={weight:g}"

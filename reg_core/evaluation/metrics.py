@@ -32,6 +32,12 @@ class Statistics:
         return cls(wide.mean(0), torch.cov(wide.T).reshape(wide.shape[1], -1), len(wide))
 
     @classmethod
+    def real(cls, judge) -> Statistics:
+        """Of the real pictures, as a judge of `reg_core.demo_models` carries them in its weights."""
+        mean, cov = judge.real_mean.double().cpu(), judge.real_cov.double().cpu()
+        return cls(mean, cov, int(judge.real_count))
+
+    @classmethod
     def load(cls, path: Path) -> Statistics:
         """An .npz with mu and sigma, as the code of FID's and EDM's authors writes it. Raises FileError."""
         want = "an .npz with mu [F] and sigma [F, F]"

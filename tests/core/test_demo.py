@@ -11,7 +11,8 @@ from PIL import Image
 
 from reg_core.demo_models import __main__ as demo
 from reg_core.demo_models import study
-from reg_core.demo_models.loading import load_judge, real_moments
+from reg_core.demo_models.loading import load_judge
+from reg_core.evaluation.metrics import Statistics
 
 FORMS = list(study.RATIOS["fashion"])
 CALLS = 2 * 4 - 1
@@ -72,7 +73,8 @@ def test_scores_are_those_of_the_pictures(run):
     labels = torch.arange(20) % 10
     for r in run[1]:
         for name, fid in zip(("fashion", "fashion_other"), r.fids, strict=True):
-            real, features = real_moments(name), load_judge(name).features(r.images).double()
+            judge = load_judge(name)
+            real, features = Statistics.real(judge), judge.features(r.images).double()
             cov = features.T.cov()
             root = scipy.linalg.sqrtm((cov @ real.cov).numpy() + 1e-9 * np.eye(128)).real
             want = (features.mean(0) - real.mean).square().sum() + (cov + real.cov).trace() - 2 * np.trace(root)

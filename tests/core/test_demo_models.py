@@ -375,7 +375,8 @@ def clothes():
 
 @pytest.mark.parametrize("name", ["fashion", "fashion_other"])
 def test_samples_look_like_clothes_to_both_judges(name, clothes):
-    judge, real = loading.load_judge(name), loading.real_moments(name)
+    judge = loading.load_judge(name)
+    real = Statistics.real(judge)
     assert scores.accuracy(judge, clothes, LABEL) >= 0.85
     assert real.count == 60000
     # 60 pictures cannot fill 128 dimensions: far from 0, but much nearer than what are no clothes
@@ -390,7 +391,7 @@ def test_the_large_fashion_model_draws_what_is_asked_for(fashion):
 
 
 def test_moments_of_the_digits_are_those_of_the_digits(classifier):
-    want, got = fitted(classifier, data.load_digits().images), loading.real_moments("digits")
+    want, got = fitted(classifier, data.load_digits().images), Statistics.real(loading.load_judge("digits"))
     assert got.count == 1797
     torch.testing.assert_close(got.mean, want.mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got.cov, want.cov, rtol=1e-4, atol=1e-5)

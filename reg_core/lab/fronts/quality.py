@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...demo_models.data import load_digits, load_fashion
-from ...demo_models.loading import load_judge, real_moments
+from ...demo_models.loading import load_judge
 from ...evaluation.metrics import Statistics, frechet, inception_score
 
 NEAREST = 5  # neighbours that make the manifold of prdc, its authors' choice
@@ -37,7 +37,8 @@ def manifold(features: Tensor, real: Tensor, nearest: int = NEAREST) -> dict[str
 @lru_cache(maxsize=4)
 def _judge(name: str, device: str):
     """(classifier, the moments of its features of the real pictures)."""
-    return load_judge(name, device=device), real_moments(name)
+    judge = load_judge(name, device=device)
+    return judge, Statistics.real(judge)
 
 
 @torch.no_grad()
