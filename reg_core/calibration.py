@@ -6,6 +6,7 @@ that noise level (least squares): c = sum <R v, v> / sum <v, v>.
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ class Calibration:
     def __call__(self, sigma_ve: Tensor) -> Tensor:
         """c [B] at sigma_ve [B], linear in log sigma; below the table constant, above odds as 1/sigma^2."""
         sigma_ve = sigma_ve.to(torch.promote_types(sigma_ve.dtype, torch.float32))
-        grid, table = self.sigma.to(sigma_ve), self.factor.to(sigma_ve)
+        grid, table = _moved(self, sigma_ve.device, sigma_ve.dtype)
         inside = sigma_ve.clamp(grid[0], grid[-1])
         if len(grid) == 1:
             value = table.expand_as(inside)
@@ -126,6 +127,12 @@ class Calibration:
         worst = self.error.nan_to_num(math.inf).max()
         name = f"calibration of {self.model or 'a model'} ({self.form})"
         return f"{name}: c from {ends}, standard error up to {worst:.3f}"
+
+
+@lru_cache(maxsize=4)
+def _moved(table: Calibration, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Its sigma and factor on a device. Kept: a GPU waits for each copy."""
+    return table.sigma.to(device, dtype), table.factor.to(device, dtype)
 
 
 class Measurement:

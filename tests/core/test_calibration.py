@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reg_core import Calibration, Guided, Measurement, Settings, calibrate, expand, karras_sigmas, sample_heun
 
@@ -154,3 +155,23 @@ def test_what_is_no_correction_is_not_saved(factor):
     measurement(torch.full((3,), 0.5), v, factor * v)
     with pytest.raises(ValueError, match=f"c = {factor:.3g} at sigma 0.5"):
         measurement.table("scalar")
+
+
+def test_the_table_is_moved_once_to_where_it_is_used():
+    """A copy to a GPU waits for all that runs there. Oracle: PyTorch's own list of what a call does."""
+    table = Calibration(torch.tensor([0.1, 1.0, 10.0]), torch.tensor([0.9, 0.5, 0.1]), torch.zeros(3), "scalar")
+
+    class Copies(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen += "_to_copy" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    levels = torch.tensor([0.3, 4.0], dtype=torch.float64)
+    counts = []
+    for _ in range(2):
+        with Copies() as copies:
+            table(levels)
+        counts.append(copies.seen)
+    assert counts == [2, 0]
