@@ -1,5 +1,6 @@
 """The in-app help against the schemas as the server gives them, the server's own route, its log, and the sources' messages."""
 
+import html
 import io
 import re
 import urllib.error
@@ -124,7 +125,7 @@ def test_links_lead_out_or_nowhere():
 
 def quoted():
     """(node id, what a page quotes of an error or a warning)."""
-    return [(node_id, text) for node_id, page in PAGES.items() for text in re.findall(r'\*\*"(.+?)"\.?(?=\*\*)', page)]
+    return [(node_id, html.unescape(text)) for node_id, page in PAGES.items() for text in re.findall(r'\*\*"(.+?)"\.?(?=\*\*)', page)]
 
 
 def test_quoted_messages_are_in_the_sources():
