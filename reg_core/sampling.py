@@ -1,12 +1,14 @@
 """Reference samplers for any denoiser (x, sigma) -> D, in variance exploding or flow coordinates.
 
-Euler and Heun integrate dx/dsigma = (x - D) / sigma, which holds for both (Karras et al. 2022, Eq. 1).
+Euler and Heun integrate dx/dsigma = (x - D) / sigma, which holds for both (Karras et al. 2022, Eq. 1). Of a
+denoiser with a `space`, such as Guided, they raise ValueError for another one.
 """
 
 import torch
 from torch import Tensor
 
 from .checks import SMALLEST, number, shortened, whole
+from .space import FLOW, VE
 
 
 def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
@@ -24,14 +26,14 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) 
 
 def sample_euler(denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
     """Euler steps along the probability flow."""
-    for sigma, next_sigma in _steps(sigmas, x):
+    for sigma, next_sigma in _steps(denoiser, sigmas, x, VE, FLOW):
         x = x + (next_sigma - sigma) * (x - denoiser(x, sigma.expand(len(x)))) / sigma
     return x
 
 
 def sample_heun(denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
     """Heun's second order steps (Karras et al. 2022, Algorithm 1 without churn), Euler's to sigma = 0."""
-    for sigma, next_sigma in _steps(sigmas, x):
+    for sigma, next_sigma in _steps(denoiser, sigmas, x, VE, FLOW):
         slope = (x - denoiser(x, sigma.expand(len(x)))) / sigma
         if next_sigma > 0:
             ahead = x + (next_sigma - sigma) * slope
@@ -42,7 +44,7 @@ def sample_heun(denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
 
 def sample_ddpm(denoiser, x: Tensor, sigmas: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Ancestral steps in VE coordinates: DDPM's posterior q(x_next | x, x0 = D) (Ho et al. 2020, Eq. 6)."""
-    for sigma, next_sigma in _steps(sigmas, x):
+    for sigma, next_sigma in _steps(denoiser, sigmas, x, VE):
         denoised = denoiser(x, sigma.expand(len(x)))
         ratio = (next_sigma / sigma) ** 2
         x = denoised + ratio * (x - denoised)
@@ -52,7 +54,11 @@ def sample_ddpm(denoiser, x: Tensor, sigmas: Tensor, generator: torch.Generator 
     return x
 
 
-def _steps(sigmas, x):
+def _steps(denoiser, sigmas, x, *spaces):
+    space = getattr(denoiser, "space", VE)
+    if space not in spaces:
+        known = " or ".join(known.name for known in spaces)
+        raise ValueError(f"this sampler steps in the space {known}, got a denoiser in {space.name}")
     sigmas = torch.as_tensor(sigmas, device=x.device)
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"sigmas must be 2 noise levels or more in a row, got shape {tuple(sigmas.shape)}")

@@ -8,6 +8,7 @@ from reg_core import (
     FLOW,
     VE,
     VP,
+    Guided,
     Point,
     Space,
     as_batch,
@@ -116,3 +117,14 @@ def test_classifier_guidance_at_pure_noise_is_finite():
     for rectified in (True, False):
         _, g = classifier_guidance(denoiser, lambda x0: -(x0**2).flatten(1).sum(1), Point.of(X0, 1.0, FLOW), rectified=rectified)
         assert torch.isfinite(g).all()
+
+
+@pytest.mark.parametrize(
+    ("sample", "space", "known"),
+    [(sample_heun, VP, "ve or flow"), (sample_euler, VP, "ve or flow"), (sample_ddpm, VP, "ve"), (sample_ddpm, FLOW, "ve")],
+)
+def test_a_sampler_refuses_a_denoiser_of_another_space(sample, space, known):
+    """Such a run gave wrong pictures without a word."""
+    guided = Guided(lambda x, sigma: x, lambda x, sigma: x, space=space)
+    with pytest.raises(ValueError, match=f"in the space {known}, got a denoiser in {space.name}"):
+        sample(guided, torch.ones(1, 2), [0.5, 0.0])

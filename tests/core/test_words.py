@@ -1,5 +1,6 @@
 """Sentences that users read are short, and use no words that the house has struck out. Oracle: a count."""
 
+import importlib
 import json
 import re
 
@@ -47,3 +48,12 @@ def test_a_long_sentence_is_found():
     text = "Short. | " + " ".join(["word"] * 26) + ". | Short, too."
     assert [words(s) for s in sentences(text)] == [1, 26, 2]
     assert max(map(words, sentences("First half of it here: " + "word " * 24))) > LONGEST
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "DEVELOPERS.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem)
+def test_names_of_the_library_in_the_pages_exist(page):
+    """Oracle: Python's own import. A module that went away stayed in a page once."""
+    for name in set(re.findall(r"\breg_core(?:\.\w+)+", page.read_text(encoding="utf-8"))):
+        found = importlib.import_module("reg_core")
+        for part in name.split(".")[1:]:
+            found = getattr(found, part, None) or importlib.import_module(f"{found.__name__}.{part}")

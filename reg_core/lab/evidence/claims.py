@@ -116,14 +116,15 @@ def verdict(found: tables.Fronts, setups: Iterable[str], sigmas: list[float]) ->
         return "Nothing was compared with CFG in this run."
     least = {s: min(fashion.GUIDED_FORMS, key=lambda f, s=s: _best(groups[s].get(f))) for s in plain}
     form, first = least[plain[0]], groups[plain[0]]
-    where = [
-        fashion.NAMES[s]
-        for s in plain
-        if least[s] == form and _best(groups[s][form]) < _best(groups[s]["off"])
-    ]
+    others = plain[1:]
+    leads = [s for s in others if least[s] == form and _best(groups[s][form]) < _best(groups[s]["off"])]
     ours, theirs = (fashion.interval(fashion.best(first[row])) for row in (form, "off"))
-    leads = f"no form has a smaller one on {len(where)} of {len(plain)} models"
-    use = f"**Use `{form}` first**: its best FID is {ours} where CFG has {theirs} (small model), and {leads}."
+    use = f"**Use `{form}` first**: its best FID is {ours} where CFG has {theirs} (small model)."
+    use += " No form has a smaller one there"
+    if others:
+        one = " (one seed each)" if all(len(groups[s][form].seeds) == 1 for s in leads) else ""
+        use += f", nor on {len(leads)} of {len(others)} other models{one}"
+    use += "."
     free = (
         "a product with the Jacobian a call"
         if form in fashion.PRODUCTS

@@ -198,7 +198,8 @@ def front_panels(found: dict[tuple[str, str, str], Front], path: Path) -> Path:
             style |= {"marker": ".", "elinewidth": 0.6, "linewidth": 1.3}
             ax.errorbar(score, fid, fid_std, score_std, label=name_of(front.form, base[0]), **style)
         _zoom(ax, group)
-        ax.set(title=f"{base[0]}, {base[1]}", xlabel="IS (higher is better)", ylabel="FID (lower is better)")
+        ax.set(title=f"{base[0]}, {base[1]}", xlabel="IS (strength of guidance)")
+        ax.set_ylabel("FID (lower is better)")
     axes.flat[0].legend(fontsize=7)
     return _save(figure, path)
 
@@ -217,7 +218,7 @@ def fashion_panels(found: dict[tuple[str, str, str], Front], path: Path) -> Path
         seeds = max(len(front.seeds) for front in group.values())
         title = f"{fashion.NAMES[setup]}, {seeds} seed{'s' if seeds > 1 else ''}"
         _zoom(ax, list(group.values()), 4.0)
-        ax.set(title=title, xlabel="IS (higher is better)", yscale="log")
+        ax.set(title=title, xlabel="IS (strength of guidance)", yscale="log")
         ax.title.set_fontsize(10)
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")
