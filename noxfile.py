@@ -111,7 +111,7 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """A thousand mixed prompts, cancels and bad inputs on one server, into docs/soak.md: half an hour. Shorter: `nox -s soak -- --prompts 60`."""
+    """A thousand mixed prompts, cancels and bad inputs on one server, into docs/soak.md: ten minutes. Shorter: `nox -s soak -- --prompts 60`."""
     host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
     install(
         session,
