@@ -25,6 +25,7 @@ def checked(execute):
         for given in schema.inputs:
             value, name = values.get(given.id), f"{schema.node_id}: {given.id}"
             if value is None and (given.optional or given.id not in values):
+                values.pop(given.id, None)  # the default of `execute`
                 continue
             if not schema.is_input_list:
                 values[given.id] = _checked(name, given, value)
