@@ -39,14 +39,15 @@ WORDS = f"""## What a cell means
 | --- | --- |
 | differences, reverse | The engine. For families also the form. |
 | transparent | How far latents move with REG at strength 1e-6, relative. It must stay below {TRANSPARENT:.0e} in float32. |
-| rows together | With which model rows a probe is evaluated. `three`: as a third row beside the two predictions. `one`: alone. `pairs only`: rows of the network depend on each other, so REG evaluates in pairs, as the sampler does. |
+| rows together | `three`: a probe is evaluated as a third row beside the two predictions. `one`: alone. `pairs only`: in a pair, as rows depend on each other. |
 | adjoint error | How far `<u, J v>` by `torch.func.jvp` is from `<J^T u, v>` by reverse mode, relative, at one noise level. |
 | J v error | How far `J v` by `torch.func.jvp` is from that of central differences, relative, at one noise level. |
 
-A result of a family is right if it agrees with central differences of the sampler's pairs, which do not use REG's code. The positive prediction may differ by {DENOISED:.0e}.
-The rectified guidance may differ by {GUIDANCE:.0e} of the guidance.
+A result of a family is right if it agrees with central differences of the sampler's pairs, which do not use REG's code. The positive
+prediction may differ by {DENOISED:.0e}. The rectified guidance may differ by {GUIDANCE:.0e} of the guidance.
 
-A result of a feature is right if latents are finite and REG changes them, but not at strength 1e-6. Other tests in `tests/host` compare features with independent oracles.
+A result of a feature is right if latents are finite and REG changes them, but not at strength 1e-6.
+Other tests in `tests/host` compare features with independent oracles.
 
 ## How it was run
 
