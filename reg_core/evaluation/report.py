@@ -93,7 +93,7 @@ def markdown(report: Mapping) -> str:
         cells += [_number(row["metrics"][m]["all"]) for m in metrics]
         lines.append(_row(cells + _changes(row.get("difference"), metrics, differences)))
     if sweep := report["sweep"] if report["best"] else None:
-        bias = "chosen on these very images: the best is flattered a little"
+        bias = "chosen on the same images, so the best look slightly better than they are"
         lines += ["", f"Each method at its best {sweep}, by FID over all images ({bias}):", ""]
         head = ["method", sweep, "share of plain guidance", *names]
         head += [f"\u0394 {name}" for name in names if base]
@@ -112,10 +112,10 @@ def notes(report: Mapping) -> list[str]:
         numbers = f"{report['images_per_point']} images for {report['features']} features"
         found.append(f"FID is biased upwards: {numbers}. Compare rows of this table only.")
     if report["seeds"] < 3:
-        found.append(f"{report['seeds']} seed(s): no error bar worth the name. Use three or more.")
+        found.append(f"{report['seeds']} seed(s): too few for an error bar. Use three or more.")
     forms = {row["labels"].get("form") for row in report["points"]}
     if forms & {"row_sum", "scalar", "product"} and "schedule" not in forms:
-        free = "that form is free, and much of what REG gains may be its"
+        free = "it makes no extra evaluation, and much of what REG gains may come from it"
         found.append(f"No `schedule` row: {free}. Add it to the grid before you conclude.")
     if len({row["labels"].get("cfg") for row in report["points"]}) < 2:
         weaker = "REG guides less at equal cfg"

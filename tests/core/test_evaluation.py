@@ -281,7 +281,7 @@ def test_differences_are_paired_by_seed():
 def test_one_seed_has_no_error_bar():
     result = report.compare(scores_of([[5.0], [4.0]], [{"form": "off"}, {"form": "schedule"}], 1))
     assert result["points"][1]["difference"]["fid"]["standard_error"] is None
-    assert "no error bar" in report.markdown(result) and "No `schedule` row" not in report.markdown(result)
+    assert "too few for an error bar" in report.markdown(result) and "No `schedule` row" not in report.markdown(result)
     with pytest.raises(PlanError, match="got 'form=product'"):
         report.compare(scores_of([[5.0], [4.0]], [{"form": "off"}, {"form": "schedule"}], 1), ["form=product"])
     with pytest.raises(PlanError, match="'cgf'"):

@@ -58,7 +58,7 @@ Other tests in `tests/host` compare features with independent oracles.
 - **Features** ran form `row_sum`, 2 to 8 steps. `tests/host/feature_*.py` says what each one is.
 - **On a GPU** `tests/host/test_cuda.py` compares every family and engine in float32, float16 and bfloat16 with the same run on a CPU.
   It also covers weights in main memory, memory that runs out, and dynamic VRAM. On an H200 (PyTorch 2.11) all of it passed on ComfyUI 0.3.75.
-  On 0.33.0 memory, dynamic VRAM and four families passed. Reverse mode has become simpler since, and was not run again there. No second GPU was tried.
+  On 0.33.0 memory, dynamic VRAM and four families passed. That was on 26 November 2026, before the engines were written anew. No second GPU was tried.
 
 `python tests/host/matrix.py` writes this page, one run for each ComfyUI version. Nobody edits it by hand.
 """
@@ -222,12 +222,15 @@ def overview(sections: dict) -> str:
                     names[name] = None
     hosts = list(dict.fromkeys(version for versions in ran.values() for version in versions))
     count = sum(map(bool, ran.values()))
-    words = f"REG ran with {count} families of models, on ComfyUI {', '.join(hosts)}. The tables below hold every form, engine and feature.\n"
+    words = (
+        f"REG ran with {count} families of models, on ComfyUI {', '.join(hosts)}. The models had few layers and random weights. "
+        "The tables below hold every form, engine and feature.\n"
+    )
     lines = []
     for versions in dict.fromkeys(map(tuple, sorted(ran.values(), key=len, reverse=True))):
         names = " · ".join(name for name in ran if tuple(ran[name]) == versions)
         lines.append([f"families that ran on {', '.join(versions) or 'none'}" + " only" * (0 < len(versions) < len(hosts)), names])
-    titles = {"fails": "fails", "falls back": "engine `reverse` does not work, finite differences do", "no effect": "REG has nothing to do"}
+    titles = {"fails": "fails", "falls back": "engine `reverse` does not work on one of these ComfyUIs or more, finite differences do", "no effect": "REG has nothing to do"}
     lines += [[title, " · ".join(without[verdict]) or "nothing"] for verdict, title in titles.items()]
     return words + "\n" + _table(["what", "which"], lines, [])
 

@@ -81,6 +81,6 @@ def test_the_page_begins_with_what_ran_and_what_does_not():
         "families that ran on 0.9.0, 0.3.0": "`x` · `z`",
         "families that ran on 0.9.0 only": "`y`",
         "fails": "`z`",
-        "engine `reverse` does not work, finite differences do": "`y`",
+        "engine `reverse` does not work on one of these ComfyUIs or more, finite differences do": "`y`",
         "REG has nothing to do": "Basic",
     }
