@@ -39,7 +39,7 @@ WORDS = f"""## What a cell means
 | --- | --- |
 | differences, reverse | The engine. For families also the form. |
 | transparent | How far latents move with REG at strength 1e-6, relative. It must stay below {TRANSPARENT:.0e} in float32. |
-| rows together | `three`: a probe is evaluated as a third row beside the two predictions. `one`: alone. `pairs only`: in a pair, as rows depend on each other. |
+| rows together | How a probe runs. `three`: as a third row beside the two predictions. `one`: alone. `pairs only`: in a pair, as rows depend on each other. |
 | adjoint error | How far `<u, J v>` by `torch.func.jvp` is from `<J^T u, v>` by reverse mode, relative, at one noise level. |
 | J v error | How far `J v` by `torch.func.jvp` is from that of central differences, relative, at one noise level. |
 
@@ -230,7 +230,11 @@ def overview(sections: dict) -> str:
     for versions in dict.fromkeys(map(tuple, sorted(ran.values(), key=len, reverse=True))):
         names = " · ".join(name for name in ran if tuple(ran[name]) == versions)
         lines.append([f"families that ran on {', '.join(versions) or 'none'}" + " only" * (0 < len(versions) < len(hosts)), names])
-    titles = {"fails": "fails", "falls back": "engine `reverse` does not work on one of these ComfyUIs or more, finite differences do", "no effect": "REG has nothing to do"}
+    titles = {
+        "fails": "fails",
+        "falls back": "engine `reverse` does not work on one of these ComfyUIs or more, finite differences do",
+        "no effect": "REG has nothing to do",
+    }
     lines += [[title, " · ".join(without[verdict]) or "nothing"] for verdict, title in titles.items()]
     return words + "\n" + _table(["what", "which"], lines, [])
 
