@@ -27,21 +27,21 @@ Made by `nox -s bench` (`python -m benchmarks`), which also keeps the figures as
   The time of plain guidance beside itself is the noise. On CUDA, marks in the stream time the predictions, and nothing waits for them.
 - **Time** is the sampler's loop by the clock on the wall, without loading. **Processor** is the same ratio in processor time.
   Where the two differ, other work ran on the machine.
-- **Peak memory** is that of the weights and of everything that comes on top during the run; *activations* is what comes on top. It is measured
-  in another run, so that measuring slows nothing. It is the most that PyTorch's allocator gives out, on a CPU by its profiler.
+- **Peak memory** is that of the weights and of all that is added during the run. *Activations* is what is added. It is measured
+  in another run, so that measuring slows nothing. It is the most that PyTorch's allocator gives out. On a CPU PyTorch's profiler says how much.
 - **Rows** are rows of the model's batch for each image and step, forward passes only. Plain guidance takes 2.
-- **Outside** is the time that REG spends outside of model calls beyond that of plain guidance, as a share of a plain step, in the lowest round.
-  Reverse mode has none: its backward pass is outside of model calls.
+- **Outside** is the time that REG spends outside of model calls, beyond that of plain guidance. It is a share of a plain step, in the lowest round.
+  Reverse mode has no such figure: its backward pass is outside of model calls.
 - **Reads** are the reads of tensor values by the host for each step, beyond those of plain guidance. On a GPU each waits for the device.
   **Waits** are the waits that CUDA reports.
-- **By PyTorch alone** is no mode of the pack: two predictions and `torch.autograd.grad` through ComfyUI's model, weights made ordinary
-  once, without a check, a bound on memory or a trace (`benchmarks/alone.py`). It is the least that reverse mode could cost here. What the pack's
-  takes beyond it is the price of these; a row in one or two of the steps is the self-check.
-- **Default refresh** computes a correction at every eighth call at least, and where the noise has fallen to a tenth. In between it is reused, by any
-  engine. A user pays this who chooses reverse mode and changes nothing else. Rows that do not say so compute one at every call.
-- Weights of the large models are random: the arithmetic is that of a checkpoint. How much is skipped depends on the Jacobian. See v prediction for
-  that, where the random network is close to a denoiser, and the digits, a trained one. A random eps network has J near the identity at all
-  noise levels, so nothing is skipped.
+- **By PyTorch alone** is no mode of the pack. It makes two predictions and calls `torch.autograd.grad` through ComfyUI's model (`benchmarks/alone.py`).
+  It has no self-check, no bound on memory and no trace, and its weights are made ordinary once. It is the least that reverse mode could cost here.
+  The pack's reverse mode costs more because it has these. The self-check is a further row in one or two of the steps.
+- **Default refresh** computes a correction at every eighth call at least, and where the noise has fallen to a tenth. In between every engine reuses
+  it. This is the cost of reverse mode if you change nothing else. Rows that do not say so compute a correction at every call.
+- **Random weights.** The large models have random weights, and the arithmetic of a checkpoint. How much is skipped depends on the Jacobian. To see
+  that, look at v prediction, where the random network is close to a denoiser, and at the digits, which are trained. A random eps network has J near
+  the identity at all noise levels, so nothing is skipped.
 - **over** marks a target that is missed.
 """
 
@@ -109,7 +109,8 @@ def verdict(results: list[dict]) -> str:
         rows.append([words, *cells])
     stated = (
         f"The authors state {AUTHORS_TIME[0]} to {AUTHORS_TIME[1]} times the time and {AUTHORS_MEMORY[0]} to {AUTHORS_MEMORY[1]} times the peak memory, "
-        f"on an NVIDIA A40 over all their models (SDXL at 1024 px: {AUTHORS_SDXL[0]} to {AUTHORS_SDXL[1]} GB). Their method is `reverse` here, at refresh 1."
+        f"on an NVIDIA A40 over all their models. For SDXL at 1024 px they state {AUTHORS_SDXL[0]} to {AUTHORS_SDXL[1]} GB. "
+        "Their method is `reverse` here, at refresh 1."
     )
     return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", stated, ""])
 
@@ -167,8 +168,8 @@ def table(case: dict, kind: str) -> list[str]:
     if case["network"].startswith("sd"):
         rows.append(_authors(case, len(titles), bool(processor)))
     words = (
-        f"{case['sampler']}, {case['scheduler']}, {case['steps']} steps, cfg {case['cfg']:g}, {_rounds(case)}, {case['dtype']}; "
-        f"latent {' x '.join(map(str, (case['batch'], *case['size'])))}, weights {case['weights'] / GB:.2f} GB."
+        f"{case['sampler']}, {case['scheduler']}, {case['steps']} steps, cfg {case['cfg']:g}, {case['dtype']}. "
+        f"Latent {' x '.join(map(str, (case['batch'], *case['size'])))}, weights {case['weights'] / GB:.2f} GB. {_rounds(case)}."
     )
     lines = [titles, ["---"] * len(titles), *rows]
     return [f"### {case['title']}", "", words, "", *("| " + " | ".join(line) + " |" for line in lines), *_listed(notes)]
@@ -176,9 +177,9 @@ def table(case: dict, kind: str) -> list[str]:
 
 def _rounds(case):
     if not case.get("close"):
-        return f"{case['rounds']} rounds"
+        return f"{case['rounds']} round" + "s" * (case["rounds"] > 1)
     titles = "; ".join(MODES[name].title for name in CLOSE if name in case["modes"])  # which have commas in them
-    return f"{case['rounds']} rounds ({case['rounds'] + case['close']} of {titles})"
+    return f"{case['rounds']} rounds, and {case['rounds'] + case['close']} of these modes: {titles}"
 
 
 def _authors(case, columns, processor):

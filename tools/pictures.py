@@ -1,4 +1,4 @@
-"""Draws docs/images/{clothes,demo_correction,trace}.png from the fashion model: `python tools/pictures.py`. No ComfyUI needed."""
+"""Draws docs/images/{demo_correction,trace}.png from the fashion model: `python tools/pictures.py`. No ComfyUI needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import reg_core  # noqa: E402
 from reg_core.demo_models.loading import load_model  # noqa: E402
-from reg_core.drawing import form_color, labelled_grid, plot_run  # noqa: E402
+from reg_core.drawing import form_color, plot_run  # noqa: E402
 from reg_core.drawing.axes import TICK, Axes, Scale  # noqa: E402
 from reg_core.drawing.canvas import THEMES, Canvas, text_width  # noqa: E402
 
@@ -22,7 +22,6 @@ FOLDER = ROOT / "docs" / "images"
 STEPS, CFG = 18, 3.0
 # As strong as plain CFG: at equal Inception score, see docs/evidence.md
 GAINS = {"off": 1.0, "row_sum": 1.3, "product": 1.7, "scalar": 2.1, "calibrated": 2.2, "schedule": 4.3}
-NAMES = {form: "CFG" if form == "off" else f"REG {form}" for form in GAINS}
 
 
 @functools.cache
@@ -63,16 +62,6 @@ def images(latents, scale: int):
     return grey.movedim(1, -1).expand(-1, -1, -1, 3)
 
 
-def clothes() -> Image.Image:
-    """Eight of a kind without guidance, with CFG, and with REG as strong as that: a row a class."""
-    classes = {2: "pullover", 5: "sandal", 8: "bag", 9: "boot"}
-    ways = {"no guidance": ("off", 1.0), "CFG, cfg 3": ("off", 3.0), "REG schedule, cfg 3, gain 4.3": ("schedule", 3.0)}
-    found = {name: images(sample(form, cfg, [c for c in classes for _ in range(8)])[0], 2) for name, (form, cfg) in ways.items()}
-    cells = [found[name][8 * i : 8 * i + 8] for i in range(len(classes)) for name in ways]
-    labels = [f"{kind} | {name}" for kind in classes.values() for name in ways]
-    return from_tensor(labelled_grid(cells, labels, theme="light", across=4)[0])
-
-
 def correction() -> Image.Image:
     """What each form multiplies guidance by: the mean; for row_sum also where 90 % of the factors lie."""
     theme = THEMES["light"]
@@ -109,7 +98,6 @@ def save(picture: Image.Image, name: str) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    save(clothes(), "clothes.png")
     save(correction(), "demo_correction.png")
     save(plot_run(sample("row_sum", refresh=8)[1]), "trace.png")  # as the node has it
 

@@ -200,16 +200,40 @@ def test_pack_imports_are_relative():
             assert not [m for m in modules if m.split(".")[0] in ("reg_core", "nodes")], path
 
 
+def base(name: str) -> Path:
+    """Where the links of a page start. ComfyUI's page takes those of the help from web/docs in every language."""
+    return ROOT / "web/docs" if name.startswith("web/docs/") else (ROOT / name).parent
+
+
+def unseen(pictures, pages: dict) -> list:
+    """Pictures that none of `pages` {name: text} shows: `![words](path)`, in HTML, or the address of pyproject.toml."""
+    home = re.escape(address_of_repository() + "/blob/main/")
+    shown = set()
+    for name, text in pages.items():
+        shown |= set(re.findall(rf"{home}([^\s\"?)]+)\?raw=true", text))
+        for target in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)|<img[^>]*\bsrc=\"([^\"]+)\"", text):
+            shown.add((base(name) / "".join(target)).resolve().relative_to(ROOT).as_posix())
+    return sorted(set(pictures) - shown)
+
+
+def test_every_picture_is_on_a_page():
+    """A picture that no page shows is drawn, kept and downloaded for nobody, and nobody sees that it is out of date."""
+    pictures = [n for n in tracked() if n.startswith(("docs/", "web/docs/")) and n.endswith((".png", ".jpg", ".svg", ".webp", ".gif"))]
+    pages = {n: (ROOT / n).read_text(encoding="utf-8") for n in tracked() if n.endswith(".md") or n == "pyproject.toml"}
+    assert len(pictures) > 30 and not unseen(pictures, pages)
+    some = {"docs/a.md": "![A](images/a.png) and images/b.png", "README.md": f"![C]({address_of_repository()}/blob/main/docs/c.png?raw=true)"}
+    assert unseen(["docs/images/a.png", "docs/images/b.png", "docs/c.png", "c.png"], some) == ["c.png", "docs/images/b.png"]
+
+
 def test_documents_point_to_files_that_exist():
     """Links within what ships lead to what ships. Links to the repository lead to its files: pyproject says where that is."""
     home, archive = re.search(r'^Repository = "(.*)"', PROJECT, re.M)[1] + "/blob/main/", set(shipped())
     names = [n for n in tracked() if n.endswith(".md") and (n in archive or n.startswith("docs/") or "/" not in n)]
     assert len(names) > 30
     for name in names:
-        path = ROOT / name
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8")):
             if target.startswith(home):
                 assert (ROOT / target.removeprefix(home).removesuffix("?raw=true")).is_file(), (name, target)
             elif not target.startswith("https://"):
-                found = (path.parent / target).resolve()
+                found = (base(name) / target).resolve()
                 assert found.is_file() and (name not in archive or found.relative_to(ROOT).as_posix() in archive), (name, target)

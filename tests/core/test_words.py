@@ -8,15 +8,17 @@ import pytest
 from shipped import ROOT
 
 LONGEST = 25  # words a sentence
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("use", "faq", "glossary")), *sorted((ROOT / "web/docs").glob("*.md"))]
+DOCS = ("use", "faq", "glossary", "evaluate", "library", "diffusers", "method", "compatibility", "cost", "release", "soak")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS), *sorted((ROOT / "web/docs").glob("*.md"))]
 STRUCK = r"\b(as shipped|at hand|of its own|of their own|bears?|told|serves?)\b"
 
 
 def sentences(text: str) -> list[str]:
-    """Of Markdown: cells, list items and lines end a sentence, as a full stop does; code and addresses do not count."""
-    text = re.sub(r"```.*?```|<!--.*?-->", "\n", text, flags=re.S)
+    """Of Markdown: paragraphs, cells and list items end a sentence, as a full stop does; code and addresses do not count."""
+    text = re.sub(r"(?s:```.*?```|<!--.*?-->)|(?<=\n\n)(?: {4}.*\n?)+", "\n\n", text)
     text = re.sub(r"(!?\[[^\]]*\])\([^)]*\)", r"\1", text)
     text = re.sub(r"`[^`]*`", "code", text)
+    text = re.sub(r"\n(?![ \t]*(?:\n|[-*+] |\d+[.)] |[|#>!]))", " ", text)  # a line that goes on in the next
     parts = re.split(r"\n|<br>|\|| · ", text)
     return [s.strip() for part in parts for s in re.split(r"(?<=[.!?])[\"*)]*\s+", part) if s.strip()]
 
@@ -47,6 +49,7 @@ def test_sentences_of_tooltips_are_short():
 def test_a_long_sentence_is_found():
     text = "Short. | " + " ".join(["word"] * 26) + ". | Short, too."
     assert [words(s) for s in sentences(text)] == [1, 26, 2]
+    assert [words(s) for s in sentences("word\n" * 26 + "\n- Short.\n  Short,\n  too.\n\n    a = b\n\nAnd this.")] == [26, 1, 2, 2]
     assert max(map(words, sentences("First half of it here: " + "word " * 24))) > LONGEST
 
 

@@ -23,30 +23,44 @@ ATTENTIONS = ("sub_quad", "pytorch")
 ENGINES = ("finite_difference", "reverse")
 STEPS = 2
 DENOISED, GUIDANCE, TRANSPARENT = 1e-5, 5e-2, 3e-6
-HEAD = f"""# Compatibility
+ABSENT = "not in this ComfyUI"
+TITLE = "# Compatibility\n"
+WORDS = f"""## What a cell means
 
-Made by `python tests/host/matrix.py`, one run a ComfyUI version; not edited by hand. Every cell was run, with MODELs of ComfyUI's own
-classes with a few layers and random weights, sampled by a real KSampler or guider (cfg 4, in inference mode, on a CPU, float32 unless
-it says otherwise), with both attentions, sub-quadratic and PyTorch's.
+| cell | meaning |
+| --- | --- |
+| ok | The engine of that column worked in every model call, and the result is right. |
+| falls back | Engine `reverse` does not work there. Finite differences took its place, and the result is right. The footnote and the trace say why. |
+| no effect | REG changed nothing. The server log and the trace say why. |
+| {ABSENT} | This ComfyUI has no such class or node. Or the network fails without REG, too. |
+| fails | The result is wrong. The footnote says how. |
 
-- **ok**: the engine asked for served every model call. Families: `D_c` and `R v` are those of the sampler's own pairs, by central
-  differences that know nothing of REG (`D_c` to {DENOISED:.0e}, `R v` to {GUIDANCE:.0e} of `v`). Features: latents are finite and others
-  than without REG, and at strength 1e-6 they are the same; that they are right is tested in `tests/host` against oracles.
-- **falls back**: sampling went on with finite differences, and the trace says why; the same holds of the result.
-- **no effect**: the latents are those without REG, and the log and the trace say why.
-- **not in this host**: this ComfyUI has no such class or node, or its network fails without REG as well.
-- **fails**: the footnote says how.
-- **transparent**: how far latents move when REG is there with strength 1e-6, relative. The bound is {TRANSPARENT:.0e} in float32.
-- **rows together**: in how few model rows a probe is evaluated. `three`: beside the pair, as a third row. `one`: by itself. `pairs only`: the
-  network's rows depend on each other, so every prediction of REG's is made in a pair, as the sampler makes it.
+| column | meaning |
+| --- | --- |
+| differences, reverse | The engine. For families also the form. |
+| transparent | How far latents move with REG at strength 1e-6, relative. It must stay below {TRANSPARENT:.0e} in float32. |
+| rows together | How a probe runs. `three`: as a third row beside the two predictions. `one`: alone. `pairs only`: in a pair, as rows depend on each other. |
+| adjoint error | How far `<u, J v>` by `torch.func.jvp` is from `<J^T u, v>` by reverse mode, relative, at one noise level. |
+| J v error | How far `J v` by `torch.func.jvp` is from that of central differences, relative, at one noise level. |
 
-Families: {STEPS} steps, batch 2, or 1 where the network takes one sample only. Their last two columns are relative errors at one noise
-level, the worse of both attentions: how far `<u, J v>` by `torch.func.jvp` is from `<J^T u, v>` by reverse mode, and `J v` from central
-differences. Features: form `row_sum`, 2 to 8 steps; what each is stands in `tests/host/feature_*.py`.
+A result of a family is right if it agrees with central differences of the sampler's pairs, which do not use REG's code. The positive
+prediction may differ by {DENOISED:.0e}. The rectified guidance may differ by {GUIDANCE:.0e} of the guidance.
 
-What a CPU does not show is in `tests/host/test_cuda.py`: every family with every engine in float32, float16 and bfloat16 against the same run on the
-CPU, weights left in main memory, memory that runs out, dynamic VRAM. On an H200 (PyTorch 2.11) all of it passed on ComfyUI 0.3.75, and memory,
-dynamic VRAM and four families on 0.33.0; reverse mode has become simpler since, and was not run again there. A second GPU was not at hand.
+A result of a feature is right if latents are finite and REG changes them, but not at strength 1e-6.
+Other tests in `tests/host` compare features with independent oracles.
+
+## How it was run
+
+- **Models** are of ComfyUI's classes, with few layers and random weights. So this page shows that REG runs. It does not show how good the pictures are.
+- **Each cell** was sampled by a real KSampler or guider on a CPU: cfg 4, in inference mode, in float32 unless the row says otherwise.
+- **Attention**: each cell ran with two kinds, sub-quadratic and PyTorch's. Errors are the worse of both.
+- **Families** ran {STEPS} steps with batch 2, or batch 1 where the network takes one sample only.
+- **Features** ran form `row_sum`, 2 to 8 steps. `tests/host/feature_*.py` says what each one is.
+- **On a GPU** `tests/host/test_cuda.py` compares every family and engine in float32, float16 and bfloat16 with the same run on a CPU.
+  It also covers weights in main memory, memory that runs out, and dynamic VRAM. On an H200 (PyTorch 2.11) all of it passed on ComfyUI 0.3.75.
+  On 0.33.0 memory, dynamic VRAM and four families passed. Reverse mode has become simpler since, and was not run again there. No second GPU was tried.
+
+`python tests/host/matrix.py` writes this page, one run for each ComfyUI version. Nobody edits it by hand.
 """
 
 
@@ -180,7 +194,7 @@ def _cell(verdicts: dict, notes: list) -> str:
     short = {}
     for attention, verdict in verdicts.items():
         if verdict is None:
-            short[attention] = "not in this host"
+            short[attention] = ABSENT
             continue
         kind, _, why = verdict.partition(": ")
         if why and why not in notes:
@@ -189,6 +203,49 @@ def _cell(verdicts: dict, notes: list) -> str:
     if len(set(short.values())) == 1:
         return next(iter(short.values()))
     return ", ".join(f"{attention}: {text}" for attention, text in short.items())
+
+
+def overview(sections: dict) -> str:
+    """What a reader wants first, from the cells of the tables: which families ran on which ComfyUI, and what does not work."""
+    ran, without = {}, {"fails": {}, "falls back": {}, "no effect": {}}
+    for title, text in sections.items():
+        version, features = re.match(r"## ComfyUI ([\d.]+)(: features)?", title).groups()
+        for line in text.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if not line.startswith("| ") or cells[0] in ("family", "kind", "---"):
+                continue
+            name = cells[1] if features else f"`{cells[0]}`"
+            if not features:
+                ran.setdefault(name, []).extend([] if ABSENT in line else [version])
+            for verdict, names in without.items():
+                if verdict in line:
+                    names[name] = None
+    hosts = list(dict.fromkeys(version for versions in ran.values() for version in versions))
+    count = sum(map(bool, ran.values()))
+    words = f"REG ran with {count} families of models, on ComfyUI {', '.join(hosts)}. The tables below hold every form, engine and feature.\n"
+    lines = []
+    for versions in dict.fromkeys(map(tuple, sorted(ran.values(), key=len, reverse=True))):
+        names = " · ".join(name for name in ran if tuple(ran[name]) == versions)
+        lines.append([f"families that ran on {', '.join(versions) or 'none'}" + " only" * (0 < len(versions) < len(hosts)), names])
+    titles = {"fails": "fails", "falls back": "engine `reverse` does not work, finite differences do", "no effect": "REG has nothing to do"}
+    lines += [[title, " · ".join(without[verdict]) or "nothing"] for verdict, title in titles.items()]
+    return words + "\n" + _table(["what", "which"], lines, [])
+
+
+def page(sections: dict) -> str:
+    """The whole page: families before features, newest host first."""
+
+    def order(title):
+        return ("features" not in title, [int(n) for n in re.findall(r"\d+", title)])
+
+    sections = {title: sections[title] for title in sorted(sections, key=order, reverse=True)}
+    return "\n".join([TITLE, overview(sections), WORDS, *sections.values()])
+
+
+def sections_of(text: str) -> dict:
+    """{title: section} of the tables in a page."""
+    found = re.findall(r"(?ms)^## ComfyUI .*?(?=^## |\Z)", text)
+    return {section.splitlines()[0]: section.rstrip() + "\n" for section in found}
 
 
 def run_host(parts) -> dict:
@@ -211,14 +268,9 @@ def main(parts) -> None:
         sys.exit(f"want {' or '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     runs = run_host(parts)
     new = [make(runs) for part, make in zip(PARTS, (section, feature_section), strict=True) if part in parts]
-    old = re.findall(r"(?ms)^## .*?(?=^## |\Z)", PAGE.read_text(encoding="utf-8")) if PAGE.exists() else []
-    sections = {text.splitlines()[0]: text.rstrip() + "\n" for text in [*old, *new]}
-
-    def order(title):  # families before features, newest host first
-        return ("features" not in title, [int(n) for n in re.findall(r"\d+", title)])
-
+    sections = sections_of(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join([HEAD, *(sections[title] for title in sorted(sections, key=order, reverse=True))]), encoding="utf-8")
+    PAGE.write_text(page(sections | sections_of("\n".join(new))), encoding="utf-8")
 
 
 if __name__ == "__main__":
