@@ -128,8 +128,8 @@ def _digits(pack, autoguidance):
 
     model = first("REGDemoModel", "digits")
     weights = weight_bytes(model.model)
-    positive = first("REGDemoPrompt", "0 to 9 in turn")
+    positive = first("REGDemoPrompt", "all ten in turn")
     if not autoguidance:
-        return Subject(model, positive, first("REGDemoPrompt", "any digit"), weights)
+        return Subject(model, positive, first("REGDemoPrompt", "no prompt"), weights)
     weak = first("REGDemoModel", "digits_weak")
     return Subject(first("REGReferenceModel", model, weak), positive, positive, weights + weight_bytes(weak.model))

@@ -13,7 +13,7 @@ from .host.demo_model import demo_model
 from .schema import choice, described, whole
 
 CATEGORY = "REG/demo"
-IN_TURN, ANY = "0 to 9 in turn", "any digit"
+IN_TURN, ANY = "all ten in turn", "no prompt"
 PROMPTS = [*DIGITS.names, *CLOTHES, IN_TURN, ANY]
 
 

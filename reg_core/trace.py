@@ -237,7 +237,7 @@ class Run:
         parts = [
             f"form {self.settings.form}, {self.engines}",
             f"active in {len(active)} of {len(rows)} model calls",
-            self.strength(),
+            *self.strength(),
             f"{skipped} skipped" if skipped else "",
             f"probe error up to {100 * worst:.0f} %" if worst > 0.1 else "",
             f"{self.extra_rows} extra rows",
@@ -245,22 +245,23 @@ class Run:
         ]
         return ", ".join(filter(None, parts))
 
-    def headline(self) -> str:
+    def facts(self) -> list[str]:
         """What a run did, for people: where, how strongly, at what cost."""
         done = f"active in {len(self.active)} of {len(self.rows)} model calls"
-        return f"{done}, {self.strength()}, {self.cost()}"
+        return [done, *self.strength(), self.cost()]
 
     def cost(self) -> str:
         """Words for the model rows beyond the two that plain guidance takes in a call."""
         more = self.extra_rows / (2 * len(self.rows))
         return f"{more:+.0%} model evaluations" if self.extra_rows else "no extra evaluations"
 
-    def strength(self) -> str:
+    def strength(self) -> list[str]:
         """Words for how strongly was guided: the share, and the gain for as much as without REG."""
         if math.isnan(self.share):
-            return "no guidance to measure"
-        share, gain = f"{100 * self.share:.0f} % of plain guidance", self.estimated_gain
-        return share if math.isnan(gain) else f"{share}, estimated gain {gain:.1f}"
+            return ["no guidance to measure"]
+        gain = self.estimated_gain
+        known = [] if math.isnan(gain) else [f"estimated gain {gain:.1f}"]
+        return [f"{100 * self.share:.0f} % of plain guidance", *known]
 
     def table(self) -> str:
         """The rows as aligned text; mean, min and max are those of the factor."""

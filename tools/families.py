@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HF = "https://huggingface.co"
-GAIN = 1.5  # of row_sum. Measured: 1.3 on Fashion-MNIST, 2.6 on the digits (docs/evidence.md). No large model was measured.
-FREE_FORM, FREE_GAIN = "schedule", 3.0  # without an extra evaluation. Measured: 4.3 on Fashion-MNIST, 2.6 on the digits.
+FORM, GAIN = "schedule", 3.0  # Measured: 4.5 on Fashion-MNIST, 2.6 on the digits (docs/evidence.md). No large model was measured.
+PAPERS_FORM, PAPERS_GAIN = "row_sum", 1.5  # Measured: 1.3 on Fashion-MNIST, 2.6 on the digits.
 DIRECTORIES = ("checkpoints", "diffusion_models", "text_encoders", "vae")
 TRIED = ("0.3.64", "0.3.75", "0.33.0")  # ComfyUI versions, oldest first
 
@@ -47,7 +47,7 @@ class Family:
     negative: str = ""
     note: str = ""  # one sentence on what is special about the family
     comfyui: str = TRIED[0]  # the oldest version tried that has the family
-    form: str = "row_sum"
+    form: str = FORM
     gain: float = GAIN
 
     def __post_init__(self):
@@ -96,7 +96,7 @@ FAMILIES = (
     Family(
         "SDXL", "sdxl_simple_example", cfg=8.0, steps=25, sampler="euler", scheduler="normal", size=(1024, 1024), negative="text, watermark",
         files=(_checkpoint("stabilityai/stable-diffusion-xl-base-1.0", "sd_xl_base_1.0.safetensors"),),
-        note="ComfyUI's template adds a refiner, which is left out here.",
+        note="Choose your own checkpoint and keep your cfg.",
     ),
     Family(
         "SD3.5", "sd3.5_simple_example", cfg=4.0, steps=20, sampler="euler", scheduler="sgm_uniform", size=(1024, 1024),

@@ -20,16 +20,16 @@ if __package__:
 else:
     from families import File
 
-GAP, TITLE, BETWEEN = 70, 30, 40  # px: between columns; a node's title, which is above its position; between nodes of a column
+GAP, TITLE, BETWEEN = 70, 30, 20  # px: between columns; a node's title, which is above its position; between nodes of a column
 WIDTHS = {
     "KSampler": 270, "KSamplerAdvanced": 270, "SamplerCustom": 270, "MarkdownNote": 270, "CLIPTextEncode": 290, "TextEncodeQwenImageEditPlus": 290,
-    "REGGuidance": 290, "REGTracePlot": 620, "ModelSamplingSD3": 220, "ModelSamplingAuraFlow": 220, "VAEDecode": 180, "Reroute": 75,
+    "REGGuidance": 290, "REGTracePlot": 620, "ModelSamplingAuraFlow": 220, "VAEDecode": 180, "Reroute": 75,
     "WanImageToVideo": 230, "LTXVConditioning": 210, "LTXVConcatAVLatent": 210, "LTXVSeparateAVLatent": 230, "LTXVScheduler": 230, "SamplerCustomAdvanced": 220,
 }  # fmt: skip
 ROOM = {  # for what nodes show, px
-    "PreviewImage": 300, "LoadImage": 240, "REGTracePlot": 420, "PreviewAny": 120, "REGGuidance": 30, "REGSweep": 50,
+    "PreviewImage": 300, "LoadImage": 180, "REGTracePlot": 420, "PreviewAny": 120, "REGGuidance": 46, "REGSweep": 50,
 }  # fmt: skip
-TALL = {"CLIPTextEncode": 120, "TextEncodeQwenImageEditPlus": 140}  # a text area: the height given
+TALL = {"CLIPTextEncode": 84, "TextEncodeQwenImageEditPlus": 84}  # a text area: the height given
 ROW, WIDGET, BORDER, REROUTE = 20, 24, 14, 26  # px: a socket, a widget, around them; a reroute
 LINE, LETTERS = 17, 40  # of a note: px a line, letters in it
 UNSAVED = ("IMAGECOMPARE",)  # widgets whose value the page does not keep

@@ -15,12 +15,12 @@ from pathlib import Path
 
 if __package__:
     from . import blueprint, workflows_demo
-    from .families import FAMILIES, FREE_FORM, FREE_GAIN, Family
+    from .families import FAMILIES, PAPERS_FORM, PAPERS_GAIN, Family
     from .graph import ROOT, Graph, Missing
 else:
     import blueprint
     import workflows_demo
-    from families import FAMILIES, FREE_FORM, FREE_GAIN, Family
+    from families import FAMILIES, PAPERS_FORM, PAPERS_GAIN, Family
     from graph import ROOT, Graph, Missing
 
 FOLDER = ROOT / "example_workflows"
@@ -45,10 +45,10 @@ def note_for(family: Family) -> str:
     if family.video:
         seen = "Select REG Guidance and press **Ctrl+B** to compare with plain CFG of the same seed."
     elif family.comfyui == "0.33.0":
-        seen = "The slider compares REG with plain CFG of the same seed and cfg."
+        seen = "Above, plain CFG; below, REG with the same seed and cfg (the slider needs Nodes 2.0)."
     else:
         seen = "Above, plain CFG; below, REG with the same seed and cfg."
-    gain = f"**gain** {family.gain:g} makes up for what REG takes away; for no extra cost, take form **{FREE_FORM}** with gain {FREE_GAIN:g}."
+    gain = f"Raise **gain** where the picture follows the prompt less than plain CFG; the paper's form is **{PAPERS_FORM}**, with gain {PAPERS_GAIN:g}."
     return f"## REG with {family.name}\n\n{seen}\n\n{gain}\n\n{family.note}"
 
 
@@ -72,8 +72,8 @@ def expert(g: Graph, family: Family, index: int, title=None) -> tuple:
     return g.add(SHIFTS.get(family.name, "ModelSamplingAuraFlow"), 0, shift=family.shift, model=model), 0
 
 
-def rectified(g: Graph, family: Family, column: int, model: tuple, title=None) -> tuple:
-    return g.add("REGGuidance", column, title, form=family.form, gain=family.gain, model=model), 0
+def rectified(g: Graph, family: Family, column: int, model: tuple, title=None, **size) -> tuple:
+    return g.add("REGGuidance", column, title, **size, form=family.form, gain=family.gain, model=model), 0
 
 
 def prompts(g: Graph, column: int, texts, clip: tuple) -> list[tuple]:
@@ -125,7 +125,7 @@ def branches(g: Graph, family: Family, models: dict[str, tuple], links: dict, va
         if vae is None:
             vae = g.add("VAELoader", 2, vae_name=family.file("vae")), 0
         if not compares:
-            saved(g, name, 400, decoded(g, name, latents[name], vae))
+            saved(g, name, 310, decoded(g, name, latents[name], vae))
     if compares:
         compared(g, latents, vae)
 
@@ -133,13 +133,13 @@ def branches(g: Graph, family: Family, models: dict[str, tuple], links: dict, va
 def compared(g: Graph, latents: dict[str, tuple], vae: tuple) -> None:
     """Nodes 2.0 alone draws the comparison, so the pictures are saved too. Each decoder stands between what it feeds."""
     first, second = latents
-    picture = saved(g, first, 260)
+    picture = saved(g, first, 220)
     image = decoded(g, first, latents[first], vae)
     g.link(image, picture, "images")
-    comparison = g.add("ImageCompare", 3, "Plain CFG (left), REG (right)", size=(420, 400), image_a=image)
+    comparison = g.add("ImageCompare", 3, "Plain CFG (left), REG (right)", size=(420, 300), image_a=image)
     image = decoded(g, second, latents[second], vae)
     g.link(image, comparison, "image_b")
-    saved(g, second, 260, image)
+    saved(g, second, 220, image)
 
 
 def decoded(g: Graph, name: str, latent: tuple, vae: tuple) -> tuple:
@@ -161,9 +161,10 @@ def klein(g: Graph, family: Family) -> dict:
 def edited(g: Graph, family: Family) -> None:
     """A picture changed by a prompt."""
     vae = g.add("VAELoader", 0, vae_name=family.file("vae")), 0
-    given = g.add("LoadImage", 0, "Picture to change", image="example.png"), 0
+    given = g.add("LoadImage", 0, "Picture to change", size=(None, 190), image="example.png"), 0
     scaled = g.add("FluxKontextImageScale", 0, image=given), 0
     clip, model = text_encoder(g, family), expert(g, family, 0)
+    g.note(0, note_for(family))
     bus = g.through(2, vae)
     g.reach(SAMPLERS - LANE, 2)
     bus = g.through(2, bus, right=True)
@@ -178,7 +179,6 @@ def edited(g: Graph, family: Family) -> None:
     reg = rectified(g, family, 1, model)
     g.reach(SAMPLERS, 2)
     branches(g, family, {"plain CFG": model, "REG": reg}, links, bus)
-    g.note(2, note_for(family))
 
 
 def film(g: Graph, family: Family, column: int, images: tuple, **sound) -> None:
@@ -189,18 +189,18 @@ def film(g: Graph, family: Family, column: int, images: tuple, **sound) -> None:
 
 def wan(g: Graph, family: Family) -> None:
     """Image to video: one expert for the first half of the steps, the other for the second."""
-    vae = g.add("VAELoader", 0, vae_name=family.file("vae")), 0
     given = g.add("LoadImage", 0, "First frame", image="example.png"), 0
+    vae = g.through(1, (g.add("VAELoader", 0, vae_name=family.file("vae")), 0))
     clip = text_encoder(g, family)
     high, low = (expert(g, family, index, title) for index, title in enumerate(("High noise expert", "Low noise expert")))
-    g.reach(200, 1)
+    g.reach(160, 1)
     positive, negative = prompts(g, 1, ("the camera moves closer, soft morning light", family.negative), clip)
-    high, low = (rectified(g, family, 1, model, title) for model, title in ((high, "REG, first expert"), (low, "REG, second expert")))
+    high, low = (rectified(g, family, 1, model, title, size=(None, 276)) for model, title in ((high, "REG, first expert"), (low, "REG, second expert")))
     size = dict(zip(("width", "height", "length"), (*family.size, family.frames), strict=True))
-    g.reach(LANE, 2)
+    g.reach(36, 2)
     start = g.add("WanImageToVideo", 2, **size, positive=positive, negative=negative, vae=vae, start_image=given)
     vae = g.through(3, vae, right=True)
-    g.reach(SAMPLERS, 3)
+    g.reach(SAMPLERS - LANE, 3)
     values = sampler_values(family)
     values["noise_seed"] = values.pop("seed")
     half, latent = family.steps // 2, (start, 2)
@@ -237,7 +237,7 @@ def ltx(g: Graph, family: Family) -> None:
     ears = g.add("LTXVAudioVAELoader", 0, ckpt_name=file), 0
     later = g.through(3, g.through(1, ears), right=True)
     texts = prompts(g, 1, (FILM, family.negative), clip)
-    g.reach(1100, 0)  # its VAE's wire runs below all that is in the next columns
+    g.reach(930, 0)  # its VAE's wire runs below all that is in the next columns
     loader = g.add("CheckpointLoaderSimple", 0, ckpt_name=file)
     reg = rectified(g, family, 1, (loader, 0))
     size = dict(zip(("width", "height", "length"), (*family.size, family.frames), strict=True))

@@ -8,9 +8,10 @@ else:
     from graph import Graph
 
 DATA_STD = {"digits": 0.75, "fashion": 0.7}
-EACH, NONE = "0 to 9 in turn", "any digit"  # prompts: each class in turn, and none
+EACH, NONE = "all ten in turn", "no prompt"  # prompts: each class in turn, and none
 SEED = 7
 LANE = 60  # px: room for a wire across a column
+BELOW_TABLE = 740  # px: where prompts' wires pass REG Calibrate, which grows by its plot
 CFG = 4.0  # plain CFG of the clothes loses shades and patterns here
 FIRST = "1 REG on clothes"  # the page lists files by name
 
@@ -53,7 +54,8 @@ def clothes(g: Graph) -> None:
     """CFG beside REG at equal strength."""
     text = (
         "## REG on clothes\n\nPress **Run**: no download is needed, and a CPU takes seconds.\n\n"
-        "Above, plain CFG; below, REG of about the same strength from the same noise. REG keeps more shades and patterns."
+        "Above, plain CFG; below, REG of about the same strength from the same noise, with more shades and patterns. "
+        "The gain was measured; the estimate on the node can be off by a factor of two."
     )
     model = sources(g, "fashion_weak", text)
     g.reach(LANE, 1)
@@ -76,14 +78,14 @@ def traced(g: Graph) -> None:
     trace = g.through(2, g.through(1, (reg, 1)), right=True)
     latent = g.through(2, g.through(2, done["REG"]), right=True)
     g.reach(380, 3)
-    g.add("REGTracePlot", 3, size=(500, 750), trace=trace, latent=latent)
+    g.add("REGTracePlot", 3, size=(500, 720), trace=trace, latent=latent)
 
 
 def autoguidance(g: Graph) -> None:
     """A good model guided by its difference to a bad one, rectified and not."""
     text = (
         "## Autoguidance\n\nA good model is guided by its difference to a worse one on the same prompt (Karras and others, 2024).\n\n"
-        "Above, as it is; below, rectified by REG. **REG Weak Model** makes a worse model of any other, without memory."
+        "Above, as it is; below, rectified by REG: expect little difference. **REG Weak Model** makes a worse model of any other, without memory."
     )
     model = sources(g, "fashion", text)
     g.reach(LANE, 1)
@@ -125,10 +127,11 @@ def sweep(g: Graph) -> None:
     """Forms down, gains across, one seed, one sampler."""
     text = (
         "## Sweep of forms and gains\n\n**REG Sweep** runs the sampler once for each form and gain; **REG Grid** puts the pictures on one sheet.\n\n"
-        "Plain CFG comes first: take the gain whose picture follows the prompt as well. For another model replace the four REG Demo nodes."
+        "Plain CFG comes first: take the gain whose picture follows the prompt as well. "
+        "For another model replace all nodes of the demo: model, prompts, latent and decoder."
     )
     model = sources(g, "fashion_weak", text)
-    reg = g.add("REGGuidance", 1, "Other settings of every run", data_std=DATA_STD["fashion"], model=model), 0
+    reg = g.add("REGGuidance", 1, "Other settings (form and gain come from REG Sweep)", data_std=DATA_STD["fashion"], model=model), 0
     runs = g.add("REGSweep", 1, size=(290, None), cfgs="4", model=reg)
     links = prompts(g, 1, "fashion", 10)
     g.reach(runs["pos"][1], 2, 3)  # level with it
@@ -143,20 +146,23 @@ def calibration(g: Graph) -> None:
     """The correction measured once, then used without an extra evaluation."""
     text = (
         "## Calibration\n\n**REG Calibrate** measures once what REG does to guidance at each noise level, and saves a table.\n\n"
-        "Form **calibrated** reads the table, so it costs no extra evaluation. Next time take **REG Load Calibration** instead."
+        "Form **calibrated** reads the table, so it costs no extra evaluation. "
+        "Next time take **REG Load Calibration**: the table lies in output/reg_calibration."
     )
     model = g.add("REGDemoModel", 0, variant="fashion_weak"), 0
     g.note(0, text)
     few = g.add("REGDemoLatent", 0, "Measured on 4 pictures", batch_size=4, pictures="fashion"), 0
+    g.reach(BELOW_TABLE, 0)
     links = prompts(g, 0, "fashion", 20)
+    lane = g.through(1, model, right=True)
     g.reach(LANE, 1)
     values = dict(form="scalar", cfg=CFG, steps=18, runs=2, filename_prefix="reg_calibration/clothes", sampler_name="heun", scheduler="karras")
-    table = g.add("REGCalibrate", 1, size=(290, None), **values, model=model, **links | {"latent_image": few})
+    table = g.add("REGCalibrate", 1, size=(290, BELOW_TABLE - 2 * LANE), **values, model=model, **links | {"latent_image": few})
+    g.add("PreviewAny", 2, "What was measured", size=(290, 240), source=(table, 1))
     values = dict(form="calibrated", gain=2.2, data_std=DATA_STD["fashion"])
-    reg = g.add("REGGuidance", 2, "REG from the table", **values, model=model, calibration=(table, 0)), 0
-    g.reach(560, 2)  # where the prompts' wires run below REG Calibrate
+    reg = g.add("REGGuidance", 2, "REG from the table", **values, model=lane, calibration=(table, 0)), 0
+    g.reach(BELOW_TABLE, 2)
     latent = sampled(g, 2, "Sample with REG", CFG, model=reg, **links)
-    g.add("PreviewAny", 2, "What was measured", size=(290, None), source=(table, 1))
     shown(g, 3, latent, "Form calibrated", "calibration")
 
 

@@ -113,7 +113,7 @@ class RunState:
                 log.warning("REG: %s", note)
             if (warning := run.settings.warning) and run.remark(warning):
                 log.warning("REG: %s", warning)
-            return "; ".join(filter(None, (run.headline(), warning)))
+            return "\n".join([*run.facts(), *filter(None, [warning])])
         reasons = dict.fromkeys(row.note for row in run.rows if row.note)
         why = "; ".join(reasons) or "the sampler never called the model"
         if run.remark(f"did nothing: {why}"):

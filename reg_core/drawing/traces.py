@@ -91,7 +91,7 @@ def _headings(run: Run | None, title: str, nothing: str):
     if not active:
         return heading, [], ["REG changed nothing in this run", *plain, *trouble]
     time = f", {run.seconds:.2f} s" if math.isfinite(run.seconds) else ""
-    return heading, [run.headline(), f"{run.engines}{time}", *plain], trouble
+    return heading, [", ".join(run.facts()), f"{run.engines}{time}", *plain], trouble
 
 
 def _counted(notes) -> list[str]:

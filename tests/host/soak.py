@@ -85,8 +85,8 @@ def digits(draw: random.Random, kind: str) -> dict:
     """A prompt of one kind on the digits model; node `o` shows the pictures."""
     nodes = {
         "m": {"class_type": "REGDemoModel", "inputs": {"variant": draw.choice(("digits", "digits_weak"))}},
-        "p": {"class_type": "REGDemoPrompt", "inputs": {"digit": draw.choice(("3", "8", "0 to 9 in turn"))}},
-        "n": {"class_type": "REGDemoPrompt", "inputs": {"digit": "any digit"}},
+        "p": {"class_type": "REGDemoPrompt", "inputs": {"digit": draw.choice(("3", "8", "all ten in turn"))}},
+        "n": {"class_type": "REGDemoPrompt", "inputs": {"digit": "no prompt"}},
         "l": {"class_type": "REGDemoLatent", "inputs": {"batch_size": draw.choice((1, 4, 10))}},
         "k": {
             "class_type": "KSampler",

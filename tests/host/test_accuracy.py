@@ -15,7 +15,7 @@ class Graph:
     def __init__(self, pack, all_nodes):
         self.nodes = all_nodes | pack.nodes
         self.model = self("REGDemoModel", variant="digits_weak")
-        self.prompt = self("REGDemoPrompt", digit="0 to 9 in turn")
+        self.prompt = self("REGDemoPrompt", digit="all ten in turn")
         self.latent = self("REGDemoLatent", batch_size=COUNT)
         self.classifier = pack.import_("reg_core.demo_models.loading").load_judge("digits")
 

@@ -17,7 +17,7 @@ def digits(pack):
     def run(name, **values):
         return pack.nodes[name].execute(**values).result[0]
 
-    prompt, anything = (run("REGDemoPrompt", digit=d) for d in ("0 to 9 in turn", "any digit"))
+    prompt, anything = (run("REGDemoPrompt", digit=d) for d in ("all ten in turn", "no prompt"))
     return tiny.Tiny("digits", run("REGDemoModel", variant="digits"), (1, 8, 8), prompt, anything)
 
 

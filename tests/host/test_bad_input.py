@@ -229,7 +229,7 @@ def test_a_full_disk_does_not_take_the_table(host, valid, pack, monkeypatch, cap
     def full(self, path):
         raise OSError(28, "No space left on device", str(path))
 
-    digit, every = (pack.nodes["REGDemoPrompt"].execute(digit=d).result[0] for d in ("3", "any digit"))
+    digit, every = (pack.nodes["REGDemoPrompt"].execute(digit=d).result[0] for d in ("3", "no prompt"))
     values = valid["REGCalibrate"] | {"positive": digit, "negative": every, "filename_prefix": "reg_calibration/full"}
     monkeypatch.setattr(pack.import_("reg_core").Calibration, "save", full)
     with caplog.at_level(logging.WARNING):

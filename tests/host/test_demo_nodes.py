@@ -12,8 +12,8 @@ def digits(pack):
     def run(name, **values):
         return pack.nodes[name].execute(**values).result[0]
 
-    prompts = {d: run("REGDemoPrompt", digit=d) for d in ("3", "any digit")}
-    return tiny.Tiny("digits", run("REGDemoModel", variant="digits"), (1, 8, 8), prompts["3"], prompts["any digit"])
+    prompts = {d: run("REGDemoPrompt", digit=d) for d in ("3", "no prompt")}
+    return tiny.Tiny("digits", run("REGDemoModel", variant="digits"), (1, 8, 8), prompts["3"], prompts["no prompt"])
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def clothes(pack):
         return pack.nodes[name].execute(**values).result[0]
 
     assert run("REGDemoLatent", batch_size=2, pictures="fashion")["samples"].shape == (2, 1, 28, 28)
-    prompts = [run("REGDemoPrompt", digit=d) for d in ("dress", "any digit")]
+    prompts = [run("REGDemoPrompt", digit=d) for d in ("dress", "no prompt")]
     return tiny.Tiny("fashion", run("REGDemoModel", variant="fashion_weak"), (1, 28, 28), *prompts)
 
 
@@ -107,12 +107,12 @@ def test_prompts_are_one_class_each(pack):
     for i, name in enumerate(names):
         for prompt in (str(i), name):
             assert torch.equal(run(digit=prompt).result[0][0][0], torch.eye(10)[i][None, None])
-    assert torch.equal(run(digit="0 to 9 in turn").result[0][0][0][:, 0], torch.eye(10))
-    assert not run(digit="any digit").result[0][0][0].any()
+    assert torch.equal(run(digit="all ten in turn").result[0][0][0][:, 0], torch.eye(10))
+    assert not run(digit="no prompt").result[0][0][0].any()
 
 
 def test_digits_in_turn(host, pack, digits):
-    prompt = pack.nodes["REGDemoPrompt"].execute(digit="0 to 9 in turn").result[0]
+    prompt = pack.nodes["REGDemoPrompt"].execute(digit="all ten in turn").result[0]
     out = tiny.sample(digits, positive=prompt, batch=23, steps=12, scheduler="karras")
     classifier = pack.import_("reg_core.demo_models.loading").load_judge("digits")
     assert (classifier(out).argmax(1) == torch.arange(23) % 10).float().mean() > 0.9

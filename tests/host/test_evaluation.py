@@ -33,7 +33,7 @@ WORKFLOW = {
     "2": {"class_type": "REGGuidance", "inputs": {"model": ["1", 0], "form": "row_sum", "engine": "auto", "gain": 1.0, "strength": 1.0, "start_percent": 0.0,
           "end_percent": 1.0, "skip_below": 0.0, "refresh": 1, "data_std": 0.75}},
     "3": {"class_type": "REGDemoPrompt", "inputs": {"digit": "3"}, "_meta": {"title": "Positive"}},
-    "4": {"class_type": "REGDemoPrompt", "inputs": {"digit": "any digit"}},
+    "4": {"class_type": "REGDemoPrompt", "inputs": {"digit": "no prompt"}},
     "5": {"class_type": "REGDemoLatent", "inputs": {"batch_size": 1}},
     "6": {"class_type": "KSampler", "inputs": {"model": ["2", 0], "seed": 1, "steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "karras",
           "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], "denoise": 1.0}},

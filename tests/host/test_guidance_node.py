@@ -305,8 +305,10 @@ def shown(server, steps=3, **settings):
 
 
 def test_the_node_says_what_it_did(server):
-    """Oracle: the line that the server logs for the same run."""
-    said = shown(server)
+    """Oracle: the line that the server logs for the same run. On the node each fact has a line, which is not broken inside a word."""
+    lines = shown(server).splitlines()
+    said = ", ".join(lines)
+    assert len(lines) == 4
     logged = re.findall(r"REG: form row_sum, .*(active in \d+ of \d+ model calls, \d+ % of plain guidance, estimated gain [\d.]+),", server.log)
     assert said.startswith(logged[-1]) and "active in 3 of 3" in said
     assert re.search(r", \+\d+% model evaluations$", said)

@@ -143,8 +143,8 @@ def graph(model, **sampler):
     values = dict(seed=1, steps=12, cfg=4.0, sampler_name="euler", scheduler="karras", denoise=1.0) | sampler
     return {
         "1": {"class_type": "REGDemoModel", "inputs": {"variant": "digits"}},
-        "2": {"class_type": "REGDemoPrompt", "inputs": {"digit": "0 to 9 in turn"}},
-        "3": {"class_type": "REGDemoPrompt", "inputs": {"digit": "any digit"}},
+        "2": {"class_type": "REGDemoPrompt", "inputs": {"digit": "all ten in turn"}},
+        "3": {"class_type": "REGDemoPrompt", "inputs": {"digit": "no prompt"}},
         "4": {"class_type": "REGDemoLatent", "inputs": {"batch_size": 10}},
         **model,
         "8": {"class_type": "KSampler", "inputs": dict(model=[last, 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0], **values)},

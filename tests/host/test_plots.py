@@ -16,7 +16,7 @@ def demo(pack):
     def run(name, **values):
         return pack.nodes[name].execute(**values).result[0]
 
-    prompts = [run("REGDemoPrompt", digit=d) for d in ("3", "any digit")]
+    prompts = [run("REGDemoPrompt", digit=d) for d in ("3", "no prompt")]
     return tiny.Tiny("digits", run("REGDemoModel", variant="digits"), (1, 8, 8), *prompts)
 
 

@@ -47,7 +47,7 @@ def cosine(p, s):
 def test_edm2_on_an_edm_model(host, pack, shape):
     """Heun over Karras levels from 80 to 0.002, as EDM2 samples, though the model itself reaches elsewhere."""
     model = pack.nodes["REGDemoModel"].execute("digits").result[0]
-    positive, negative = (pack.nodes["REGDemoPrompt"].execute(digit).result[0] for digit in ("3", "any digit"))
+    positive, negative = (pack.nodes["REGDemoPrompt"].execute(digit).result[0] for digit in ("3", "no prompt"))
     sigmas = host.k_diffusion_sampling.get_sigmas_karras(6, 0.002, 80.0)
     values = {
         "linear": dict(start=W0 / (CFG - 1), end=W1 / (CFG - 1), axis="edm2"),
@@ -185,7 +185,7 @@ def test_the_curve_editor_reaches_a_real_run_on_a_server(host, pack, all_nodes, 
         return {
             "m": {"class_type": "REGDemoModel", "inputs": {"variant": "digits"}},
             "p": {"class_type": "REGDemoPrompt", "inputs": {"digit": "3"}},
-            "n": {"class_type": "REGDemoPrompt", "inputs": {"digit": "any digit"}},
+            "n": {"class_type": "REGDemoPrompt", "inputs": {"digit": "no prompt"}},
             "l": {"class_type": "REGDemoLatent", "inputs": {"batch_size": 1}},
             "c": {"class_type": "CurveEditor", "inputs": {"curve": {"points": [[0.0, 0.0], [1.0, 0.0]], "interpolation": "linear"}}},
             "s": {"class_type": "REGScheduleCurve", "inputs": {"model": ["m", 0], "points": "0:1", "axis": "step", "curve": ["c", 0]}},

@@ -22,8 +22,8 @@ def digits(model, cfg, batch=3, columns=0):
     """Sampling of the digits model from a fixed seed, and its decoder."""
     return {
         "base": node("REGDemoModel", variant="digits"),
-        "positive": node("REGDemoPrompt", digit="0 to 9 in turn"),
-        "negative": node("REGDemoPrompt", digit="any digit"),
+        "positive": node("REGDemoPrompt", digit="all ten in turn"),
+        "negative": node("REGDemoPrompt", digit="no prompt"),
         "latent": node("REGDemoLatent", batch_size=batch),
         "sampler": node(
             "KSampler", model=model, cfg=cfg, seed=7, steps=STEPS, sampler_name="euler", scheduler="karras", denoise=1.0,

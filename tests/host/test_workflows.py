@@ -28,7 +28,7 @@ WITHOUT_DOWNLOAD = {
 }  # fmt: skip
 NEEDS = {workflows.title(family): family for family in FAMILIES}
 DRAWN = {"SD1.5": "sd15", "SDXL": "sdxl", "SD3.5": "sd3", "Chroma": "chroma", "Z-Image": "z_image", "Wan 2.2": "wan"}  # by tiny models
-WIDEST, TALLEST = 1650, 1350  # px: newer pages fit a template into the window, and draw no text below about 57 %
+WIDEST, TALLEST = 1650, 1160  # px: newer pages fit a template into the window, and draw no text below about 57 %
 GUTTER = 2  # px: a wire may touch a border
 
 
