@@ -15,7 +15,9 @@ ENGLISH = json.loads(WORDS.read_text(encoding="utf-8"))
 
 def described(schema, *aliases):
     """The schema with its English words (locales/en), and with search words on hosts that have them."""
-    words = ENGLISH[schema.node_id]
+    words = ENGLISH.get(schema.node_id)
+    if words is None:
+        raise KeyError(f"locales/en/nodeDefs.json has no words for {schema.node_id}")
     schema.display_name, schema.description = words["display_name"], words["description"]
     for given in schema.inputs:
         given.tooltip = words["inputs"][given.id]["tooltip"]

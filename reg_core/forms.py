@@ -15,8 +15,6 @@ from .checks import shortened
 from .space import expand, flat
 
 PRODUCT_FORMS = ("row_sum", "scalar", "product")  # need a product with J
-FREE_FORMS = ("schedule", "calibrated")  # known before the model is called
-FORMS = (*PRODUCT_FORMS, *FREE_FORMS, "off")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +61,11 @@ def rectify_by_factor(v: Tensor, factor: Tensor) -> Rectified:
 def schedule_factor(sigma_ve: Tensor, data_std: float) -> Tensor:
     """c = V / (V + sigma_ve^2) [B], V = data_std^2: J of isotropic Gaussian data (0 at sigma_ve infinite)."""
     return data_std**2 / (data_std**2 + sigma_ve**2)
+
+
+FORMULAS = {"schedule": schedule_factor}  # form -> c [B] of sigma_ve [B] and data_std
+FREE_FORMS = (*FORMULAS, "calibrated")  # known before the model is called
+FORMS = (*PRODUCT_FORMS, *FREE_FORMS, "off")
 
 
 def blend(v: Tensor, full: Rectified, strength: float, gain: float = 1.0) -> Rectified:

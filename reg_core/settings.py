@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .checks import LARGEST, SMALLEST, number, one_of, shortened, whole
-from .forms import FORMS, FREE_FORMS, schedule_factor
+from .forms import FORMS, FORMULAS, FREE_FORMS
 from .schedule import within
 
 ENGINES = ("auto", "finite_difference", "reverse")
@@ -91,9 +91,9 @@ class Settings:
 
     def free_factor(self, sigma_ve: Tensor) -> Tensor:
         """c [B] of a free form at sigma_ve [B]."""
-        if self.form == "schedule":
-            return schedule_factor(sigma_ve, self.data_std)
-        return self.calibration(sigma_ve)
+        if self.form == "calibrated":
+            return self.calibration(sigma_ve)
+        return FORMULAS[self.form](sigma_ve, self.data_std)
 
     def why_plain(self, weight: float, sigma: Tensor) -> str:
         """Why a call of guidance weight w = cfg - 1 at sigma [B] is not rectified; "" where it is."""

@@ -205,9 +205,15 @@ class Run:
             return math.nan
         for row in self.rows:
             if row.skipped and math.isfinite(row.sigma_ve):
-                near = min(known, key=lambda level: abs(math.log(level / row.sigma_ve)))
-                known[row.sigma_ve] = carried_share(known[near], row.sigma_ve / near)
+                known[row.sigma_ve] = self._skipped_share(row.sigma_ve, known)
         return mean_share(*zip(*known.items(), strict=True), self.settings.data_std)
+
+    def _skipped_share(self, level: float, known: dict[float, float]) -> float:
+        """At sigma_ve `level`, where guidance was left out: by the formula, or from the nearest call."""
+        if self.settings.free:
+            return float(self.settings.free_factor(torch.tensor([level])))
+        near = min(known, key=lambda other: abs(math.log(other / level)))
+        return carried_share(known[near], level / near)
 
     @property
     def seconds(self) -> float:

@@ -1,7 +1,7 @@
 """Keeps web/docs/<node>/<language>.md, the in-app help in other languages, at the English pages, web/docs/<node>.md.
 
 python tools/help_languages.py             what is missing, out of date or left over
-python tools/help_languages.py accept zh   the Chinese pages are translations of the present English
+python tools/help_languages.py accept zh REGGrid ...   these Chinese pages are translations of the present English ones
 
 The last line of a page says which English it was made from. `accept` writes it, and what the tables say of names, ranges
 and defaults. The tool reads these from the English page, and the names on the page from locales/. The words for them
@@ -88,14 +88,14 @@ def trouble(language: str, english: dict[str, str]) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments not in ([], *(["accept", language] for language in LANGUAGES)):
-        print(__doc__, f"\nLanguages: {' '.join(LANGUAGES)}", file=sys.stderr)
-        return 2
     english = pages()
-    for language in arguments[1:]:
-        for node_id, page in english.items():
-            if (path := path_of(node_id, language)).is_file():
-                path.write_text(completed(path.read_text(encoding="utf-8"), page, node_id, language), encoding="utf-8", newline="\n")
+    command, language, *names = [*arguments, "", ""][: max(2, len(arguments))]
+    if arguments and not (command == "accept" and language in LANGUAGES and names and set(names) <= english.keys()):
+        print(__doc__, f"\nLanguages: {' '.join(LANGUAGES)}. Pages: {' '.join(english)}", file=sys.stderr)
+        return 2
+    for name in names:
+        path = path_of(name, language)
+        path.write_text(completed(path.read_text(encoding="utf-8"), english[name], name, language), encoding="utf-8", newline="\n")
     found = {language: trouble(language, english) for language in LANGUAGES}
     for language, problems in found.items():
         for node_id, why in problems.items():

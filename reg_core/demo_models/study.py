@@ -10,7 +10,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from ..drawing import FORM_COLORS, form_color
+from ..drawing import form_color
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "evidence" / "fashion.json"
 SETUPS = {
@@ -21,7 +21,6 @@ SETUPS = {
 }
 LOW_SIGMA = 2.0  # form "interval": CFG that guides at these noise levels only
 EVERYWHERE, LOW = "0,inf", f"0,{LOW_SIGMA:g}"
-COLORS = {form: form_color(form) for form in FORM_COLORS if form != "optimum"}
 # Weights as strong as plain CFG's weight of 1: at equal Inception score, on the weak models.
 RATIOS = {
     "fashion": {
@@ -34,6 +33,7 @@ RATIOS = {
     },
     "digits": {"row_sum": 2.6, "product": 2.5, "scalar": 2.9, "calibrated": 2.9, "schedule": 2.6},
 }
+COLORS = {form: form_color(form) for form in ("off", *RATIOS["fashion"])}
 
 
 def results() -> list[dict]:

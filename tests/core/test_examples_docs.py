@@ -9,7 +9,7 @@ import hosts
 import pytest
 import torch
 
-from reg_core import presets
+from reg_core import Calibration, Settings, presets
 
 PAGE = (hosts.ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
@@ -94,10 +94,20 @@ def test_linear_of_dit_runs_as_the_page_says():
 def test_the_schedule_of_extending_runs():
     """Oracle: by hand. No guidance in the first 30 % of 18 levels (positions i / 17), weight 3 from there."""
     page = (hosts.ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "reg_core" in block)
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "class Late" in block)
     scope = run([block], {"__name__": "extending"})
     levels = scope["sigmas"].tolist()[:18]
     assert [scope["weight"](sigma) for sigma in levels] == [0.0] * 6 + [3.0] * 12
+
+
+def test_the_table_of_extending_is_a_form(tmp_path, monkeypatch):
+    """Oracle: the page's own formula at a level between those of the table."""
+    page = (hosts.ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "half.safetensors" in block)
+    monkeypatch.chdir(tmp_path)
+    run([block], {"__name__": "extending"})
+    settings = Settings(form="calibrated", calibration=Calibration.load("half.safetensors"))
+    assert settings.free_factor(torch.tensor([1.3])).item() == pytest.approx((0.49 / (0.49 + 1.3**2)) ** 0.5, rel=0.01)
 
 
 def test_the_form_of_extending_is_all_that_a_form_needs(monkeypatch):

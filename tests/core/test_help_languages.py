@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tools.help_languages import FACTS, LANGUAGES, MADE_FROM, completed, pages, path_of, rows, translated, trouble
+from tools.help_languages import FACTS, FOLDER, LANGUAGES, MADE_FROM, completed, main, pages, path_of, rows, translated, trouble
 from tools.locales import load
 
 ENGLISH = pages()
@@ -76,3 +76,12 @@ def test_a_changed_page_is_named(tmp_path):
     node_id = "REGGuidance"
     assert trouble("zh", ENGLISH | {node_id: ENGLISH[node_id] + "\nMore.\n"}) == {node_id: "out of date"}
     assert trouble("zh", ENGLISH | {"REGOther": "text"}) == {"REGOther": "missing"}
+
+
+def test_only_pages_that_are_named_are_accepted(capsys):
+    """Nobody has read the others. Oracle: the files' bytes."""
+    before = {path: path.read_bytes() for path in FOLDER.glob("*/*.md")}
+    for arguments in (["accept", "zh"], ["accept", "xx", "REGGrid"], ["accept", "zh", "REGNothing"], ["accept"]):
+        assert main(arguments) == 2 and "Pages: REGAutoguidance" in capsys.readouterr().err
+    assert main(["accept", "zh", "REGGrid"]) == 0
+    assert before == {path: path.read_bytes() for path in FOLDER.glob("*/*.md")}

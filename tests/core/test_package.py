@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import reg_core
+from reg_core.forms import FREE_FORMS
 
 ROOT = Path(reg_core.__file__).resolve().parents[1]
 LAYERS = {"nodes": 0, "nodes/hooks": 1, "nodes/host": 2, "nodes/backward": 3, "reg_core": 4}
@@ -104,3 +106,10 @@ def test_names_mean_one_thing():
     assert "Call" not in found
     for name in ("sweep.py", "plots.py"):
         assert [path for path in files if path.name == name] == [ROOT / "nodes" / name]
+
+
+def test_the_page_knows_the_free_forms():
+    """Oracle: the script that hides inputs, which Python does not read."""
+    script = (ROOT / "web/js/reg.js").read_text(encoding="utf-8")
+    named = re.search(r"const FREE = \[(.*?)\]", script)[1]
+    assert set(re.findall(r'"(\w+)"', named)) == {*FREE_FORMS, "off"}

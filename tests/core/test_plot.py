@@ -1,5 +1,6 @@
 """Pictures, read back: curves by the pixels between the grid lines, heat maps by their brightness, sheets by their crops."""
 
+import itertools
 import math
 
 import numpy
@@ -315,9 +316,8 @@ def test_a_table_is_drawn_with_its_error():
 def test_every_form_has_a_colour_of_its_own():
     assert set(FORMS) <= set(FORM_COLORS)
     for theme in THEMES:
-        colors = [rgb(form_color(form, theme)) for form in FORM_COLORS]
-        apart = [abs(a - b).sum() for i, a in enumerate(colors) for b in colors[:i]]
-        assert min(apart) > 60
+        colors = {form: rgb(form_color(form, theme)) for form in FORM_COLORS}
+        assert not [(theme, a, b) for a, b in itertools.combinations(colors, 2) if abs(colors[a] - colors[b]).sum() <= 60]
 
 
 # Heat maps

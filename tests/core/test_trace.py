@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import counted_pair
 
-from reg_core import Branches, Guided, Point, Rectified, Rectifier, Row, Run, Settings, Trace, karras_sigmas, sample_heun
+from reg_core import Branches, Calibration, Guided, Point, Rectified, Rectifier, Row, Run, Settings, Trace, karras_sigmas, sample_heun
 from reg_core.trace import WINDOW, mean_share
 
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -166,3 +166,14 @@ def test_equal_prompts_leave_nothing_to_measure():
     run(Branches(lambda x, sigma: x / 2, lambda x, sigma: x / 2), POINT)
     assert math.isnan(run.run.share) and "did nothing in 1 model calls" in run.run.summary()
     assert run.run.active == [] and "both prompts give the same prediction" in run.run.rows[0].note
+
+
+def test_the_estimated_gain_of_a_free_form_knows_what_was_skipped():
+    """Oracle: the formula of `schedule` at the level that was skipped, far above the calls that were not."""
+    run = Run(Settings(form="schedule", data_std=1.0))
+    known = {level: 1 / (1 + level**2) for level in (0.5, 1.0)}
+    run._rows += [Row(sigma=level, sigma_ve=level, share=share, engine="none needed", guidance_norm=1.0) for level, share in known.items()]
+    run._rows.append(Row(sigma=9.0, sigma_ve=9.0, skipped=True))
+    assert run._skipped_share(9.0, known) == pytest.approx(1 / 82)
+    settings = Settings(form="calibrated", calibration=Calibration(torch.tensor([1.0, 9.0]), torch.tensor([0.5, 0.3]), torch.zeros(2), "scalar"))
+    assert Run(settings)._skipped_share(9.0, known) == pytest.approx(0.3), "of a form that is no Gaussian's, too"

@@ -304,11 +304,18 @@ def test_families_draw_what_an_independent_reg_draws(family, server, here, host,
     result = server.run(prompt, timeout=300)
     theirs = {end: numpy.stack([pixels(server.view(image)) for image in result.images(end)]) for end in ends}
 
+    flow = arch not in ("sd15", "sdxl")
+
+    def share(sigma_ve):
+        """Of plain guidance, for clean latents of standard deviation 1."""
+        return 1 / (1 + sigma_ve**2)
+
     class Oracle:
         FUNCTION = "run"
 
         def run(self, model, **settings):
-            return reg.oracle_model(model, flow=arch not in ("sd15", "sdxl"), h=0.005, gain=settings["gain"]), None
+            assert settings["form"] == "schedule"
+            return reg.oracle_model(model, factor=lambda sigma: share(sigma / (1 - flow * sigma)), gain=settings["gain"]), None
 
     class Plain:
         FUNCTION = "run"

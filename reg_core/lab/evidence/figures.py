@@ -27,7 +27,7 @@ from ..mixtures.zoo import Pair, pair  # noqa: E402
 from . import fashion  # noqa: E402
 from .tables import name_of  # noqa: E402
 
-COLOURS = {form: form_color(form) for form in FORM_COLORS}
+COLORS = {form: form_color(form) for form in FORM_COLORS}
 matplotlib.rcParams["figure.dpi"] = 100
 
 
@@ -79,9 +79,9 @@ def toy(path: Path, weight: float = 1.0, nodes: int = 161) -> Path:
     figure, axes = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
     for column, sigma in zip(axes[0], (0.2, 0.5, 1.0), strict=True):
         best, style = Optimum(p, weight).evaluate(x, sigma).shift, {"linewidth": 3, "alpha": 0.6}
-        column.plot(x, best, color=COLOURS["optimum"], label="optimum", **style)
+        column.plot(x, best, color=COLORS["optimum"], label="optimum", **style)
         for form in ("off", "row_sum", "schedule"):
-            style = {"color": COLOURS[form], "linestyle": "--" if form == "schedule" else "-"}
+            style = {"color": COLORS[form], "linestyle": "--" if form == "schedule" else "-"}
             column.plot(x, weight * difference(p, x, sigma, form)[1], label=name_of(form), **style)
         column.set(title=f"sigma {sigma:g}", xlabel="x")
     axes[0, 0].set_ylabel("guidance added to D, x0 units")
@@ -146,7 +146,7 @@ def by_sigma(rows: list[dict], path: Path, weight: float = 1.0) -> Path:
         mine = [r for r in rows if (r["pair"], r["weight"]) == (name, weight) and r["sigma"] is not None]
         for form in MIXTURE_FORMS[1:]:
             points = [(r["sigma"], r["relative_rms"]) for r in mine if r["form"] == form]
-            style = {"color": COLOURS[form], "linestyle": "--" if form == "schedule" else "-"}
+            style = {"color": COLORS[form], "linestyle": "--" if form == "schedule" else "-"}
             ax.plot(*zip(*points, strict=True), label=form, linewidth=1.5, **style)
         ax.axhline(1, color="black", linestyle=":")
         ax.set(xscale="log", yscale="log", title=name, ylim=(0.01, 10))
@@ -165,7 +165,7 @@ def ends(rows: list[dict], path: Path) -> Path:
         for form in ("off", "schedule", "row_sum", "optimum"):  # in 1-D scalar and product are row_sum
             mine = [r for r in rows if (r["pair"], r["form"]) == (name, form)]
             mine = sorted(mine, key=lambda r: r["weight"])
-            weights, colour = [r["weight"] for r in mine], COLOURS[form]
+            weights, colour = [r["weight"] for r in mine], COLORS[form]
             nominal = [r["distance"] for r in mine]
             ax.plot(weights, nominal, "-o", markersize=3, color=colour, label=name_of(form))
             if form != "optimum":
@@ -189,12 +189,12 @@ def front_panels(found: dict[tuple[str, str, str], Front], path: Path) -> Path:
     for ax in axes.flat[len(bases) :]:
         ax.axis("off")
     for ax, base in zip(axes.flat, bases, strict=False):
-        group = [f for key, f in found.items() if key[:2] == base and key[2] in COLOURS]
+        group = [f for key, f in found.items() if key[:2] == base and key[2] in COLORS]
         for front in sorted(group, key=lambda f: f.form != "off"):
             (score, fid), (score_std, fid_std) = (
                 [getattr(front.values[m], what)(1) for m in ("is_", "fid")] for what in ("mean", "std")
             )
-            style = {"color": COLOURS[front.form], "linestyle": "--" if front.form in FREE_FORMS else "-"}
+            style = {"color": COLORS[front.form], "linestyle": "--" if front.form in FREE_FORMS else "-"}
             style |= {"marker": ".", "elinewidth": 0.6, "linewidth": 1.3}
             ax.errorbar(score, fid, fid_std, score_std, label=name_of(front.form, base[0]), **style)
         _zoom(ax, group)
@@ -211,7 +211,7 @@ def fashion_panels(found: dict[tuple[str, str, str], Front], path: Path) -> Path
     for ax, (setup, group) in zip(axes.flat, groups.items(), strict=True):
         for row, front in group.items():
             score, fid = (front.values[m] for m in ("is_", "fid"))
-            style = {"color": COLOURS[row], "linestyle": "--" if row in FREE_FORMS else "-", "marker": "."}
+            style = {"color": COLORS[row], "linestyle": "--" if row in FREE_FORMS else "-", "marker": "."}
             style |= {"linewidth": 1.3, "elinewidth": 0.6}
             label = {"off": "CFG or autoguidance", fashion.INTERVAL_ROW: "CFG in an interval"}.get(row, row)
             ax.errorbar(score.mean(1), fid.mean(1), fid.std(1), score.std(1), label=label, **style)
@@ -242,14 +242,14 @@ def corrections(results: dict[Trial, dict], path: Path) -> Path:
     setups = [s for s in SETUPS if any(key[0] == s for key in chosen)]
     figure, axes = _panels(1, len(setups), (3.6 * len(setups), 3.4), sharey=True)
     for ax, setup in zip(axes.flat, setups, strict=True):
-        for form in COLOURS:
+        for form in COLORS:
             if (trial := chosen.get((setup, form))) is None:
                 continue
             sigma, mean, low, high = np.array(results[trial]["correction"]).T
-            style = {"color": COLOURS[form], "linestyle": "--" if form in FREE_FORMS else "-"}
+            style = {"color": COLORS[form], "linestyle": "--" if form in FREE_FORMS else "-"}
             ax.plot(sigma, mean, label=f"{form}, w = {trial.weight:g}", **style)
             if form not in FREE_FORMS:
-                ax.fill_between(sigma, low, high, color=COLOURS[form], alpha=0.12)
+                ax.fill_between(sigma, low, high, color=COLORS[form], alpha=0.12)
         ax.axhline(1, color="black", linestyle=":")
         ax.set(xscale="log", xlabel="sigma", title=setup)
         ax.legend(fontsize=7)
