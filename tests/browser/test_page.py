@@ -128,18 +128,23 @@ def test_clothes_are_run_from_the_page(comfy, server):
 
 
 def test_help_opens(comfy):
+    opened_help(comfy, REPO / "web/docs/REGGuidance.md")
+    comfy.shot("help")
+    comfy.page.keyboard.press("Escape")
+
+
+def opened_help(comfy, file):
+    """The help of REG Guidance has all headings and pictures of a file."""
     comfy.load(EMPTY)
     comfy.page.evaluate(
         "() => { const n = LiteGraph.createNode('REGGuidance'); n.pos = [700, 400]; app.graph.add(n); app.canvas.ds.reset();app.canvas.selectNode(n); }"
     )
     comfy.page.get_by_test_id("info-button").first.click()
-    headings = [line[3:] for line in (REPO / "web/docs/REGGuidance.md").read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
+    headings = [line[3:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
     for heading in headings:
         comfy.page.get_by_role("heading", name=heading).wait_for(state="attached")
     comfy.page.wait_for_function("[...document.querySelectorAll('img[src*=\"docs\"]')].length && "
                                  "[...document.querySelectorAll('img[src*=\"docs\"]')].every(i => i.complete && i.naturalWidth > 0)")  # fmt: skip
-    comfy.shot("help")
-    comfy.page.keyboard.press("Escape")
 
 
 @pytest.mark.parametrize("name,typed,alias", [
@@ -223,6 +228,8 @@ def test_other_languages(language, browser, translated_server):
         tab.load(read(CLOTHES))
         tab.fit()
         tab.shot(f"language {language}")
+        opened_help(tab, REPO / "web/docs/REGGuidance" / f"{language}.md")
+        tab.shot(f"help {language}")
     finally:
         tab.close()
 

@@ -100,6 +100,8 @@ def test_the_server_serves_what_the_page_asks_for(server):
     seen = set()
     for node_id, page in PAGES.items():
         assert server.get(f"{ROUTE}/{node_id}.md", raw=True).decode() == page
+        for language in ("zh", "ja", "ko"):
+            assert server.get(f"{ROUTE}/{node_id}/{language}.md", raw=True).decode() == (FOLDER / node_id / f"{language}.md").read_text(encoding="utf-8")
         pictures = PICTURE.findall(page)
         assert pictures, node_id
         for link in pictures:
