@@ -88,10 +88,11 @@ RATIOS = [
     ratio("cuda", "sdxl_v_1024_b1", "skipping"),
 ]
 MEASURED = [best_fid("off", "0,2"), fid_at(8.0, "off", "0,2"), evaluations(2.0), *RATIOS, *AUTHORS]
+MEASURED += [points(form)[w][1] for form, cfgs in {"schedule": (1.0, 1.5, 2.5, 4.0), "off": (1.0, 1.5)}.items() for w in cfgs]
 MEASURED += [value for form in ("off", *FORMS) for value in (best_fid(form), fid_at(8.0, form))]
 # Numbers that were not measured, and where they are stated.
 STATED = {
-    r"[1235]|1\.[357]|2\.[125]|4\.3": ("reg_core/demo_models/study.py", "RATIOS"),  # cfg, gain, batch: settings
+    r"[1235]|1\.[357]|2\.[125]|3\.5|4\.3": ("reg_core/demo_models/study.py", "RATIOS"),  # cfg, gain, batch: settings
     r"256|512|1024|20": ("docs/cost.md", "{} ?(?:x|steps)"),
     r"0\.05": ("benchmarks/suites.py", "SKIP_BELOW = {}"),
     r"8": ("tests/core/test_readme.py", "fid_at\\({}\\.0, form\\)"),
