@@ -38,15 +38,15 @@ const COLORS = { REG_TRACE: "#9fe0a0", REG_CALIBRATION: "#ff8fb8", REG_REWARD: "
 const SIZES = { REGTracePlot: [560, 860], REGSchedulePlot: [560, 640], REGCalibrate: [560, 1000] }
 
 app.registerExtension({
-    name: "ComfyUI-REG.looks",
+    name: "comfyuireg.looks",
     setup() {
         for (const [type, color] of Object.entries(COLORS)) { // for the canvas; a palette that is loaded empties other colours
             for (const colors of [app.canvas.default_connection_color_byType, LGraphCanvas.link_type_colors])
                 Object.defineProperty(colors, type, { get: () => color, set() {}, enumerable: true, configurable: true })
         }
-        const style = document.createElement("style") // for Vue; a palette removes what is set on an element itself
-        style.textContent = `:root { ${Object.entries(COLORS).map(([type, color]) => `--color-datatype-${type}: ${color};`).join(" ")} }`
-        document.head.append(style)
+        const style = new CSSStyleSheet() // for Vue; a palette removes what is set on an element itself
+        style.replaceSync(`:root { ${Object.entries(COLORS).map(([type, color]) => `--color-datatype-${type}: ${color};`).join(" ")} }`)
+        document.adoptedStyleSheets.push(style)
     },
     nodeCreated(node) {
         const size = SIZES[node.comfyClass] // a saved node has one, which it gets later
@@ -55,7 +55,7 @@ app.registerExtension({
 })
 
 app.registerExtension({
-    name: "ComfyUI-REG.idle_widgets",
+    name: "comfyuireg.idle_widgets",
     nodeCreated(node) {
         const idle = IDLE[node.comfyClass]
         if (!idle) return
