@@ -161,13 +161,10 @@ def klein(g: Graph, family: Family) -> dict:
 def edited(g: Graph, family: Family) -> None:
     """A picture changed by a prompt."""
     vae = g.add("VAELoader", 0, vae_name=family.file("vae")), 0
-    given = g.add("LoadImage", 0, "Picture to change", size=(None, 190), image="example.png"), 0
+    given = g.add("LoadImage", 0, "Picture to change", image="example.png"), 0
     scaled = g.add("FluxKontextImageScale", 0, image=given), 0
     clip, model = text_encoder(g, family), expert(g, family, 0)
-    g.note(0, note_for(family))
-    bus = g.through(2, vae)
-    g.reach(SAMPLERS - LANE, 2)
-    bus = g.through(2, bus, right=True)
+    bus = g.through(2, g.through(1, vae), right=True)
     g.reach(LANE, 1)
     links = {}
     for title, text in (("Positive", EDIT), ("Negative", family.negative)):
@@ -177,8 +174,9 @@ def edited(g: Graph, family: Family) -> None:
     links["latent_image"] = g.add("VAEEncode", 1, pixels=scaled, vae=vae), 0
     model = g.add("CFGNorm", 1, model=model), 0
     reg = rectified(g, family, 1, model)
-    g.reach(SAMPLERS, 2)
+    g.reach(LANE, 2)
     branches(g, family, {"plain CFG": model, "REG": reg}, links, bus)
+    g.note(2, note_for(family))
 
 
 def film(g: Graph, family: Family, column: int, images: tuple, **sound) -> None:
