@@ -27,9 +27,9 @@ WIDTHS = {
     "WanImageToVideo": 230, "LTXVConditioning": 210, "LTXVConcatAVLatent": 210, "LTXVSeparateAVLatent": 230, "LTXVScheduler": 230, "SamplerCustomAdvanced": 220,
 }  # fmt: skip
 ROOM = {  # for what nodes show, px
-    "PreviewImage": 300, "LoadImage": 214, "REGTracePlot": 420, "PreviewAny": 120, "REGGuidance": 46, "REGSweep": 50,
+    "PreviewImage": 300, "LoadImage": 214, "REGTracePlot": 420, "PreviewAny": 120, "REGGuidance": 46, "REGSweep": 50, "CreateVideo": 30,
 }  # fmt: skip
-TALL = {"CLIPTextEncode": 84, "TextEncodeQwenImageEditPlus": 84}  # a text area: the height given
+TALL = {"CLIPTextEncode": 84, "TextEncodeQwenImageEditPlus": 172}  # a text area: the height given
 ROW, WIDGET, BORDER, REROUTE = 20, 24, 14, 26  # px: a socket, a widget, around them; a reroute
 LINE, LETTERS = 17, 40  # of a note: px a line, letters in it
 UNSAVED = ("IMAGECOMPARE",)  # widgets whose value the page does not keep
