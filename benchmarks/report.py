@@ -112,6 +112,9 @@ def verdict(results: list[dict]) -> str:
         f"on an NVIDIA A40 over all their models. For SDXL at 1024 px they state {AUTHORS_SDXL[0]} to {AUTHORS_SDXL[1]} GB. "
         "Their method is `reverse` here, at refresh 1."
     )
+    others = [case for result in results for case in result["cases"] if case["axis"] or not _compared(case)]
+    if most := [case["modes"]["default"]["time"]["median"] for case in others if "default" in case["modes"]]:
+        stated += f" The table leaves out autoguidance and the sweeps over size, batch and steps. There the default takes up to {max(most):.2f}."
     return "\n".join([*("| " + " | ".join(row) + " |" for row in rows), "", stated, ""])
 
 
