@@ -168,12 +168,13 @@ def test_equal_prompts_leave_nothing_to_measure():
     assert run.run.active == [] and "both prompts give the same prediction" in run.run.rows[0].note
 
 
-def test_the_estimated_gain_of_a_free_form_knows_what_was_skipped():
-    """Oracle: the formula of `schedule` at the level that was skipped, far above the calls that were not."""
-    run = Run(Settings(form="schedule", data_std=1.0))
-    known = {level: 1 / (1 + level**2) for level in (0.5, 1.0)}
-    run._rows += [Row(sigma=level, sigma_ve=level, share=share, engine="none needed", guidance_norm=1.0) for level, share in known.items()]
-    run._rows.append(Row(sigma=9.0, sigma_ve=9.0, skipped=True))
-    assert run._skipped_share(9.0, known) == pytest.approx(1 / 82)
-    settings = Settings(form="calibrated", calibration=Calibration(torch.tensor([1.0, 9.0]), torch.tensor([0.5, 0.3]), torch.zeros(2), "scalar"))
-    assert Run(settings)._skipped_share(9.0, known) == pytest.approx(0.3), "of a form that is no Gaussian's, too"
+def test_the_estimated_gain_of_a_free_form_does_not_depend_on_skip_below():
+    """A table of another slope than Gaussian data has. Oracle: the mean of its formula over log sigma."""
+    sigma = torch.logspace(-2, 2, 200)
+    table = Calibration(sigma, (1 / (1 + sigma**2)).sqrt(), torch.zeros(200), "scalar")
+    runs = [sampled(Settings(form="calibrated", calibration=table, skip_below=share)) for share in (0.0, 0.05, 0.5)]
+    gains, skipped = [run.estimated_gain for run in runs], [sum(row.skipped for row in run.rows) for run in runs]
+    assert skipped[0] == 0 < skipped[1] < skipped[2] < len(runs[2].rows)
+    levels = np.geomspace(*WINDOW, 20001)
+    assert gains == pytest.approx([1 / np.mean((1 + levels**2) ** -0.5)] * 3, rel=0.02)
+    assert gains[1:] == pytest.approx(gains[:1] * 2, rel=1e-4)
