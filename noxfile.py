@@ -46,6 +46,14 @@ def host_requirements(host: Path) -> list[str]:
     return [line for line in lines if line and re.split(r"[^\w.-]", line)[0].lower() not in NOT_FROM_HOST]
 
 
+def with_host(session: nox.Session, extras: str, *more: str, torch: tuple[str, str] = (TORCH, TORCHVISION)) -> str:
+    """The folder of the ComfyUI to test in, once all that it and this project's `extras` need is installed. `torch`: with its torchvision."""
+    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
+    needed = (torch[0], "-e", extras, *more, *UNLISTED, *host_requirements(Path(host)))
+    install(session, (torch[0],), (torch[1], "--no-deps"), needed)  # torchvision's compiled operators may not fit a CPU torch; no test needs them
+    return host
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """The demonstration, on a CPU: `nox -s demo -- --help`."""
@@ -63,13 +71,7 @@ def lab(session: nox.Session) -> None:
 @nox.session
 def test(session: nox.Session) -> None:
     """The core's tests, the host tests, and those that sample once more with PyTorch's attention. Arguments go to each pytest."""
-    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
-    install(
-        session,
-        (TORCH,),
-        (TORCHVISION, "--no-deps"),  # its compiled operators may not fit a CPU torch; the tests do not need them
-        (TORCH, "-e", ".[lab,test]", *UNLISTED, *host_requirements(Path(host))),
-    )
+    host = with_host(session, ".[lab,test]")
     env = {"COMFYUI_PATH": host, "OMP_NUM_THREADS": "1"}  # a process a core, whole files to each: servers and models are made once a file
     spread = ("-n", "auto", "--dist", "loadfile")
     session.run("pytest", "tests/core", *spread, *session.posargs, env=env)
@@ -81,9 +83,7 @@ def test(session: nox.Session) -> None:
 @nox.session
 def oldest(session: nox.Session) -> None:
     """The engines on the oldest PyTorch supported, which lacks what newer ones do by themselves. Arguments go to each pytest."""
-    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
-    torch, torchvision = OLDEST
-    install(session, (torch,), (torchvision, "--no-deps"), (torch, "-e", ".[lab,test]", *UNLISTED, *host_requirements(Path(host))))
+    host = with_host(session, ".[lab,test]", torch=OLDEST)
     env = {"COMFYUI_PATH": host, "OMP_NUM_THREADS": "1", "REG_TEST_ATTENTION": "pytorch"}
     core = ("jacobian", "rectifier", "refresh", "skipping", "guided", "closed_form", "precision")
     for folder, names in (("core", core), ("host", ("engines", "families", "memory", "weights"))):
@@ -93,13 +93,7 @@ def oldest(session: nox.Session) -> None:
 @nox.session
 def browser(session: nox.Session) -> None:
     """The real page in a real browser, with the pinned ComfyUI's own frontend; screenshots go to out/browser. Arguments go to pytest."""
-    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
-    install(
-        session,
-        (TORCH,),
-        (TORCHVISION, "--no-deps"),
-        (TORCH, "-e", ".[lab,test]", "playwright", *UNLISTED, *host_requirements(Path(host))),
-    )
+    host = with_host(session, ".[lab,test]", "playwright")
     if not Path("/usr/bin/chromium").exists():
         session.run("playwright", "install", *(["--with-deps"] if os.environ.get("CI") else []), "chromium")
     newer = Path(session.virtualenv.location) / "frontend"  # the pinned one loses translations of packs
@@ -112,13 +106,7 @@ def browser(session: nox.Session) -> None:
 @nox.session
 def soak(session: nox.Session) -> None:
     """A thousand mixed prompts, cancels and bad inputs on one server, into docs/soak.md: ten minutes. Shorter: `nox -s soak -- --prompts 60`."""
-    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
-    install(
-        session,
-        (TORCH,),
-        (TORCHVISION, "--no-deps"),
-        (TORCH, "-e", ".[test]", *UNLISTED, *host_requirements(Path(host))),
-    )
+    host = with_host(session, ".[test]")
     env = {"COMFYUI_PATH": host, "OMP_NUM_THREADS": "1"}
     session.run("python", "-m", "tests.host.soak", *(session.posargs or ("--out", "docs/soak.md")), env=env)
 
@@ -126,13 +114,7 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time and memory beside plain guidance, into docs/cost.md: on CUDA where there is a device. `nox -s bench -- --help`."""
-    host = session.run("python", "tests/host/setup_host.py", silent=True).strip().splitlines()[-1]
-    install(
-        session,
-        (TORCH,),
-        (TORCHVISION, "--no-deps"),
-        (TORCH, "-e", ".[bench]", *UNLISTED, *host_requirements(Path(host))),
-    )
+    host = with_host(session, ".[bench]")
     session.run("python", "-m", "benchmarks", *session.posargs, env={"COMFYUI_PATH": host})
 
 

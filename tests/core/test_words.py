@@ -56,7 +56,7 @@ def test_a_long_sentence_is_found():
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "DEVELOPERS.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem)
 def test_names_of_the_library_in_the_pages_exist(page):
-    """Oracle: Python's own import. A module that went away stayed in a page once."""
+    """Oracle: Python's own import."""
     for name in set(re.findall(r"\breg_core(?:\.\w+)+", page.read_text(encoding="utf-8"))):
         found = importlib.import_module("reg_core")
         for part in name.split(".")[1:]:

@@ -26,6 +26,13 @@ def clothes(pack):
     return tiny.Tiny("fashion", run("REGDemoModel", variant="fashion_weak"), (1, 28, 28), *prompts)
 
 
+def test_an_optional_input_that_is_null_has_its_default(pack):
+    """Graphs made by other programs write null. Oracle: the same call without the input."""
+    demo = pack.nodes["REGDemoLatent"]
+    null, without = (demo.execute(batch_size=2, **more).result[0]["samples"] for more in ({"pictures": None}, {}))
+    assert null.shape == without.shape == (2, 1, 8, 8)
+
+
 @pytest.mark.parametrize("variant", ["digits", "digits_weak", "fashion", "fashion_weak"])
 def test_the_model_is_the_librarys_denoiser(host, pack, digits, clothes, variant):
     digits = clothes if variant.startswith("fashion") else digits
