@@ -312,7 +312,8 @@ def main() -> None:
     models = (("digits", 3.0), ("digits_weak", 3.0), ("fashion", 2.0), ("fashion_weak", 2.0))
     save("REGDemoModel", strips([(f"{name}, cfg {cfg:g}", guided(name=name, cfg=cfg)) for name, cfg in models]))
     one, clothes = torch.full((ACROSS,), 8), {"name": "fashion_weak", "cfg": 2.0}
-    save("REGDemoPrompt", strips([("bag", guided(one, **clothes)), ("all ten in turn", guided(**clothes)), ("no prompt", guided(None, 1.0, name="fashion_weak"))]))
+    asked = [("bag", guided(one, **clothes)), ("all ten in turn", guided(**clothes)), ("no prompt", guided(None, 1.0, name="fashion_weak"))]
+    save("REGDemoPrompt", strips(asked))
     stops = (("noise", 0), ("half way", pictures.STEPS // 2), ("done", None))
     save("REGDemoLatent", strips([(name, guided(stop=stop, **clothes)) for name, stop in stops]))
     save("REGDemoDecode", graph({"REG Demo Latent": (0, 0), "KSampler": (1, 0), "REG Demo Decode": (2, 0), "REG Demo Model": (0, 1),
