@@ -25,6 +25,7 @@ from .published import (
     bets,
     cached,
     candidates,
+    checks,
     compact,
     fashion_results,
     fronts_json,
@@ -101,14 +102,17 @@ def write(
     results = results_of(trials)
     mixtures = {k: spread_out(v) if k != "controls" else v for k, v in small.items()}
     clothes, pages = fashion_results(folder, survey.finished(survey.FASHION, work)), []
+    again = checks(folder, survey.finished(survey.CHECK, work))
+    tried = bets(folder, survey.finished(survey.BETS_SURVEY, work))
     if clothes:
         figures.fashion_panels(fronts(clothes), folder / "fashion.png")
-        text = page.main_page(survey.FASHION, clothes, results, mixtures, curves, source(folder))
+        text = page.main_page(
+            survey.FASHION, clothes, results, mixtures, curves, source(folder), again, tried[0]
+        )
         pages.append(out / "evidence.md")
         pages[0].write_text(text, encoding="utf-8")
     drawn = draw(results, mixtures, trained, folder, mode.name == "quick")
-    tried = bets(folder, survey.finished(survey.BETS_SURVEY, work))
-    text = page.document(mode, results, mixtures, trained, drawn, candidates(folder), clothes, tried)
+    text = page.document(mode, results, mixtures, trained, drawn, candidates(folder), clothes, tried, again)
     pages.append(out / "evidence-more.md")
     pages[-1].write_text(text, encoding="utf-8")
     return pages

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ..fronts.analysis import at_best, at_matched, band, variant
+from ..fronts.analysis import at_best, at_matched, band
 from ..fronts.setups import SETUPS
 from ..fronts.strength import measured_ratio
-from ..fronts.survey import EXACT, Survey
-from ..fronts.trials import Trial
+from ..fronts.survey import EXACT, NODE, NODE_SKIPPING
 from . import fashion, tables
 from .tables import name_of
 
@@ -46,7 +45,7 @@ def _count(what: str, cases: dict[tuple[str, float], tuple[float, float]]) -> Cl
     text = f"{what} in {won} of {len(cases)} cases" + (f", equal in {len(equal)}" if equal else "")
     if lost:
         places = (f"{pair} at w {', '.join(weights)}" for pair, weights in by_pair.items())
-        text += "; not for " + "; ".join(places)
+        text += ". Not for: " + "; ".join(places)
     return verdict, text
 
 
@@ -89,23 +88,17 @@ def summary(claims: list[Claim]) -> str:
     return "\n\n".join(parts)
 
 
-def default_claim(results: dict[Trial, dict], survey: Survey) -> str:
-    """The node's default (finite differences, every 4th call), plain and skipping, less the exact product."""
-    claims, default = [], {"refresh": 4}
-    for name, way in (
-        ("The node's default", default),
-        ("With `skip_below` 0.05 it", default | {"skip_below": 0.05}),
-    ):
-        pairs = [[variant(results, "weak", w, **v) for v in (way, EXACT)] for w in survey.variants]
-        known = [(mine, exact) for mine, exact in pairs if mine and exact and len(exact) > 1]
-        moved = [tables.beyond_seeds(mine, exact, survey.images["weak"]) for mine, exact in known]
-        if moved:
-            inside, total = sum(not m for m in moved), len(moved)
-            worse = sum(any("worse" in metric for metric in m) for m in moved)
-            within = "within one standard deviation between seeds in FID, IS and accuracy"
-            where = f"at {inside} of {total} weights, and is worse at {worse}"
-            claims.append(f"{name} stays {within} {where}.")
-    return " ".join(claims) or "The default was not compared with the exact product in this run."
+def default_claim(found: tables.Fronts, setup: str = "weak") -> str:
+    """The node's default, plain and skipping, less the exact product at every call."""
+    exact, texts = found.get((setup, "constant", tables.method_of("row_sum", EXACT))), []
+    for name, way in (("The node's default", NODE), ("With `skip_below` 0.05", NODE_SKIPPING)):
+        front = found.get((setup, "constant", tables.method_of("row_sum", way)))
+        if exact is None or front is None:
+            continue
+        matched, best = at_matched(front, exact, band([front, exact])), at_best(front, exact)
+        text = f"{name}, less the exact product at every call: FID at matched IS {matched} {matched.verdict}"
+        texts.append(f"{text}, best FID {best} {best.verdict}.")
+    return " ".join(texts) or "The default was not compared with the exact product in this run."
 
 
 def verdict(found: tables.Fronts, setups: Iterable[str], sigmas: list[float]) -> str:
@@ -141,16 +134,16 @@ def verdict(found: tables.Fronts, setups: Iterable[str], sigmas: list[float]) ->
         )
         name = fashion.name_of_schedule(bounded.schedule)
         costs += (
-            f"; CFG at {name} only saves {saved:.0f} % of the evaluations and {told} at equal IS ({apart})"
+            f". CFG at {name} only saves {saved:.0f} % of the evaluations and {told} at equal IS ({apart})"
         )
-    not_for = ["where classes overlap strongly (there CFG is nearer to the optimum)"]
+    not_for = ["where classes overlap strongly: there CFG is nearer to the optimum"]
     for setup, group in groups.items():
         if setup not in plain and form in group:
             apart = at_matched(group[form], group["off"], band(list(group.values())))
             seeds = "one seed" if len(group[form].seeds) == 1 else f"{len(group[form].seeds)} seeds"
             helped = "helps" if apart.verdict == "better" else "does not surely help"
-            not_for.append(f"for autoguidance, which it {helped} (FID at equal IS {apart}, {seeds})")
-    return "\n".join(f"- {text}" for text in (use, costs + ".", "**Not** " + ", nor ".join(not_for) + "."))
+            not_for.append(f"Nor for autoguidance, which it {helped} (FID at equal IS {apart}, {seeds})")
+    return "\n".join(f"- {text}" for text in (use, costs + ".", "**Not** " + ". ".join(not_for) + "."))
 
 
 def _best(front) -> float:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from ..fronts.analysis import Difference, Front, at_matched, band, fronts
+from ..fronts.analysis import Difference, Front, at_matched, band
 from ..fronts.setups import SETUPS
 from ..fronts.strength import estimated_ratio, measured_ratio
 from ..fronts.survey import EXACT, FASHION_WAYS, PRODUCTS, Fashion
@@ -113,13 +111,13 @@ def main_table(found: Fronts, setups: tuple[str, ...], sigmas: list[float]) -> s
                     cells.append("")
                 else:
                     d = at_matched(front, group[rival], levels)
-                    cells.append("not reached" if math.isnan(d.mean) else f"{interval(d, '+')}{_sure(d)}")
+                    cells.append("not reached" if math.isnan(d.mean) else f"{interval(d, '+')}{sure(d)}")
             rows.append([*head, *cells])
     head = ["model", "guidance", "cost", "w", "best FID", "in the other space", "IS", "seeds"]
     return markdown([*head, "at equal IS less CFG", "at equal IS less CFG in an interval"], rows)
 
 
-def _sure(d: Difference) -> str:
+def sure(d: Difference) -> str:
     return f", {d.verdict}" if d.verdict in ("better", "worse", "undecided") else ""
 
 
@@ -142,55 +140,9 @@ def every_method(found: Fronts) -> str:
     return markdown([*head, "precision", "recall", "density", "coverage"], rows)
 
 
-def bets(results: dict[Trial, dict]) -> str:
-    """Each bet against `schedule` and the tuned CFG interval, and its model rows over CFG's."""
-    found, rows = fronts(results), []
-    plain = {t.weight: r["rows"] for t, r in results.items() if (t.schedule, t.method) == ("constant", "off")}
-    rivals = {
-        key[1:]: f for key, f in found.items() if key[1:] in (("constant", "schedule"), ("below_2", "off"))
-    }
-    for (_, schedule, method), front in found.items():
-        taken = [
-            r["rows"]
-            for t, r in results.items()
-            if (t.schedule, t.method, t.weight) == (schedule, method, front.weights[front.best])
-        ]
-        cost = sum(taken) / len(taken) / max(plain.values())
-        name = words_of(method) + ("" if schedule == "constant" else f", {name_of_schedule(schedule)} only")
-        cells = [name, f"{cost:.2f}", f"{front.weights[front.best]:g}", interval(best(front))]
-        for key, rival in rivals.items():
-            d = at_matched(front, rival, band([front, rival])) if key != (schedule, method) else None
-            cells.append(
-                "" if d is None else "not reached" if math.isnan(d.mean) else interval(d, "+") + _sure(d)
-            )
-        rows.append(cells)
-    against = [
-        f"at equal IS less {words_of(m)}{'' if s == 'constant' else ' at sigma <= 2'}" for s, m in rivals
-    ]
-    return markdown(["method", "cost", "w", "best FID", *against], rows)
-
-
-def bet_points(results: dict[Trial, dict]) -> str:
-    """Every point of the bets: cost, scores, and FID less that of `schedule` at its best weight, in pairs."""
-    points: dict[tuple[str, str, float], dict[int, dict]] = {}
-    for t, r in results.items():
-        points.setdefault((t.schedule, t.method, t.weight), {})[t.seed] = r
-    rivals = {key: by_seed for key, by_seed in points.items() if key[:2] == ("constant", "schedule")}
-    rival = min(rivals.values(), key=lambda by_seed: _mean(by_seed, "fid"), default={})
-    plain = max(_mean(by_seed, "rows") for key, by_seed in points.items() if key[:2] == ("constant", "off"))
-    rows = []
-    for (schedule, method, weight), by_seed in points.items():
-        seeds = sorted(by_seed.keys() & rival.keys())
-        less = Difference.of(np.array([by_seed[seed]["fid"] - rival[seed]["fid"] for seed in seeds]))
-        name = words_of(method) + ("" if schedule == "constant" else f", {name_of_schedule(schedule)} only")
-        scores = [f"{_mean(by_seed, score):.2f}" for score in ("is_", "fid")]
-        against = "" if by_seed is rival or not seeds else interval(less, "+") + _sure(less)
-        rows.append([name, f"{_mean(by_seed, 'rows') / plain:.2f}", f"{weight:g}", *scores, against])
-    return markdown(["method", "cost", "w", "IS", "FID", "FID less `schedule` at its best w"], rows)
-
-
-def _mean(by_seed: dict[int, dict], name: str) -> float:
-    return sum(r[name] for r in by_seed.values()) / len(by_seed)
+def name_of_point(schedule: str, method: str) -> str:
+    """A method under a base schedule, as it is written in tables."""
+    return words_of(method) + ("" if schedule == "constant" else f", {name_of_schedule(schedule)} only")
 
 
 def words_of(method: str) -> str:

@@ -8,10 +8,10 @@ from ...sampling import karras_sigmas
 from ...trace import WINDOW
 from ..fronts.analysis import BAND, fronts
 from ..fronts.setups import SETUPS, WEAKER_STEPS
-from ..fronts.survey import CHEAPER_WAYS, ENGINE_WAYS, Fashion, Survey
+from ..fronts.survey import BETS_SURVEY, Fashion, Survey
 from ..fronts.trials import INTERVAL, Trial
 from ..mixtures.exact import MIXTURE_FORMS
-from . import claims, fashion, tables
+from . import claims, fashion, points, tables
 from .published import FASHION_STD, Candidates
 
 DIGITS_STD, FASHION_LEVELS = 0.75, (0.01, 80.0)  # as the models have them; the tests compare
@@ -69,8 +69,17 @@ def candidates_section(results: dict[Trial, dict], candidates: Candidates) -> st
 def bets_section(results: dict[Trial, dict], words: dict[str, str]) -> str:
     """The bets on Fashion-MNIST: what they are, and their table."""
     forms = "\n".join(f"- `{name}`: {text}" for name, text in words.items())
-    compared = fashion.bets(results) if fronts(results) else ""
-    return "\n\n".join(filter(None, [forms, fashion.bet_points(results), compared]))
+    compared = points.bets(results) if fronts(results) else ""
+    return "\n\n".join(filter(None, [forms, points.bet_points(results), compared]))
+
+
+def check_claim(pairs: dict[Trial, tuple[dict, dict]]) -> str:
+    """A sentence: how near this code comes to the study."""
+    if not pairs:
+        return ""
+    apart, link = 100 * points.furthest(pairs), "evidence-more.md#points-of-the-study-sampled-again"
+    again = f"This code sampled {len(pairs)} of them again, from the same noise"
+    return f"{again}: FID differs by {apart:.1f} % at most ([table]({link})). "
 
 
 def winners_claim(results: dict[Trial, dict], candidates: Candidates) -> str:
@@ -89,8 +98,9 @@ def document(
     candidates: Candidates | None = None,
     clothes: dict[Trial, dict] | None = None,
     bets: tuple[dict[Trial, dict], dict[str, str]] = ({}, {}),
+    checks: dict[Trial, tuple[dict, dict]] | None = None,
 ) -> str:
-    """docs/evidence-more.md. `clothes`: results on Fashion-MNIST. `bets`: see published.bets.
+    """docs/evidence-more.md. `clothes`: results on Fashion-MNIST. `bets`, `checks`: see published.
 
     `pictures`: {name: path relative to the page}; those that were not drawn are left out."""
     found, weight = fronts(results), weight_of(study)
@@ -106,7 +116,7 @@ def document(
         summary=claims.summary(compared + claims.claims_mixtures(study)),
         comparisons=len(compared),
         by_chance=f"{0.05 * len(compared):.0f}",
-        default=claims.default_claim(results, survey),
+        default=claims.default_claim(found),
         won="" if candidates is None else winners_claim(results, candidates),
         setups="\n".join(f"- `{name}`: {text}" for name, text in SETUPS.items() if name in survey.images),
         weaker_steps=WEAKER_STEPS,
@@ -115,9 +125,7 @@ def document(
         levels=len(BAND),
         best_fid=tables.best_fid(found),
         matched_fid=tables.matched_fid(found),
-        engines=" or ".join(f"`{name}`" for name in ENGINE_WAYS),
-        engine_ways=tables.variants(results, ENGINE_WAYS, survey),
-        cheaper_ways=tables.variants(results, CHEAPER_WAYS, survey),
+        row_sum_ways=tables.row_sum_ways(found, results),
         weight=f"{weight:g}",
         mixture_errors=tables.mixture_errors(study["errors"], weight),
         controls=controls(study),
@@ -126,6 +134,8 @@ def document(
         toys=tables.toys(toys) if toys else "Not in this run.",
         pictures_of_toys="".join(picture(f"toy_{t['toy']}", f"Trained toy {t['toy']}") for t in toys),
         every_method=fashion.every_method(fronts(clothes)) if clothes else "Not in this run.",
+        checks=points.checks(checks) if checks else "Not sampled yet.",
+        bet_seeds=BETS_SURVEY.seeds,
         bets=bets_section(*bets) if bets[0] else "Not sampled yet.",
         candidates="" if candidates is None else candidates_section(results, candidates),
         **{f"picture_{name}": picture(name, text) for name, text in PICTURES.items()},
@@ -139,10 +149,13 @@ def main_page(
     study: dict,
     curves: dict,
     source: str,
+    checks: dict[Trial, tuple[dict, dict]] | None = None,
+    bets: dict[Trial, dict] | None = None,
 ) -> str:
     """docs/evidence.md. `clothes`, `digits`: results of the two data sets. `study`: of mixtures.
 
-    `curves`: see strength.corrections, by setup. `source`: where the points come from."""
+    `curves`: see strength.corrections, by setup. `source`: where the points come from. `checks`, `bets`: see
+    published."""
     found, spread = (
         fronts(clothes),
         {s: DIGITS_STD if SETUPS[s].data == "digits" else FASHION_STD for s in SETUPS},
@@ -167,6 +180,10 @@ def main_page(
         ratios=ratios,
         apart=apart,
         source=source,
+        checked=check_claim(checks or {}),
+        cheaper=points.cheaper(bets) if bets else "Not sampled yet.",
+        bet_images=BETS_SURVEY.images["fashion_weak"],
+        bet_seeds=BETS_SURVEY.seeds,
         seeds=survey.seeds,
         missing=fashion.missing(survey, clothes),
         shares="" if real else waits,

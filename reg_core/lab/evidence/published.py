@@ -18,7 +18,7 @@ from ..fronts.trials import Trial
 NAMES = [field.name for field in fields(Trial)]
 CURVE = "sigma, mean, 5 %, 95 %"
 # Column of the file -> name in a result.
-KEPT = {name: name for name in (*METRICS, "noise")} | {"rows_an_image": "rows"}
+KEPT = {name: name for name in METRICS} | {"rows_an_image": "rows"}
 FASHION_STD = 0.7  # of the pixels of the training pictures
 STUDY = {
     "small": "fashion_weak",
@@ -74,7 +74,7 @@ def results_of(data: dict) -> dict[Trial, dict]:
 
 
 def study(rows: list[dict]) -> dict[Trial, dict]:
-    """The Fashion-MNIST study's points as trials: exact products, noise of a CUDA generator."""
+    """The Fashion-MNIST study's points as trials: exact products."""
     results = {}
     for row in rows:
         low, high = map(float, (row.get("interval") or "0,inf").split(","))
@@ -90,8 +90,7 @@ def study(rows: list[dict]) -> dict[Trial, dict]:
             engine="reverse" if row["form"] in PRODUCT_FORMS else "auto",
             data_std=0.0 if spread == FASHION_STD else spread,
         )
-        kept = {name: row[name] for name in METRICS if name in row}
-        results[trial] = kept | {"noise": "cuda", "notes": []}
+        results[trial] = {name: row[name] for name in METRICS if name in row} | {"notes": []}
     return results
 
 
@@ -131,6 +130,13 @@ def bets(folder: Path, more: dict[Trial, dict] | None = None) -> tuple[dict[Tria
     path = folder / "bets.json"
     results = _extended(path, survey.BETS_SURVEY, more or {}, forms=WORDS)
     return results, _read(path)["forms"] if path.is_file() else {}
+
+
+def checks(folder: Path, more: dict[Trial, dict] | None = None) -> dict[Trial, tuple[dict, dict]]:
+    """{trial: (the study's result, that of this code from the same noise)}; `more` is added to the latter."""
+    ours = _extended(folder / "check.json", survey.CHECK, more or {})
+    known = study(spread_out(_read(folder / "fashion.json"))) if ours else {}
+    return {t: (known[t], result) for t, result in ours.items()}
 
 
 def _extended(path: Path, mode: survey.Trials, more: dict[Trial, dict], **about) -> dict[Trial, dict]:

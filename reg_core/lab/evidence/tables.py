@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..fronts.analysis import Difference, Front, at_best, at_matched, band, variant
-from ..fronts.survey import EXACT, SAMPLED_FORMS, Survey
+from ..fronts.analysis import Difference, Front, at_best, at_matched, band
+from ..fronts.strength import measured_ratio
+from ..fronts.survey import EXACT, ROW_SUM_WAYS, SAMPLED_FORMS
 from ..fronts.trials import Trial
 from ..mixtures.exact import MIXTURE_FORMS
 from ..toys.toy import shown_forms
@@ -93,48 +94,33 @@ def headline(found: Fronts) -> str:
     return markdown(["setup", "base schedule", *names], rows)
 
 
-def variants(results: dict[Trial, dict], ways: dict[str, dict], mode: Survey, setup: str = "weak") -> str:
-    """row_sum in other ways less the exact reverse product at every call, per weight: paired differences."""
-    images = mode.images[setup]
-    rows = []
-    for weight in mode.variants:
-        exact = variant(results, setup, weight, **EXACT)
-        if exact is None:
+def row_sum_ways(found: Fronts, results: dict[Trial, dict], setup: str = "weak") -> str:
+    """row_sum computed in other ways, less the exact product at every call. Gain: its weight at equal IS."""
+    rows, exact = [], found.get((setup, "constant", method_of("row_sum", EXACT)))
+    for name, way in ROW_SUM_WAYS.items():
+        front = found.get((setup, "constant", method_of("row_sum", way)))
+        if exact is None or front is None:
             continue
-        fid, std = (getattr(_column(exact, "fid"), what)() for what in ("mean", "std"))
-        std *= (len(exact) / (len(exact) - 1)) ** 0.5 if len(exact) > 1 else np.nan
-        cells = [f"{weight:g}", "**exact reverse, every call**", _rows(exact), f"{fid:.3f}"]
-        rows.append([*cells, "", "", "", f"{std:.3f}", ""])
-        for name, way in ways.items():
-            mine = variant(results, setup, weight, **way)
-            if mine is None or way == EXACT:
-                continue
-            change = {
-                m: Difference.of(_column(mine, m) - _column(exact, m)) for m in ("fid", "is_", "accuracy")
-            }
-            outside = ", ".join(beyond_seeds(mine, exact, images))
-            cells = [f"{weight:g}", name, _rows(mine), f"{_column(mine, 'fid').mean():.3f}"]
-            cells += [str(change["fid"]), str(change["is_"]), f"{100 * change['accuracy'].mean:+.2f}%"]
-            rows.append([*cells, "", outside or "within"])
-    head = ["w", "row_sum", "model rows an image", "FID"]
-    less = [f"{name} less exact" for name in ("FID", "IS", "accuracy")]
-    return markdown([*head, *less, "std of FID between seeds", "beside the std between seeds"], rows)
+        mine = (setup, "constant", front.method)
+        taken = [
+            r["rows"] for t, r in results.items() if t.weight and (t.setup, t.schedule, t.method) == mine
+        ]
+        cells = [name, f"{np.mean(taken):.0f}", f"{front.weights[front.best]:g}"]
+        cells.append(_interval(Difference.of(front.values["fid"][front.best])))
+        if front is exact:
+            rows.append([*cells, "", "", ""])
+            continue
+        for d in (at_best(front, exact), at_matched(front, exact, band([front, exact]))):
+            cells.append(f"{d} {d.verdict}")
+        gain = measured_ratio(front, exact)
+        rows.append([*cells, "" if gain is None else f"{gain.mean:.2f}"])
+    head = ["row_sum", "model rows an image", "w", "best FID", "best FID less exact"]
+    return markdown([*head, "FID at matched IS less exact", "gain"], rows)
 
 
-def beyond_seeds(mine: list[dict], exact: list[dict], images: int) -> list[str]:
-    """["FID worse", ...]: metrics whose mean moved by more than their deviation between the seeds of `exact`.
-
-    Accuracy is a share of `images`: its deviation is at least the counting error of that."""
-    found = []
-    for metric, name, better in (("fid", "FID", -1), ("is_", "IS", 1), ("accuracy", "accuracy", 1)):
-        moved = (_column(mine, metric) - _column(exact, metric)).mean()
-        std = _column(exact, metric).std(ddof=1) if len(exact) > 1 else np.nan
-        if metric == "accuracy":
-            p = _column(exact, metric).mean()
-            std = max(std, (p * (1 - p) / images) ** 0.5)
-        if not abs(moved) <= std:
-            found.append(f"{name} {'better' if moved * better > 0 else 'worse'}")
-    return found
+def method_of(form: str, way: dict) -> str:
+    """The method of a form that is computed in a way, see Trial."""
+    return Trial("weak", "constant", form, 0.0, 0, **way).method
 
 
 def candidates(found: Fronts, forms: dict[str, dict]) -> str:
@@ -227,14 +213,6 @@ def toys(found: list[dict]) -> str:
                 lines.append([*cells, f"{100 * o['decided']:.0f}%", f"{o['error_ratio']:.2f}", rms])
     head = ["toy", "w", "form", "nearer than CFG", "of decided points", "decided"]
     return markdown([*head, "mean error over CFG's", "RMS over CFG's"], lines)
-
-
-def _column(results: list[dict], metric: str) -> np.ndarray:
-    return np.array([r[metric] for r in results])
-
-
-def _rows(results: list[dict]) -> str:
-    return f"{np.mean(_column(results, 'rows')):.0f}"
 
 
 def _interval(d: Difference) -> str:

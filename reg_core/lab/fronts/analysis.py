@@ -127,15 +127,14 @@ def fronts(results: dict[Trial, dict]) -> dict[tuple[str, str, str], Front]:
 
     Every front begins at the unguided model: that of the setup, or of one with the same model. Weights that
     lack a seed of the front are left out, and fronts of less than two weights."""
-    grouped: dict[tuple[str, str, str], dict[float, dict[str, dict]]] = {}
-    unguided: dict[str, dict[str, dict]] = {}
+    grouped: dict[tuple[str, str, str], dict[float, dict[int, dict]]] = {}
+    unguided: dict[str, dict[int, dict]] = {}
     for t, r in results.items():
-        seed = f"{r.get('noise', '')} {t.seed}"
         if t.weight == 0:
-            unguided.setdefault(t.setup, {})[seed] = r
+            unguided.setdefault(t.setup, {})[t.seed] = r
         else:
             front = grouped.setdefault((t.setup, t.schedule, t.method), {})
-            front.setdefault(t.weight, {})[seed] = r
+            front.setdefault(t.weight, {})[t.seed] = r
     found = {}
     for key, rows in grouped.items():
         alike = [s for s in unguided if SETUPS[s].main == SETUPS[key[0]].main]
@@ -181,10 +180,3 @@ def shown(results: dict[Trial, dict]) -> dict[tuple[str, str], Trial]:
         if r.get("correction") and t == Trial(t.setup, "constant", t.form, t.weight, 0):
             mine.setdefault((t.setup, t.form), []).append(t)
     return {key: sorted(trials, key=lambda t: t.weight)[len(trials) // 2] for key, trials in mine.items()}
-
-
-def variant(results: dict[Trial, dict], setup: str, weight: float, **way) -> list[dict] | None:
-    """Results by seed of row_sum in one way at the plain schedule, or None while any is missing."""
-    seeds = sorted({t.seed for t in results if t.setup == setup})
-    trials = [Trial(setup, "constant", "row_sum", weight, seed, **way) for seed in seeds]
-    return [results[t] for t in trials] if trials and all(t in results for t in trials) else None

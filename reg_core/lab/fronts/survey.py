@@ -15,19 +15,18 @@ from .trials import Size, Trial, evaluate
 
 SAMPLED_FORMS = ("off", "schedule", "calibrated", "row_sum", "scalar", "product")
 EXACT = {"engine": "reverse"}  # every call, the exact product
-# Ways to compute row_sum. The library's default is finite differences in float32 at every call.
-ENGINE_WAYS: dict[str, dict] = {
-    "finite difference, float32": {},
-    "finite difference, bfloat16 network": {"dtype": "bfloat16"},
-    "reverse, J^T 1 (the paper)": EXACT,
-}
-CHEAPER_WAYS: dict[str, dict] = {
+NODE = {"refresh": 8}  # the node's default
+NODE_SKIPPING = NODE | {"skip_below": 0.05}
+# Ways to compute row_sum, the exact one first. Without a name for the engine: finite differences.
+ROW_SUM_WAYS: dict[str, dict] = {
+    "exact (reverse), every call": EXACT,
     "every call": {},
-    "every 2nd call": {"refresh": 2},
+    "every call, network in bfloat16": {"dtype": "bfloat16"},
     "every 4th call": {"refresh": 4},
-    "every 4th call, skip below 0.03": {"refresh": 4, "skip_below": 0.03},
-    "every 4th call, skip below 0.05": {"refresh": 4, "skip_below": 0.05},
-    "every 4th call, skip below 0.1": {"refresh": 4, "skip_below": 0.1},
+    "every 8th call, the node's default": NODE,
+    "every 8th call, skip below 0.03": NODE | {"skip_below": 0.03},
+    "every 8th call, skip below 0.05": NODE_SKIPPING,
+    "every 8th call, skip below 0.1": NODE | {"skip_below": 0.1},
 }
 
 
@@ -82,7 +81,6 @@ class Survey(Trials):
 
     - `images`: by setup. `constant`: weights under the plain schedule, by setup.
     - `schedules`: further base schedules by setup; `scheduled`: their weights.
-    - `variants`: weights at which ways to compute row_sum are compared.
     - `dear`: setups of the good model, five times the cost: last. `few`: setups with four forms only.
     """
 
@@ -93,7 +91,6 @@ class Survey(Trials):
     constant: dict[str, Weights]
     schedules: dict[str, tuple[str, ...]]
     scheduled: Weights
-    variants: tuple[float, ...]
     dear: tuple[str, ...] = ()
     few: tuple[str, ...] = ()
 
@@ -106,8 +103,8 @@ class Survey(Trials):
         cheap = [setup for setup in self.constant if setup not in self.dear]
         for setup in cheap:
             yield from self._front(setup, "constant", self.constant[setup])
-        for way in (*CHEAPER_WAYS.values(), *ENGINE_WAYS.values()):
-            for weight in self.variants:
+        for way in ROW_SUM_WAYS.values():
+            for weight in self.constant["weak"].rectified:
                 yield from self._seeds("weak", "constant", "row_sum", weight, **way)
         for setup, schedules in self.schedules.items():
             for schedule in schedules:
@@ -129,7 +126,6 @@ QUICK = Survey(
     constant={"weak": Weights((0.5, 1.5), (1.5, 4.5)), "auto_weak": Weights((0.75, 2.0), (2.0, 6.0))},
     schedules={"weak": ("linear", "cosine", "interval")},
     scheduled=Weights((0.75, 2.0), (1.5, 4.5)),
-    variants=(1.5, 4.5),
 )
 
 FULL = Survey(
@@ -145,7 +141,6 @@ FULL = Survey(
     },
     schedules={"weak": ("linear", "cosine", "interval")},
     scheduled=Weights((0.2, 0.5, 1.0, 2.5), (0.6, 1.5, 3.0, 7.0)),
-    variants=(1.5, 3.0),
     dear=("auto", "good"),
     few=("good",),
 )
@@ -157,7 +152,7 @@ FASHION_WAYS: dict[str, tuple[dict, ...]] = {
     "off": ({},),
     "schedule": ({}, {"data_std": 0.35}, {"data_std": 1.4}, {"skip_below": 0.05}),
     "calibrated": ({}, {"skip_below": 0.05}),
-    **dict.fromkeys(PRODUCTS, (EXACT, {}, {"refresh": 4}, {"refresh": 4, "skip_below": 0.05})),
+    **dict.fromkeys(PRODUCTS, (EXACT, {}, NODE, NODE_SKIPPING)),
 }
 INTERVALS = ("below_1", "below_2", "below_4", "interval")
 
@@ -216,7 +211,7 @@ FASHION = Fashion(
 
 
 @dataclass(frozen=True)
-class Bets(Trials):
+class Chosen(Trials):
     """Fronts of (schedule, form, weights, way) on the small model of Fashion-MNIST.
 
     Each starts with the weight that is likely best, so that a run which ends early has that of all."""
@@ -236,20 +231,17 @@ class Bets(Trials):
 
 
 USUAL, STEEP = (2.5, 1.5, 4.0), (4.0, 2.5, 6.5)
-BETS_SURVEY = Bets(
+BETS_SURVEY = Chosen(
     "bets",
     steps=12,
-    seeds=2,
+    seeds=3,
     images={"fashion_weak": 1000},
     tried=(
         ("constant", "schedule", USUAL, {}),
         *(("constant", "schedule", USUAL, {"skip_below": share}) for share in (0.05, 0.1, 0.02)),
         ("below_2", "off", (2.0, 1.0, 3.0), {}),
         ("constant", "off", (0.5, 0.3, 0.75), {}),
-        *(
-            ("constant", "row_sum", (1.0,), {"refresh": 8, "skip_below": share})
-            for share in (0.0, 0.02, 0.05)
-        ),
+        *(("constant", "row_sum", (1.0,), NODE | {"skip_below": share}) for share in (0.0, 0.02, 0.05)),
         *(
             ("constant", form, STEEP if form.startswith("power") else USUAL, {})
             for form in (*BETS, PROJECTED)
@@ -258,11 +250,26 @@ BETS_SURVEY = Bets(
         ("below_2", "schedule", USUAL, {}),
         ("constant", "schedule", STEEP, {"data_std": 0.5}),
         ("constant", "schedule", (1.5, 1.0, 2.5), {"data_std": 1.0}),
+        ("below_1", "row_sum", (2.0, 1.5, 3.0), NODE),
+        *(("below_2", "row_sum", (1.5, 1.0, 2.5), NODE | {"skip_below": share}) for share in (0.0, 0.1)),
         ("below_2", "row_sum", (1.5, 1.0, 2.5), {}),
         ("below_4", "row_sum", (1.0, 0.6, 1.5), {}),
     ),
 )
-SURVEYS = {survey.name: survey for survey in (QUICK, FULL, FASHION, BETS_SURVEY)}
+# Points of the study that are sampled again by this code, from the same noise.
+CHECK = Chosen(
+    "check",
+    steps=12,
+    seeds=1,
+    images={"fashion_weak": 5000},
+    tried=(
+        ("constant", "off", (0.5,), {}),
+        ("below_2", "off", (2.0,), {}),
+        ("constant", "schedule", (2.5,), {}),
+        ("constant", "row_sum", (1.0,), EXACT),
+    ),
+)
+SURVEYS = {survey.name: survey for survey in (QUICK, FULL, FASHION, BETS_SURVEY, CHECK)}
 
 
 def header(survey: Trials) -> dict:

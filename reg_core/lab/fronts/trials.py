@@ -159,8 +159,6 @@ def evaluate(job: tuple[Trial, Size]) -> dict:
     result: dict = {name: round(value, 5) for name, value in scores.items()}
     result["rows"] = int(rows) if rows == int(rows) else round(rows, 2)
     result["seconds"] = round(time.perf_counter() - begin, 1)
-    if SETUPS[trial.setup].data == "fashion":
-        result["noise"] = torch.device(size.device).type
     result["notes"] = sorted({note for run in runs for note in run.notes})
     if trial.seed == 0 and trial.form != "off":
         names = ("sigma", "correction_mean", "correction_low", "correction_high")
