@@ -254,7 +254,7 @@ def test_bets_stand_beside_schedule_and_the_interval(tmp_path):
     assert "at equal IS less `schedule`" in lines[0] and "less CFG at sigma <= 2" in lines[0]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in points.bet_points(results).splitlines()]
     assert ["`power_2`", "0.50", "2"] == next(c[:3] for c in cells if c[0] == "`power_2`" and c[2] == "2")
-    assert next(c[5] for c in cells if c[0] == "`power_2`" and c[2] == "2").startswith("-0.20 ± 0.00")
+    assert next(c[-1] for c in cells if c[0] == "`power_2`" and c[2] == "2").startswith("-0.20 ± 0.00")
     kept, words = published.bets(tmp_path, results)
     assert "square" in words["power_2"] and list(kept) == list(results) == list(published.bets(tmp_path)[0])
 
@@ -271,9 +271,12 @@ def test_what_is_cheaper_than_cfg_stands_beside_the_same_form_at_every_call():
     for schedule, form, way, w, fid, rows in (*given, fewer):
         for seed in range(3):
             results[Trial("fashion_weak", schedule, form, w, seed, **way)] = {"fid": fid + 0.3 * seed, "is_": 8.0, "rows": rows, "notes": []}
+            if schedule == "below_2":  # the others were sampled where the real pictures were not
+                results[Trial("fashion_weak", schedule, form, w, seed, **way)] |= {"precision": 0.5, "recall": 0.6, "density": 0.7, "coverage": 0.8}
     alone, less = ([cell.strip() for cell in line.split("|")[1:-1]] for line in points.cheaper(results).splitlines()[2:])
-    assert alone == ["`row_sum`, finite differences, refresh 8", "1.09", "1", "2.30", ""]
-    assert less == ["`row_sum`, finite differences, refresh 8, skip below 0.1, sigma <= 2 only", "0.70", "1.5", "2.40", "+0.10 ± 0.00, worse"]
+    name, shares = "`row_sum`, finite differences, refresh 8", ["0.50", "0.60", "0.70", "0.80"]
+    assert alone == [name, "1.09", "1", "8.00", "2.30", *[""] * 4, ""]
+    assert less == [f"{name}, skip below 0.1, sigma <= 2 only", "0.70", "1.5", "8.00", "2.40", *shares, "+0.10 ± 0.00, worse"]
 
 
 # What is published
@@ -324,7 +327,7 @@ def test_the_study_is_published_as_it_was():
         mean[form, w] = np.mean([found[t]["fid"] for t in trials])
     assert mean["off", 0.5] == pytest.approx(2.41, abs=0.005) and mean["schedule", 2.5] == pytest.approx(0.99, abs=0.005)
     bounded = [r["fid"] for t, r in found.items() if t.schedule == "below_2" and t.weight == 2 and t.setup == "fashion_weak" and t.form == "off"]
-    assert np.mean(bounded) == pytest.approx(1.04, abs=0.005)
+    assert np.mean(bounded) == pytest.approx(1.02, abs=0.005)
     assert {t.engine for t in study if t.form in ("row_sum", "scalar", "product")} == {"reverse"}
 
 

@@ -129,7 +129,7 @@ def verdict(found: tables.Fronts, setups: Iterable[str], sigmas: list[float]) ->
     if (bounded := first.get(fashion.INTERVAL_ROW)) is not None:
         saved = 100 * (1 - fashion.guided_share(bounded.schedule, sigmas)) / 2
         apart = at_matched(first[form], bounded, band(list(first.values())))
-        told = {"undecided": "cannot be told apart", "better": "is worse", "worse": "is better"}.get(
+        told = {"undecided": "is neither better nor worse", "better": "is worse", "worse": "is better"}.get(
             apart.verdict, "was not compared"
         )
         name = fashion.name_of_schedule(bounded.schedule)

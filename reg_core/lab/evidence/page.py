@@ -162,10 +162,11 @@ def main_page(
     )
     ratios, apart = fashion.ratios(found | fronts(digits), curves, spread)
     sigmas = karras_sigmas(survey.steps, *FASHION_LEVELS).tolist()
-    real = any("precision" in result for result in clothes.values())
     waits = (
-        "Precision, recall, density and coverage wait for the real pictures' features: the study kept none. "
+        "The study kept no features of the real pictures, so its points have no precision, recall, density "
+        "and coverage. "
     )
+    real = any("precision" in result for result in clothes.values())
     return _words("page.md").format(
         verdict=claims.verdict(found, survey.images, sigmas),
         negative=claims.negative(study),

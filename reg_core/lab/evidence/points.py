@@ -13,9 +13,11 @@ from .tables import markdown
 
 # (schedule, method) at every call, and with fewer model rows than CFG.
 CHEAPER = (
+    (("constant", "off"), ("below_2", "off")),
     (("constant", "schedule"), ("constant", "schedule, skip_below 0.02")),
     (("constant", "row_sum, refresh 8"), ("below_2", "row_sum, refresh 8, skip_below 0.1")),
 )
+SHARES = ("precision", "recall", "density", "coverage")
 CHECKED = {"fid": 3, "fid_other": 3, "is_": 3, "accuracy": 4}  # scores, with their decimals
 
 
@@ -25,7 +27,7 @@ def checks(pairs: dict[Trial, tuple[dict, dict]]) -> str:
     for t, (theirs, ours) in pairs.items():
         name = name_of_point(t.schedule, t.method) if t.weight else "no guidance"
         cells = [f"{theirs[m]:.{n}f} / {ours[m]:.{n}f}" for m, n in CHECKED.items()]
-        rows.append([name, f"{t.weight:g}", *cells, f"{100 * (ours['fid'] / theirs['fid'] - 1):+.1f} %"])
+        rows.append([name, f"{t.weight:g}", *cells, f"{100 * furthest({t: (theirs, ours)}):.1f} %"])
     return markdown(["method", "w", "FID", "in the other space", "IS", "accuracy", "FID differs by"], rows)
 
 
@@ -100,8 +102,9 @@ def bet_points(results: dict[Trial, dict]) -> str:
         scores = [f"{_mean(by_seed, score):.2f}" for score in ("is_", "fid")]
         against = "" if by_seed is rival or not less.seeds else interval(less, "+") + sure(less)
         cost = f"{_mean(by_seed, 'rows') / plain:.2f}"
-        rows.append([name_of_point(schedule, method), cost, f"{weight:g}", *scores, against])
-    return markdown(["method", "cost", "w", "IS", "FID", "FID less `schedule` at its best w"], rows)
+        cells = [name_of_point(schedule, method), cost, f"{weight:g}", *scores, *_shares(by_seed)]
+        rows.append([*cells, against])
+    return markdown(["method", "cost", "w", "IS", "FID", *SHARES, "FID less `schedule` at its best w"], rows)
 
 
 def cheaper(results: dict[Trial, dict]) -> str:
@@ -114,11 +117,17 @@ def cheaper(results: dict[Trial, dict]) -> str:
         for key in (first, second):
             mine = points[key]
             cells = [f"{_mean(mine, 'rows') / _rows_of_cfg(points):.2f}", f"{key[2]:g}"]
-            cells += [f"{_mean(mine, 'fid'):.2f}"]
+            cells += [f"{_mean(mine, score):.2f}" for score in ("is_", "fid")] + _shares(mine)
             less = _less(mine, points[first])
             cells.append("" if key == first else interval(less, "+") + sure(less))
             rows.append([name_of_point(*key[:2]), *cells])
-    return markdown(["guidance", "cost", "w", "FID", "less the same form above"], rows)
+    return markdown(["guidance", "cost", "w", "IS", "FID", *SHARES, "FID less the line above"], rows)
+
+
+def _shares(by_seed: dict[int, dict]) -> list[str]:
+    """Precision, recall, density and coverage, empty where the real pictures were not there."""
+    known = all(name in r for r in by_seed.values() for name in SHARES)
+    return [f"{_mean(by_seed, name):.2f}" if known else "" for name in SHARES]
 
 
 def _mean(by_seed: dict[int, dict], name: str) -> float:
