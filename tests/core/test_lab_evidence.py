@@ -276,6 +276,11 @@ def test_what_is_cheaper_than_cfg_stands_beside_the_same_form_at_every_call():
     alone, less = ([cell.strip() for cell in line.split("|")[1:-1]] for line in points.cheaper(results).splitlines()[2:])
     name, shares = "`row_sum`, finite differences, refresh 8", ["0.50", "0.60", "0.70", "0.80"]
     assert alone == [name, "1.09", "1", "8.00", "2.30", *[""] * 4, ""]
+    assert points.bound_alone(results) == "", "CFG below that bound was not sampled"
+    given_cfg = {Trial("fashion_weak", "below_2", "off", 2.0, seed): {"fid": 2.0 + 0.3 * seed, "is_": 8.0, "rows": 33, "notes": []} for seed in range(3)}
+    assert points.bound_alone(results | given_cfg).endswith("less CFG: +0.10 ± 0.00, worse.")
+    without_cfg = {t: r for t, r in results.items() if t.form != "off"}
+    assert points.cheaper(without_cfg).splitlines()[2].split("|")[2].strip() == "", "a run that ended early has no cost"
     assert less == [f"{name}, skip below 0.1, sigma <= 2 only", "0.70", "1.5", "8.00", "2.40", *shares, "+0.10 ± 0.00, worse"]
 
 
@@ -339,7 +344,7 @@ def test_this_code_samples_the_studys_points():
         assert ours["fid"] == pytest.approx(theirs["fid"], rel=0.03) and ours["fid_other"] == pytest.approx(theirs["fid_other"], rel=0.03)
         assert ours["is_"] == pytest.approx(theirs["is_"], rel=0.003) and ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.002)
     apart = max(abs(ours["fid"] - theirs["fid"]) / theirs["fid"] for theirs, ours in pairs.values())
-    assert f"{len(pairs)} of them again" in page.check_claim(pairs) and f"{100 * apart:.1f} % at most" in page.check_claim(pairs)
+    assert f"sampled {len(pairs)} again" in page.check_claim(pairs) and f"{100 * apart:.1f} % at most" in page.check_claim(pairs)
 
 
 def test_points_sampled_later_are_added_to_the_published_ones(tmp_path):

@@ -129,13 +129,11 @@ def verdict(found: tables.Fronts, setups: Iterable[str], sigmas: list[float]) ->
     if (bounded := first.get(fashion.INTERVAL_ROW)) is not None:
         saved = 100 * (1 - fashion.guided_share(bounded.schedule, sigmas)) / 2
         apart = at_matched(first[form], bounded, band(list(first.values())))
-        told = {"undecided": "is neither better nor worse", "better": "is worse", "worse": "is better"}.get(
+        told = {"undecided": "is not surely better or worse", "better": "is worse", "worse": "is better"}.get(
             apart.verdict, "was not compared"
         )
         name = fashion.name_of_schedule(bounded.schedule)
-        costs += (
-            f". CFG at {name} only saves {saved:.0f} % of the evaluations and {told} at equal IS ({apart})"
-        )
+        costs += f". CFG that guides at {name} saves {saved:.0f} % of them and {told} at equal IS ({apart})"
     not_for = ["where classes overlap strongly: there CFG is nearer to the optimum"]
     for setup, group in groups.items():
         if setup not in plain and form in group:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from ..fronts.analysis import Difference, Front, at_matched, band
+from ..fronts.analysis import SHARES, Difference, Front, at_matched, band
 from ..fronts.setups import SETUPS
 from ..fronts.strength import estimated_ratio, measured_ratio
 from ..fronts.survey import EXACT, FASHION_WAYS, PRODUCTS, Fashion
 from ..fronts.trials import SCHEDULES, Trial
-from .tables import Fronts, markdown
+from .tables import Fronts, markdown, method_of
 
 NAMES = {
     "fashion_weak": "small model",
@@ -23,7 +23,7 @@ INTERVAL_ROW = "interval"
 
 def first_way(form: str) -> str:
     """The method that stands for a form: the exact product, where it is a product."""
-    return Trial("fashion_weak", "constant", form, 0.0, 0, **FASHION_WAYS[form][0]).method
+    return method_of(form, FASHION_WAYS[form][0])
 
 
 def of_setup(found: Fronts, setup: str) -> dict[str, Front]:
@@ -132,12 +132,11 @@ def every_method(found: Fronts) -> str:
         name = name_of_row("off", setup) if method == "off" else words_of(method)
         cells = [NAMES[setup], name_of_schedule(schedule), name, f"{front.weights[i]:g}{edge}"]
         cells += [interval(best(front)), f"{front.values['fid_other'][i].mean():.2f}"]
-        shares = ("precision", "recall", "density", "coverage")
         cells += [f"{front.values['is_'][i].mean():.2f}", str(len(front.seeds))]
-        cells += [f"{front.values[m][i].mean():.2f}" if m in front.values else "" for m in shares]
+        cells += [f"{front.values[m][i].mean():.2f}" if m in front.values else "" for m in SHARES]
         rows.append(cells)
     head = ["model", "base schedule", "method", "w", "best FID", "in the other space", "IS", "seeds"]
-    return markdown([*head, "precision", "recall", "density", "coverage"], rows)
+    return markdown([*head, *SHARES], rows)
 
 
 def name_of_point(schedule: str, method: str) -> str:

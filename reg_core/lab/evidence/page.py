@@ -78,7 +78,7 @@ def check_claim(pairs: dict[Trial, tuple[dict, dict]]) -> str:
     if not pairs:
         return ""
     apart, link = 100 * points.furthest(pairs), "evidence-more.md#points-of-the-study-sampled-again"
-    again = f"This code sampled {len(pairs)} of them again, from the same noise"
+    again = f"Of the study's it sampled {len(pairs)} again, on a CPU"
     return f"{again}: FID differs by {apart:.1f} % at most ([table]({link})). "
 
 
@@ -183,6 +183,7 @@ def main_page(
         source=source,
         checked=check_claim(checks or {}),
         cheaper=points.cheaper(bets) if bets else "Not sampled yet.",
+        bound_alone=points.bound_alone(bets) if bets else "",
         bet_images=BETS_SURVEY.images["fashion_weak"],
         bet_seeds=BETS_SURVEY.seeds,
         seeds=survey.seeds,

@@ -150,8 +150,11 @@ def _extended(path: Path, mode: survey.Trials, more: dict[Trial, dict], **about)
 
 
 def source(folder: Path) -> str:
-    """Where the study's points come from."""
-    return _read(folder / "fashion.json")["source"]
+    """Where the points on Fashion-MNIST come from."""
+    later, path = "", folder / "fashion_points.json"
+    if path.is_file():
+        later = f" It sampled {len(results_of(_read(path)))} more, which are paired with the study's."
+    return _read(folder / "fashion.json")["source"] + later
 
 
 def write_json(path: Path, content: dict | list) -> None:

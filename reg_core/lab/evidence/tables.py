@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..fronts.analysis import Difference, Front, at_best, at_matched, band
+from ..fronts.analysis import SHARES, Difference, Front, at_best, at_matched, band
 from ..fronts.strength import measured_ratio
 from ..fronts.survey import EXACT, ROW_SUM_WAYS, SAMPLED_FORMS
 from ..fronts.trials import Trial
@@ -43,7 +43,7 @@ def bases(found: Fronts) -> dict[tuple[str, str], dict[str, Front]]:
 
 def best_fid(found: Fronts) -> str:
     """Best FID a method and everything else at its weight."""
-    rows, shares = [], ("precision", "recall", "density", "coverage")
+    rows = []
     for (setup, schedule), group in bases(found).items():
         for form, front in group.items():
             i = front.best
@@ -52,9 +52,9 @@ def best_fid(found: Fronts) -> str:
             best = _interval(Difference.of(front.values["fid"][i]))
             cells = [setup, schedule, name_of(form, setup), f"{front.weights[i]:g}{edge}", best]
             cells += [f"{mean['is_']:.2f}", f"{100 * mean['accuracy']:.1f}%"]
-            cells += [f"{mean[m]:.2f}" for m in shares]
+            cells += [f"{mean[m]:.2f}" for m in SHARES]
             rows.append([*cells, "" if form == "off" else str(at_best(front, group["off"]))])
-    head = ["setup", "base schedule", "form", "w", "best FID", "IS", "accuracy", *shares]
+    head = ["setup", "base schedule", "form", "w", "best FID", "IS", "accuracy", *SHARES]
     return markdown([*head, "best FID less plain's"], rows)
 
 

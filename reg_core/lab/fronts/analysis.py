@@ -10,7 +10,8 @@ import numpy as np
 from .setups import SETUPS
 from .trials import Trial
 
-METRICS = ("fid", "fid_other", "is_", "accuracy", "precision", "recall", "density", "coverage")
+SHARES = ("precision", "recall", "density", "coverage")  # of the neighbours of real pictures
+METRICS = ("fid", "fid_other", "is_", "accuracy", *SHARES)
 BAND = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the way between the inception scores that every front has sampled
 CONFIDENCE = 0.95
 
